@@ -2,15 +2,15 @@
  *
  * Every element of C is one chain of fused multiply-adds in the order of k:
  *     acc = 0;  for k = 0 .. K-1: acc = fmaf(a[i,k], b[k,j], acc)
- * then, where wanted, acc + bias[j], then c[i,j] + acc. Its bits depend on row i of A, column j of B
- * and K, and on nothing else: not on M, N, the layout, the tile it falls into, the number of threads
- * or the instruction set. (The payload of a NaN alone is left open.)
+ * then, where wanted, acc + bias[j], then c[i,j] + acc. Its bits depend on row i of A, column j of
+ * B and K, and on nothing else: not on M, N, the layout, the tile it falls into, the number of
+ * threads or the instruction set. (The payload of a NaN alone is left open.)
  *
- * With `leaf` set, k runs over samples of `leaf` steps each: every sample is a chain of its own, and
- * the samples' sums are added in a fixed binary tree over the sample index. The tree is that of a
- * binary counter: push a leaf, merge neighbours of equal size (left + right), and at the end merge
- * what remains from the right. An aligned power-of-two run of samples is a subtree, so gradients
- * summed elsewhere in that order have the same bits however the batch was split. */
+ * With `leaf` set, k runs over samples of `leaf` steps each: every sample is a chain of its own,
+ * and the samples' sums are added in a fixed binary tree over the sample index. The tree is that of
+ * a binary counter: push a leaf, merge neighbours of equal size (left + right), and at the end
+ * merge what remains from the right. An aligned power-of-two run of samples is a subtree, so
+ * gradients summed elsewhere in that order have the same bits however the batch was split. */
 #ifndef TP_GEMM_H
 #define TP_GEMM_H
 #include "ops/op.h"
@@ -19,17 +19,17 @@ extern "C" {
 #endif
 
 typedef struct tp_gemm {
-    int64_t m, n, k;            /* C is (m,n); any of them may be 0; k = 0 gives zeros (plus bias) */
-    const float *a;             /* a[i,k] = a[i*a_rs + k*a_cs]: a transpose is a pair of strides */
+    int64_t m, n, k; /* C is (m,n); any of them may be 0; k = 0 gives zeros (plus bias) */
+    const float *a;  /* a[i,k] = a[i*a_rs + k*a_cs]: a transpose is a pair of strides */
     int64_t a_rs, a_cs;
-    const float *b;             /* b[k,j] = b[k*b_rs + j*b_cs] */
+    const float *b; /* b[k,j] = b[k*b_rs + j*b_cs] */
     int64_t b_rs, b_cs;
-    float *c;                   /* c[i,j] = c[i*ldc + j]; overlaps neither A nor B */
+    float *c; /* c[i,j] = c[i*ldc + j]; overlaps neither A nor B */
     int64_t ldc;
-    const float *bias;          /* (n), or NULL */
-    bool accumulate;            /* C += A B (+ bias) instead of C = */
-    int64_t leaf;               /* steps of k per sample; 0: one chain over all of k */
-    void *work;                 /* tp_gemm_workspace bytes, 64-byte aligned */
+    const float *bias; /* (n), or NULL */
+    bool accumulate;   /* C += A B (+ bias) instead of C = */
+    int64_t leaf;      /* steps of k per sample; 0: one chain over all of k */
+    void *work;        /* tp_gemm_workspace bytes, 64-byte aligned */
 } tp_gemm;
 
 /* Bytes of workspace that tp_gemm_run with up to `threads` threads needs; enough for every

@@ -1,8 +1,9 @@
 /* gemm_cpu: the matrix product of gemm.h, compiled once per instruction set.
  *
- * A block of A and a few panels of B are copied ("packed") into the order in which the tile function
- * reads them, and the tile function keeps MR x NR elements of C in registers for a whole stage of k.
- * A chain longer than a stage is put down in C and taken up again, which does not change it. */
+ * A block of A and a few panels of B are copied ("packed") into the order in which the tile
+ * function reads them, and the tile function keeps MR x NR elements of C in registers for a whole
+ * stage of k. A chain longer than a stage is put down in C and taken up again, which does not
+ * change it. */
 #include "ops/matmul/gemm_plan.h"
 #include "ops/simd.h"
 
@@ -20,16 +21,16 @@ enum { NR = NV * TP_LANES };
 
 /* ---- the tile -------------------------------------------------------------------------------- */
 typedef struct tile {
-    const float *a, *b;  /* packed: a[k*MR + i], b[k*NR + j] */
+    const float *a, *b; /* packed: a[k*MR + i], b[k*NR + j] */
     int64_t k;
-    const float *from;   /* the chain so far, or NULL at its start */
+    const float *from; /* the chain so far, or NULL at its start */
     int64_t from_ld;
     int from_cols, cols; /* columns that exist at from and at to */
     const float *left;   /* finished subtrees to the left, `left_step` floats apart */
     int64_t left_step;
-    uint64_t merge;      /* bit l set: add the subtree of level l; lowest first */
-    const float *bias;   /* or NULL */
-    bool accumulate;     /* add what lies at `to` */
+    uint64_t merge;    /* bit l set: add the subtree of level l; lowest first */
+    const float *bias; /* or NULL */
+    bool accumulate;   /* add what lies at `to` */
     float *to;
     int64_t to_ld;
 } tile;
@@ -59,7 +60,8 @@ INLINE void tile_rows(const int mr, const tile *t) {
 #pragma GCC unroll 2
             for (int v = 0; v < NV; v++) {
                 const float *q = t->from + i * t->from_ld + v * TP_LANES;
-                acc[i][v] = t->from_cols == NR ? v16_load(q) : v16_load_n(q, lanes(t->from_cols, v));
+                acc[i][v] =
+                    t->from_cols == NR ? v16_load(q) : v16_load_n(q, lanes(t->from_cols, v));
             }
     } else {
 #pragma GCC unroll 14
@@ -96,32 +98,39 @@ INLINE void tile_rows(const int mr, const tile *t) {
 #pragma GCC unroll 2
         for (int v = 0; v < NV; v++) {
             float *q = t->to + i * t->to_ld + v * TP_LANES;
-            if (t->cols == NR) v16_store(q, acc[i][v]);
-            else v16_store_n(q, acc[i][v], lanes(t->cols, v));
+            if (t->cols == NR)
+                v16_store(q, acc[i][v]);
+            else
+                v16_store_n(q, acc[i][v], lanes(t->cols, v));
         }
 }
 
 /* One function per number of rows, so that a matrix of any height is cut without waste. */
 #define TILE(r)                                                                                    \
-    static void tile_##r(const tile *t) { tile_rows(r, t); }
-TILE(1) TILE(2) TILE(3) TILE(4)
+    static void tile_##r(const tile *t) {                                                          \
+        tile_rows(r, t);                                                                           \
+    }
+TILE(1)
+TILE(2)
+TILE(3) TILE(4)
 #if TP_ISA >= 3
-TILE(5) TILE(6)
+    TILE(5) TILE(6)
 #endif
 #if TP_ISA >= 4
-TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
+        TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
 #endif
-static void (*const tiles[MR + 1])(const tile *) = {
-    NULL,   tile_1, tile_2, tile_3, tile_4,
+            static void (*const tiles[MR + 1])(const tile *) = {
+                NULL,   tile_1, tile_2, tile_3,  tile_4,
 #if TP_ISA >= 3
-    tile_5, tile_6,
+                tile_5, tile_6,
 #endif
 #if TP_ISA >= 4
-    tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14,
+                tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14,
 #endif
 };
 
-/* ---- packing ---------------------------------------------------------------------------------- */
+/* ---- packing ----------------------------------------------------------------------------------
+ */
 /* dst[k*width + i] = src[i*s_i + k*s_k] for i < count, 0 for count <= i < width. */
 INLINE void store_width(float *dst, v16 x, const int width, const int v) {
     const int n = width - v * TP_LANES;
@@ -184,17 +193,21 @@ static void pack_b(float *dst, int count, int64_t kc, const float *src, int64_t 
     pack_panel(dst, NR, count, kc, src, cs, rs);
 }
 
-/* ---- blocks and tasks --------------------------------------------------------------------------- */
+/* ---- blocks and tasks ---------------------------------------------------------------------------
+ */
 typedef struct block { /* a part of C with its packed operands and buffers */
     const tp_gemm *g;
     const gemm_plan *p;
-    int64_t row, rows, row_panels; /* panel i holds rows [rows*i/row_panels, rows*(i+1)/row_panels) */
+    int64_t row, rows,
+        row_panels; /* panel i holds rows [rows*i/row_panels, rows*(i+1)/row_panels) */
     int64_t col, cols;
-    float *a, *b, *buf;            /* buf: (level, tile, MR, NR); the carried chain is the last level */
+    float *a, *b, *buf; /* buf: (level, tile, MR, NR); the carried chain is the last level */
     int64_t tiles;
 } block;
 
-static int64_t panel_row(const block *x, int64_t i) { return x->rows * i / x->row_panels; }
+static int64_t panel_row(const block *x, int64_t i) {
+    return x->rows * i / x->row_panels;
+}
 
 /* One tile through all the leaves, or the part of a leaf, that the stage [k0, k0+kc) holds. */
 static void run_tile(const block *x, int64_t k0, int64_t kc, int64_t i, int64_t j, const float *b) {
@@ -323,8 +336,10 @@ void TP_CAT(tp_gemm_run, TP_ISA)(tp_ctx *c, const tp_gemm *g) {
         return;
     }
     job w = {.g = g, .p = tp_gemm_plan(g, tp_threads(c), MR, NR)};
-    if (w.p.tasks_m * w.p.tasks_n == 1) run_task(g, &w.p, 0);
-    else tp_parallel_for(c, w.p.tasks_m * w.p.tasks_n, 1, run_tasks, &w);
+    if (w.p.tasks_m * w.p.tasks_n == 1)
+        run_task(g, &w.p, 0);
+    else
+        tp_parallel_for(c, w.p.tasks_m * w.p.tasks_n, 1, run_tasks, &w);
 }
 
 void TP_CAT(tp_gemm_one, TP_ISA)(const tp_gemm *g) {
