@@ -17,7 +17,6 @@ enum { MR = 6, NV = 1 };
 enum { MR = 4, NV = 1 };
 #endif
 enum { NR = NV * TP_LANES };
-#define INLINE static inline __attribute__((always_inline))
 
 /* ---- the tile -------------------------------------------------------------------------------- */
 typedef struct tile {
@@ -41,11 +40,6 @@ typedef struct tile {
     const float *soon; /* where in C the next tile lies */
 } tile;
 
-INLINE int lanes(int cols, int v) { /* how many of vector v's lanes are among the first cols */
-    int n = cols - v * TP_LANES;
-    return n < 0 ? 0 : n > TP_LANES ? TP_LANES : n;
-}
-
 /* acc = p + acc: the left operand is the earlier one. */
 INLINE void add_left(v16 acc[MR][NV], int mr, const float *p, int64_t ld, int cols) {
 #pragma GCC unroll 14
@@ -53,7 +47,7 @@ INLINE void add_left(v16 acc[MR][NV], int mr, const float *p, int64_t ld, int co
 #pragma GCC unroll 2
         for (int v = 0; v < NV; v++) {
             const float *q = p + i * ld + v * TP_LANES;
-            v16 x = cols == NR ? v16_load(q) : v16_load_n(q, lanes(cols, v));
+            v16 x = cols == NR ? v16_load(q) : v16_load_n(q, v16_lanes(cols, v));
             acc[i][v] = v16_add(x, acc[i][v]);
         }
 }
@@ -67,7 +61,7 @@ INLINE void tile_rows(const int mr, const bool direct, const tile *t) {
             for (int v = 0; v < NV; v++) {
                 const float *q = t->from + i * t->from_ld + v * TP_LANES;
                 acc[i][v] =
-                    t->from_cols == NR ? v16_load(q) : v16_load_n(q, lanes(t->from_cols, v));
+                    t->from_cols == NR ? v16_load(q) : v16_load_n(q, v16_lanes(t->from_cols, v));
             }
     } else {
 #pragma GCC unroll 14
@@ -111,7 +105,7 @@ INLINE void tile_rows(const int mr, const bool direct, const tile *t) {
     if (t->bias) {
 #pragma GCC unroll 2
         for (int v = 0; v < NV; v++) {
-            v16 x = v16_load_n(t->bias + v * TP_LANES, lanes(t->cols, v));
+            v16 x = v16_load_n(t->bias + v * TP_LANES, v16_lanes(t->cols, v));
 #pragma GCC unroll 14
             for (int i = 0; i < mr; i++) acc[i][v] = v16_add(acc[i][v], x);
         }
@@ -125,7 +119,7 @@ INLINE void tile_rows(const int mr, const bool direct, const tile *t) {
             if (t->cols == NR)
                 v16_store(q, acc[i][v]);
             else
-                v16_store_n(q, acc[i][v], lanes(t->cols, v));
+                v16_store_n(q, acc[i][v], v16_lanes(t->cols, v));
         }
 }
 
@@ -173,14 +167,14 @@ INLINE void pack_panel(float *dst, const int width, int count, int64_t kc, const
 #pragma GCC unroll 2
             for (int v = 0; v < nv; v++) {
                 const float *q = src + k * s_k + v * TP_LANES;
-                int n = lanes(count, v);
+                int n = v16_lanes(count, v);
                 store_width(dst + k * width, n == TP_LANES ? v16_load(q) : v16_load_n(q, n), width,
                             v);
             }
     } else if (s_k == 1) {
         for (int64_t k = 0; k < kc; k += TP_LANES)
             for (int v = 0; v < nv; v++) {
-                int kn = (int)gemm_min(kc - k, TP_LANES), n = lanes(count, v);
+                int kn = (int)gemm_min(kc - k, TP_LANES), n = v16_lanes(count, v);
                 const float *q = src + v * TP_LANES * s_i + k;
                 v16 r[TP_LANES];
                 if (kn == TP_LANES && n == TP_LANES) {
@@ -419,6 +413,10 @@ void TP_CAT(tp_gemm_run, TP_ISA)(tp_ctx *c, const tp_gemm *g) {
         return;
     }
     job w = {.g = g, .p = tp_gemm_plan(g, tp_threads(c), MR, NR)};
+    if (w.p.few) {
+        TP_CAT(tp_gemm_few, TP_ISA)(c, g);
+        return;
+    }
     if (w.p.tasks_m * w.p.tasks_n == 1)
         run_task(g, &w.p, 0);
     else
@@ -432,5 +430,8 @@ void TP_CAT(tp_gemm_one, TP_ISA)(const tp_gemm *g) {
         return;
     }
     gemm_plan p = tp_gemm_plan(g, 1, MR, NR);
-    run_task(g, &p, 0);
+    if (p.few)
+        TP_CAT(tp_gemm_few, TP_ISA)(NULL, g);
+    else
+        run_task(g, &p, 0);
 }
