@@ -11,57 +11,70 @@ extern const tp_op op_add, op_add_;
 TP_CPU_DECLARE(add_cpu);
 TP_CPU_DECLARE(add_inplace_cpu);
 
-tp_tensor *tp_add(tp_ctx *c, tp_tensor *a, tp_tensor *b) { return tp_op1(c, &op_add, NULL, a, b); }
+tp_tensor *tp_add(tp_ctx *c, tp_tensor *a, tp_tensor *b) {
+    return tp_op1(c, &op_add, NULL, a, b);
+}
 
-tp_status tp_add_(tp_ctx *c, tp_tensor *a, tp_tensor *b)
-{
+tp_status tp_add_(tp_ctx *c, tp_tensor *a, tp_tensor *b) {
     tp_tensor *none[1];
     return tp_op_run(c, &op_add_, NULL, 2, (tp_tensor *[]){a, b}, none);
 }
 
-static double add_f64(double a, double b) { return a + b; }
-static tp_status add_oracle(const tp_call *k) { return tp_oracle_binary(k, add_f64); }
+static double add_f64(double a, double b) {
+    return a + b;
+}
+static tp_status add_oracle(const tp_call *k) {
+    return tp_oracle_binary(k, add_f64);
+}
 
-static void add_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void add_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     for (int i = 0; i < 2; i++)
         if (tp_wants(k, i)) din[i] = tp_sum_like(k->ctx, dout[0], k->in[i]);
 }
 
-/* b may be a itself, or lie elsewhere; if it met a shifted, results would depend on the order. */
-static bool overlaps_shifted(const tp_tensor *a, const tp_tensor *b)
-{
-    if (a->storage != b->storage || !a->data || tp_numel(a) == 0) return false;
-    if (a->data == b->data && tp_contiguous(b)) return false;
+/* The bytes that t lies in: [0] to before [1]. */
+static void extent(const tp_tensor *t, uintptr_t at[2]) {
     int64_t last = 0;
-    for (int d = 0; d < b->ndim; d++) last += (b->shape[d] - 1) * b->stride[d];
-    size_t size = tp_dtype_size(a->dtype);
-    uintptr_t a0 = (uintptr_t)a->data, a1 = a0 + (size_t)tp_numel(a) * size;
-    uintptr_t b0 = (uintptr_t)b->data, b1 = b0 + ((size_t)last + 1) * size;
-    return a0 < b1 && b0 < a1;
+    for (int d = 0; d < t->ndim; d++) last += (t->shape[d] - 1) * t->stride[d];
+    at[0] = (uintptr_t)t->data;
+    at[1] = at[0] + ((size_t)last + 1) * tp_dtype_size(t->dtype);
 }
 
-static tp_status add_inplace_infer(tp_call *k)
-{
+/* b may be a itself, or lie elsewhere; if it met a shifted, results would depend on the order. */
+static bool overlaps_shifted(const tp_tensor *a, const tp_tensor *b) {
+    uintptr_t x[2], y[2];
+    bool same = a->data == b->data;
+    for (int d = 0; d < a->ndim; d++) same &= a->shape[d] == 1 || a->stride[d] == b->stride[d];
+    if (a->storage != b->storage || !a->data || same) return false;
+    extent(a, x);
+    extent(b, y);
+    return x[0] < y[1] && y[0] < x[1];
+}
+
+static tp_status add_inplace_infer(tp_call *k) {
     tp_status st;
+    const tp_tensor *a = k->in[0];
     if ((st = tp_need_float(k, 0, "a")) || (st = tp_need_same(k, 0, 1, "a and b"))) return st;
-    if (!tp_contiguous(k->in[0]))
-        return tp_refuse(k, TP_ESHAPE, "a must be dense, got a strided %s",
-                         tp_shape_str(k->ctx, k->in[0]));
-    if (overlaps_shifted(k->in[0], k->in[1]))
+    if (tp_numel(a) == 0) return TP_OK;
+    for (int d = 0; d < a->ndim; d++)
+        if (a->shape[d] > 1 && a->stride[d] == 0)
+            return tp_refuse(k, TP_ESHAPE, "a is %s with dimension %d repeated; copy it first",
+                             tp_shape_str(k->ctx, a), d);
+    if (overlaps_shifted(a, k->in[1]))
         return tp_refuse(k, TP_EARG, "a and b overlap in memory, got two views of %s",
-                         tp_shape_str(k->ctx, k->in[0]));
+                         tp_shape_str(k->ctx, a));
     return TP_OK;
 }
 
-static tp_status add_inplace_oracle(const tp_call *k)
-{
+static tp_status add_inplace_oracle(const tp_call *k) {
     for (int64_t i = 0, n = tp_numel(k->in[0]); i < n; i++)
         tp_f64(k->in[0])[i] += tp_f64(k->in[1])[i];
     return TP_OK;
 }
 
-static double add_inplace_flops(const tp_call *k) { return (double)tp_numel(k->in[0]); }
+static double add_inplace_flops(const tp_call *k) {
+    return (double)tp_numel(k->in[0]);
+}
 
 /* clang-format off */
 static const tp_sample add_samples[] = {
@@ -102,7 +115,7 @@ const tp_op op_add = {
 const tp_op op_add_ = {
     .name = "add_",
     .synopsis = "a += b",
-    .doc = "Adds b to a in place. Both have one shape and dtype, and a is dense.",
+    .doc = "Adds b to a in place. Both have one shape and dtype; the fast kernel wants a dense.",
     .infer = add_inplace_infer,
     .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(add_inplace_cpu), NULL}},
     .oracle = add_inplace_oracle,

@@ -15,4 +15,8 @@ static tp_status add_inplace_all(const tp_call *k) {
     tp_elementwise(k, 1, &k->in[0], add_inplace_run);
     return TP_OK;
 }
-TP_CPU_KERNEL(add_inplace_cpu, .decline = tp_decline_unless_f32, .run = add_inplace_all);
+
+static const char *decline_strided(const tp_call *k) {
+    return tp_contiguous(k->in[0]) ? tp_decline_unless_f32(k) : "a is strided";
+}
+TP_CPU_KERNEL(add_inplace_cpu, .decline = decline_strided, .run = add_inplace_all);

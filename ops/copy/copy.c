@@ -35,6 +35,7 @@ static const tp_sample copy_samples[] = {
     {"integers", {{TP_GEN_INT, 2, {7, 9}, -5, 100}}},
     {"scalar", {{TP_GEN_NORMAL, 0, {0}}}},
     {"empty", {{TP_GEN_NORMAL, 2, {3, 0}}}},
+    {"nothing", {{TP_GEN_ABSENT}}, .refuse = "input 0 is missing"},
     {0},
 };
 

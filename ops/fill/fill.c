@@ -37,6 +37,10 @@ static tp_status fill_infer(tp_call *k)
     const fill_attr *a = k->attr;
     if (a->dtype < 0 || a->dtype >= TP_NDTYPE)
         return tp_refuse(k, TP_EDTYPE, "there is no dtype number %d", a->dtype);
+    for (int d = 0; d < a->ndim && d < TP_MAXDIM; d++)
+        if (a->shape[d] < 0)
+            return tp_refuse(k, TP_ESHAPE, "dimension %d cannot have size %lld", d,
+                             (long long)a->shape[d]);
     return tp_out(k, (tp_dtype)a->dtype, a->ndim, a->shape);
 }
 
@@ -56,7 +60,7 @@ static const tp_sample fill_samples[] = {
     {"bytes", {{0}}, FILL(TP_U8, 1, 1, 100)},
     {"scalar", {{0}}, FILL(TP_F32, 2.5, 0, 0)},
     {"empty", {{0}}, FILL(TP_F32, 1, 2, 0, 3)},
-    {"negative size", {{0}}, FILL(TP_F32, 1, 1, -1), .refuse = "does not fit in memory"},
+    {"negative size", {{0}}, FILL(TP_F32, 1, 1, -1), .refuse = "cannot have size -1"},
     {"dtype", {{0}}, FILL(99, 1, 1, 1), .refuse = "no dtype number 99"},
     {0},
 };
