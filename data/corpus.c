@@ -188,7 +188,7 @@ static tp_status read_id_bytes(tp_ctx *c, tp_corpus *co) {
     else
         st = read_slab(c, co, set, H5T_NATIVE_INT32, 0, n, co->id_bytes);
     for (int64_t i = 0; !st && i < n; i++)
-        if (co->id_bytes[i] < 0)
+        if (co->id_bytes[i] < 0 || co->id_bytes[i] > TP_CORPUS_MAX_ID_BYTES)
             st = tp_fail(c, TP_EFORMAT, "corpus: %s: id %lld stands for %d bytes", co->path,
                          (long long)i, co->id_bytes[i]);
     H5Dclose(set);

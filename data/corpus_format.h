@@ -18,7 +18,8 @@ enum {
      * 0.1 ms, and 10^10 tokens still have only 150,000 blocks to index. */
     TP_CORPUS_BLOCK = 1 << 16,
     TP_CORPUS_MAX_VOCAB = 1 << 24,
-    TP_CORPUS_MAX_TEXT = 1 << 29 /* bytes of tokenizer JSON or source names */
+    TP_CORPUS_MAX_ID_BYTES = 1 << 20, /* so that no sum over a corpus overflows */
+    TP_CORPUS_MAX_TEXT = 1 << 29      /* bytes of tokenizer JSON or source names */
 };
 
 static inline int tp_corpus_token_size(int32_t vocab) {

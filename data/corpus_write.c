@@ -115,6 +115,11 @@ static tp_status check_meta(tp_ctx *c, const tp_corpus_meta *m) {
     if (m->vocab < 1 || m->vocab > TP_CORPUS_MAX_VOCAB || !m->id_bytes)
         return tp_fail(c, TP_EARG, "corpus: the vocabulary has %d ids; 1 to %d can be stored",
                        m->vocab, TP_CORPUS_MAX_VOCAB);
+    for (int32_t i = 0; i < m->vocab; i++)
+        if (m->id_bytes[i] < 0 || m->id_bytes[i] > TP_CORPUS_MAX_ID_BYTES)
+            return tp_fail(c, TP_EARG,
+                           "corpus: id %d stands for %d bytes; at most %d can be stored", i,
+                           m->id_bytes[i], TP_CORPUS_MAX_ID_BYTES);
     if (m->eos >= m->vocab)
         return tp_fail(c, TP_EARG, "corpus: end token %d is not in the vocabulary of %d", m->eos,
                        m->vocab);

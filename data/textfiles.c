@@ -49,9 +49,10 @@ static tp_status spool(tp_ctx *c, int fd, const char *name, int *out, int64_t *s
     if (snprintf(path, sizeof path, "%s/tapir-XXXXXX", dir && *dir ? dir : "/tmp") >=
         (int)sizeof path)
         return tp_fail(c, TP_EIO, "text: TMPDIR is too long");
-    int tmp = mkostemp(path, O_CLOEXEC);
+    int tmp = mkstemp(path);
     if (tmp < 0) return tp_fail(c, TP_EIO, "text: cannot create %s: %s", path, strerror(errno));
     unlink(path);
+    fcntl(tmp, F_SETFD, FD_CLOEXEC);
     *size = 0;
     for (ssize_t n; (n = read(fd, buf, sizeof buf)) != 0;) {
         tp_status st = TP_OK;
@@ -87,7 +88,7 @@ static tp_status append(tp_text_files *l, tp_ctx *c, const char *path, int64_t s
     return TP_OK;
 }
 
-/* Adds an open file after a look at its head. In a folder (`listed` false) what is no text is
+/* Adds an open file after a look at its head. In a folder (`named` false) what is no text is
  * counted and left out. */
 static tp_status add_open(tp_text_files *l, tp_ctx *c, const char *path, int fd, int64_t size,
                           bool named, bool spooled) {

@@ -208,6 +208,7 @@ static tp_status load_json(tp_text_source *s, tp_ctx *c) {
         return tp_fail(c, TP_EFORMAT, "text: %s:%lld: byte %zu: %s (wanted {\"%s\": \"…\"})",
                        s->files.file[s->at].path, (long long)s->line, at + 1, why, s->json_key);
     s->doc_n = (int64_t)n;
+    s->empty += !n;
     return TP_OK;
 }
 
@@ -262,7 +263,7 @@ static tp_status piece_of_file(tp_text_source *s, tp_ctx *c, tp_text_piece *p) {
     return TP_OK;
 }
 
-/* One step in the current file: a piece, or (p->n = 0) an empty document was passed. */
+/* One step in the current file: a piece, or (p->n = 0) a blank line or empty text was passed. */
 static tp_status step(tp_text_source *s, tp_ctx *c, tp_text_piece *p) {
     tp_status st = TP_OK;
     if (!s->doc && s->jsonl) {
@@ -284,9 +285,7 @@ tp_status tp_text_next(tp_text_source *s, tp_ctx *c, tp_text_piece *p, bool *mor
         if (s->is_open) {
             drop(s, s->pending);
             s->pending = 0;
-            if (!s->doc && s->lo == s->hi && (s->eof || s->offset == 0)) {
-                if ((st = fill(s, c, 1))) return st;
-            }
+            if (!s->doc && (st = fill(s, c, 1))) return st;
             if (!s->doc && s->lo == s->hi && s->eof) {
                 close_file(s);
                 s->at++;
@@ -295,14 +294,11 @@ tp_status tp_text_next(tp_text_source *s, tp_ctx *c, tp_text_piece *p, bool *mor
         if (!s->is_open) {
             if (s->at == s->files.n) return TP_OK;
             if ((st = open_file(s, c))) return st;
-            if (s->lo == s->hi) s->empty++;
+            s->empty += s->lo == s->hi;
             continue;
         }
         if ((st = step(s, c, p))) return st;
-        if (!p->n) {
-            s->empty++;
-            continue;
-        }
+        if (!p->n) continue;
         s->inside = !p->ends;
         s->docs += p->begins;
         *more = true;
