@@ -36,6 +36,7 @@ struct tp_loader {
 /* The sample that follows a batch at `sample`. At the end of this rank's share: its share of the
  * next period. (first + share may be the period itself, so count within the share.) */
 static int64_t sample_after(const tp_loader_opts *o, int64_t sample) {
+    if (!o->period) return sample + o->batch;
     int64_t done = sample % o->period - o->first + o->batch;
     return done < o->share ? sample + o->batch : sample - sample % o->period + o->period + o->first;
 }
@@ -137,14 +138,13 @@ static tp_status start_thread(tp_loader *l, tp_ctx *c) {
 /* ---- the interface
  * ------------------------------------------------------------------------------------- */
 
-static tp_status check_opts(tp_ctx *c, tp_loader_opts *o) {
+static tp_status check_opts(tp_ctx *c, const tp_loader_opts *o) {
     if (o->batch < 1 || o->T < 1 || o->T > 1 << 28 || o->batch > ((int64_t)1 << 40) / o->T)
         return tp_fail(c, TP_EARG, "loader: a batch of %lld rows of %lld tokens cannot be made",
                        (long long)o->batch, (long long)o->T);
     if (!o->period) {
         if (o->first || o->share)
             return tp_fail(c, TP_EARG, "loader: first and share need a period");
-        o->period = o->share = o->batch;
         return TP_OK;
     }
     if (o->period < 0 || o->first < 0 || o->share < 1 || o->first > o->period - o->share ||
@@ -219,10 +219,12 @@ tp_status tp_loader_next(tp_loader *l, tp_ctx *c, tp_batch *out) {
 }
 
 tp_status tp_loader_seek(tp_loader *l, tp_ctx *c, int64_t sample) {
-    if (sample < 0 || sample > INT64_MAX / 2 ||
-        (l->opts.share < l->opts.period && sample % l->opts.period))
-        return tp_fail(c, TP_EARG, "loader: cannot seek to sample %lld%s", (long long)sample,
-                       sample < 0 ? "" : ": it does not begin a period");
+    if (sample < 0 || sample > INT64_MAX / 2)
+        return tp_fail(c, TP_EARG, "loader: cannot seek to sample %lld", (long long)sample);
+    if (l->opts.period && sample % l->opts.period)
+        return tp_fail(c, TP_EARG,
+                       "loader: cannot seek to sample %lld: no period of %lld begins there",
+                       (long long)sample, (long long)l->opts.period);
     pthread_mutex_lock(&l->mutex);
     l->next = sample + l->opts.first;
     l->generation++;
