@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { PIECE_BYTES = 1 << 20, FORCE_AFTER = 16 };
@@ -311,6 +312,16 @@ void tp_text_rewind(tp_text_source *s) {
     s->at = s->lo = s->hi = s->pending = s->docs = s->empty = s->bytes_done = 0;
     s->doc = NULL;
     s->inside = false;
+}
+
+bool tp_text_reads(const tp_text_source *s, const char *path) {
+    struct stat a, b;
+    if (stat(path, &a)) return false;
+    for (int64_t i = 0; i < s->files.n; i++)
+        if (s->files.file[i].spool < 0 && !stat(s->files.file[i].path, &b) &&
+            a.st_dev == b.st_dev && a.st_ino == b.st_ino)
+            return true;
+    return false;
 }
 
 tp_text_counts tp_text_get_counts(const tp_text_source *s) {

@@ -56,6 +56,7 @@ tp_status tp_text_open(tp_text_source **out, tp_ctx *c, const char *const *paths
 /* The next piece; *more is false (and *piece empty) after the last. */
 tp_status tp_text_next(tp_text_source *s, tp_ctx *c, tp_text_piece *piece, bool *more);
 void tp_text_rewind(tp_text_source *s); /* next starts again with the first document */
+bool tp_text_reads(const tp_text_source *s, const char *path); /* is it one of the inputs? */
 tp_text_counts tp_text_get_counts(const tp_text_source *s);
 void tp_text_close(tp_text_source *s);
 
