@@ -37,7 +37,9 @@ struct tp_ctx {
     void *tape;
     tp_status (*record)(tp_ctx *c, const struct tp_call *call);
     void (*tape_end)(tp_ctx *c);   /* called by tp_step_end */
+    void (*tape_free)(tp_ctx *c);  /* called by tp_ctx_free */
     bool backward;                 /* running a vjp: calls print as (backward) */
+    const struct tp_kernel *only_kernel; /* tests: no other kernel may be chosen */
 };
 
 /* pool.c: one address range per device, best fit, lowest address first, neighbours merge. The

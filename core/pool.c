@@ -1,0 +1,156 @@
+/* Owns tensor bytes: one reserved address range, handed out best fit, lowest address first.
+ *
+ * Every decision depends on the sequence of requests only. So the second step gets the addresses of
+ * the first, META (no range behind it) predicts the peak to the byte, and fragmentation is part of
+ * the prediction. Pages are touched once and stay: a steady step has no page fault. */
+#include "core/ctx.h"
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define POISON(p, n) __asan_poison_memory_region(p, n)
+#define UNPOISON(p, n) __asan_unpoison_memory_region(p, n)
+enum { REDZONE = 64 };
+#else
+#define POISON(p, n) ((void)0)
+#define UNPOISON(p, n) ((void)0)
+enum { REDZONE = 0 };
+#endif
+enum { ALIGN = 64, HUGE_PAGE = 2 << 20 };
+
+typedef struct span {
+    size_t at, bytes;
+} span;
+struct tp_pool {
+    char *map, *base; /* base: map rounded up to a huge page, so that THP can serve it */
+    size_t map_bytes, limit, used, peak;
+    span *hole; /* free spans below peak, by address, never adjacent */
+    size_t nhole, cap_hole;
+};
+
+static bool reserve(tp_pool *p)
+{
+    /* NORESERVE: address space, not memory; a tight RLIMIT_AS is met by asking for less. */
+    for (size_t want = p->limit; want >= (1u << 20); want /= 2) {
+        void *m = mmap(NULL, want + HUGE_PAGE, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (m == MAP_FAILED) continue;
+        p->map = m;
+        p->map_bytes = want + HUGE_PAGE;
+        p->limit = want;
+        size_t off = (size_t)(uintptr_t)m % HUGE_PAGE;
+        p->base = p->map + (off ? HUGE_PAGE - off : 0);
+#if defined(MADV_HUGEPAGE)
+        madvise(p->base, want, MADV_HUGEPAGE); /* a hint: refusal costs speed only */
+#endif
+        return true;
+    }
+    return false;
+}
+
+tp_pool *tp_pool_new(tp_ctx *c, size_t limit)
+{
+    tp_pool *p = tp_calloc(c, 1, sizeof *p);
+    if (!p) return NULL;
+    p->limit = limit & ~(size_t)(ALIGN - 1);
+    if (!c->meta && !reserve(p)) {
+        tp_free(p);
+        tp_fail(c, TP_ENOMEM, "cannot reserve %zu bytes of address space", limit);
+        return NULL;
+    }
+    return p;
+}
+
+void tp_pool_free(tp_pool *p)
+{
+    if (!p) return;
+    if (p->map) {
+        UNPOISON(p->base, p->peak);
+        munmap(p->map, p->map_bytes);
+    }
+    tp_free(p->hole);
+    tp_free(p);
+}
+
+static size_t rounded(size_t bytes) { return ((bytes + ALIGN - 1) & ~(size_t)(ALIGN - 1)) + REDZONE; }
+
+static tp_status no_memory(tp_ctx *c, size_t bytes)
+{
+    const tp_pool *p = c->pool;
+    return tp_fail(c, TP_ENOMEM,
+                   "out of memory: %.1f MB wanted, %.1f MB of %.1f MB in use "
+                   "(a smaller train.batch, more train.micro_batches or "
+                   "model.activation_checkpointing lower the need)",
+                   (double)bytes / 1e6, (double)p->used / 1e6, (double)p->limit / 1e6);
+}
+
+tp_status tp_pool_take(tp_ctx *c, size_t bytes, size_t *at, void **mem)
+{
+    tp_pool *p = c->pool;
+    if (bytes > p->limit || tp_alloc_fails(c)) return no_memory(c, bytes);
+    size_t want = rounded(bytes), best = p->nhole;
+    for (size_t i = 0; i < p->nhole; i++)
+        if (p->hole[i].bytes >= want && (best == p->nhole || p->hole[i].bytes < p->hole[best].bytes))
+            best = i;
+    if (best < p->nhole) {
+        span *h = &p->hole[best];
+        *at = h->at;
+        h->at += want;
+        h->bytes -= want;
+        if (!h->bytes) memmove(h, h + 1, (--p->nhole - best) * sizeof *h);
+    } else {
+        /* grow the top; a hole that touches it is part of it */
+        bool tail = p->nhole && p->hole[p->nhole - 1].at + p->hole[p->nhole - 1].bytes == p->peak;
+        size_t start = tail ? p->hole[p->nhole - 1].at : p->peak;
+        if (want > p->limit - start) return no_memory(c, bytes);
+        if (tail) p->nhole--;
+        *at = start;
+        p->peak = start + want;
+    }
+    p->used += want;
+    *mem = p->base ? p->base + *at : NULL;
+    if (p->base) UNPOISON(p->base + *at, want - REDZONE);
+#if defined(TP_POISON)
+    if (p->base) memset(*mem, 0xff, want - REDZONE); /* NaN: reading what nobody wrote shows */
+#endif
+    return TP_OK;
+}
+
+void tp_pool_give(tp_ctx *c, size_t at, size_t bytes)
+{
+    tp_pool *p = c->pool;
+    size_t want = rounded(bytes), i = p->nhole;
+    p->used -= want;
+#if defined(TP_POISON)
+    if (p->base) memset(p->base + at, 0xff, want - REDZONE);
+#endif
+    if (p->base) POISON(p->base + at, want);
+    while (i && p->hole[i - 1].at > at) i--;
+    bool left = i && p->hole[i - 1].at + p->hole[i - 1].bytes == at;
+    bool right = i < p->nhole && at + want == p->hole[i].at;
+    if (left && right) {
+        p->hole[i - 1].bytes += want + p->hole[i].bytes;
+        memmove(&p->hole[i], &p->hole[i + 1], (--p->nhole - i) * sizeof *p->hole);
+    } else if (left) {
+        p->hole[i - 1].bytes += want;
+    } else if (right) {
+        p->hole[i].at = at;
+        p->hole[i].bytes += want;
+    } else {
+        if (p->nhole == p->cap_hole) {
+            /* Failing here would leak a span inside the range, harmless; so no failure is raised. */
+            size_t cap = p->cap_hole ? 2 * p->cap_hole : 256;
+            span *grown = realloc(p->hole, cap * sizeof *grown);
+            c->sys_allocs++;
+            if (!grown) return;
+            p->hole = grown;
+            p->cap_hole = cap;
+        }
+        memmove(&p->hole[i + 1], &p->hole[i], (p->nhole++ - i) * sizeof *p->hole);
+        p->hole[i] = (span){at, want};
+    }
+}
+
+size_t tp_memory_used(const tp_ctx *c) { return c->pool->used; }
+size_t tp_memory_peak(const tp_ctx *c) { return c->pool->peak; }
