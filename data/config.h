@@ -80,9 +80,9 @@ typedef struct tp_config {
 void tp_config_defaults(tp_config *cfg);
 
 /* Reads a YAML file over cfg. TP_EIO: it cannot be read; TP_EFORMAT: not YAML, or YAML that configs
- * do not use (sequences, anchors, aliases, tags, several documents); TP_EARG: an unknown or repeated
- * key, a wrong type or an impossible value. The sentence names file, line, key and what is allowed;
- * cfg is unchanged on failure. */
+ * do not use (sequences, anchors, aliases, tags, several documents); TP_EARG: an unknown or
+ * repeated key, a wrong type or an impossible value. The sentence names file, line, key and what is
+ * allowed; cfg is unchanged on failure. */
 tp_status tp_config_load(tp_ctx *c, tp_config *cfg, const char *path);
 /* The same from n bytes of memory; name stands for the file in messages. */
 tp_status tp_config_read(tp_ctx *c, tp_config *cfg, const char *name, const char *yaml, size_t n);
@@ -103,7 +103,8 @@ const char *tp_config_where(char *out, size_t cap, const tp_config *cfg, const c
  * bit. Heap text, to be given to tp_free; NULL on failure. */
 char *tp_config_text(tp_ctx *c, const tp_config *cfg);
 tp_status tp_config_write(tp_ctx *c, const tp_config *cfg, const char *path);
-/* A table of every key: type or choices, range, unit, default, meaning. Heap text; NULL on failure. */
+/* A table of every key: type or choices, range, unit, default, meaning. Heap text; NULL on failure.
+ */
 char *tp_config_help(tp_ctx *c);
 /* True where every key has the same value (where the values came from does not matter). */
 bool tp_config_equal(const tp_config *a, const tp_config *b);

@@ -12,25 +12,37 @@ static const char *const autos[] = {"auto", "false", "true", NULL};
 static const char *const optimizers[] = {"adamw", "muon", "sgd", NULL};
 static const char *const schedules[] = {"cosine", "linear", "wsd", "constant", NULL};
 
+typedef char text_member[TP_CONFIG_TEXT];
+
 /* A row's member and name are the same words, so they cannot drift apart; the sizeof of a
  * comparison makes the compiler look at the member's type without running anything. */
 #define AT(member, type)                                                                           \
     (offsetof(tp_config, member) + 0 * sizeof((type *)0 == &((tp_config *)0)->member))
 #define BOOL(member, initial_, doc_)                                                               \
-    {.name = #member, .type = TP_KEY_BOOL, .offset = AT(member, bool), .initial = initial_,        \
-     .unit = "", .doc = doc_}
+    {                                                                                              \
+        .name = #member, .type = TP_KEY_BOOL, .offset = AT(member, bool), .initial = initial_,     \
+        .unit = "", .doc = doc_                                                                    \
+    }
 #define I64(member, initial_, lo_, hi_, unit_, doc_)                                               \
-    {.name = #member, .type = TP_KEY_I64, .offset = AT(member, int64_t), .initial = initial_,      \
-     .lo = lo_, .hi = hi_, .unit = unit_, .doc = doc_}
+    {                                                                                              \
+        .name = #member, .type = TP_KEY_I64, .offset = AT(member, int64_t), .initial = initial_,   \
+        .lo = lo_, .hi = hi_, .unit = unit_, .doc = doc_                                           \
+    }
 #define F64(member, initial_, lo_, lo_open_, hi_, hi_open_, unit_, doc_)                           \
-    {.name = #member, .type = TP_KEY_F64, .offset = AT(member, double), .initial = initial_,       \
-     .lo = lo_, .lo_open = lo_open_, .hi = hi_, .hi_open = hi_open_, .unit = unit_, .doc = doc_}
+    {                                                                                              \
+        .name = #member, .type = TP_KEY_F64, .offset = AT(member, double), .initial = initial_,    \
+        .lo = lo_, .lo_open = lo_open_, .hi = hi_, .hi_open = hi_open_, .unit = unit_, .doc = doc_ \
+    }
 #define TEXT(member, initial_, unit_, doc_)                                                        \
-    {.name = #member, .type = TP_KEY_TEXT, .offset = AT(member, char[TP_CONFIG_TEXT]),             \
-     .initial = initial_, .unit = unit_, .doc = doc_}
+    {                                                                                              \
+        .name = #member, .type = TP_KEY_TEXT, .offset = AT(member, text_member),                   \
+        .initial = initial_, .unit = unit_, .doc = doc_                                            \
+    }
 #define CHOICE(member, ctype, choices_, initial_, doc_)                                            \
-    {.name = #member, .type = TP_KEY_CHOICE, .offset = AT(member, ctype), .initial = initial_,     \
-     .choices = choices_, .unit = "", .doc = doc_}
+    {                                                                                              \
+        .name = #member, .type = TP_KEY_CHOICE, .offset = AT(member, ctype), .initial = initial_,  \
+        .choices = choices_, .unit = "", .doc = doc_                                               \
+    }
 #define OPEN true
 #define SHUT false
 #define ANY INFINITY
@@ -48,8 +60,9 @@ const tp_key tp_config_keys[] = {
 
     TEXT(data.train, "", "path", "corpus to train on, made by `tapir prepare`"),
     TEXT(data.val, "", "path", "corpus held out for evaluation; empty: none"),
-    CHOICE(data.packing, tp_cfg_packing, packings, "stream",
-           "stream: rows cut from one stream of tokens; documents: attention stays in its document"),
+    CHOICE(
+        data.packing, tp_cfg_packing, packings, "stream",
+        "stream: rows cut from one stream of tokens; documents: attention stays in its document"),
     BOOL(data.prefetch, "true", "read the next batch in a thread of its own; same data either way"),
 
     CHOICE(model.family, tp_cfg_family, families, "gpt2",
@@ -221,8 +234,12 @@ static void range_words(char out[96], const tp_key *k) {
 void tp_config_allowed(char *out, size_t cap, const tp_key *k) {
     char range[96];
     switch (k->type) {
-    case TP_KEY_BOOL: snprintf(out, cap, "be true or false"); break;
-    case TP_KEY_TEXT: snprintf(out, cap, "be a %s", *k->unit ? k->unit : "text"); break;
+    case TP_KEY_BOOL:
+        snprintf(out, cap, "be true or false");
+        break;
+    case TP_KEY_TEXT:
+        snprintf(out, cap, "be a %s", *k->unit ? k->unit : "text");
+        break;
     case TP_KEY_CHOICE: {
         size_t o = (size_t)snprintf(out, cap, "be one of");
         for (int i = 0; k->choices[i] && o < cap; i++)
@@ -306,13 +323,19 @@ void tp_config_value(tp_text *t, const tp_config *cfg, int row) {
     char number[TP_F64_TEXT];
     int choice;
     switch (k->type) {
-    case TP_KEY_BOOL: tp_text_puts(t, *(const bool *)at ? "true" : "false"); break;
-    case TP_KEY_I64: tp_text_printf(t, "%lld", (long long)*(const int64_t *)at); break;
+    case TP_KEY_BOOL:
+        tp_text_puts(t, *(const bool *)at ? "true" : "false");
+        break;
+    case TP_KEY_I64:
+        tp_text_printf(t, "%lld", (long long)*(const int64_t *)at);
+        break;
     case TP_KEY_F64:
         tp_f64_print(number, *(const double *)at);
         tp_text_puts(t, number);
         break;
-    case TP_KEY_TEXT: tp_text_yaml(t, at); break;
+    case TP_KEY_TEXT:
+        tp_text_yaml(t, at);
+        break;
     case TP_KEY_CHOICE:
         memcpy(&choice, at, sizeof choice);
         tp_text_puts(t, k->choices[choice]);

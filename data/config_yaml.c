@@ -19,8 +19,8 @@ typedef struct reader {
     tp_config *cfg; /* a copy: the caller's is untouched until all went well */
     const char *name;
     yaml_parser_t parser;
-    yaml_event_t event; /* the current one, or type YAML_NO_EVENT */
-    int32_t line[TP_CONFIG_KEYS]; /* where this file set a row; 0: not yet */
+    yaml_event_t event;                 /* the current one, or type YAML_NO_EVENT */
+    int32_t line[TP_CONFIG_KEYS];       /* where this file set a row; 0: not yet */
     int32_t group_line[TP_CONFIG_KEYS]; /* the same for a group, by its first row */
 } reader;
 
@@ -63,7 +63,8 @@ static tp_status next(reader *r) {
     case YAML_SEQUENCE_START_EVENT:
         return tp_fail(r->c, TP_EFORMAT, "%s:%d: a list; configs hold only keys with one value",
                        r->name, line);
-    default: break;
+    default:
+        break;
     }
     if (anchor)
         return tp_fail(r->c, TP_EFORMAT, "%s:%d: anchors (&name) are not used in configs", r->name,
@@ -112,8 +113,9 @@ static tp_status read_value(reader *r, int row, int line) {
     const char *s = scalar(r, &n);
     tp_quote(shown, sizeof shown, s, n);
     if (k->type != TP_KEY_TEXT && !is_plain(r))
-        return tp_fail(r->c, TP_EARG, "%s:%d: %s must %s, got the text \"%s\": leave out the quotes",
-                       r->name, line, k->name, words, shown);
+        return tp_fail(r->c, TP_EARG,
+                       "%s:%d: %s must %s, got the text \"%s\": leave out the quotes", r->name,
+                       line, k->name, words, shown);
     const char *why = tp_config_put(r->cfg, row, s, n, words, sizeof words);
     if (why)
         return tp_fail(r->c, TP_EARG, "%s:%d: %s must %s, got \"%s\"", r->name, line, k->name, why,
@@ -122,16 +124,18 @@ static tp_status read_value(reader *r, int row, int line) {
     return TP_OK;
 }
 
-/* A key that the top level or `group` does not have, with the way to write it where that is plain. */
+/* A key that the top level or `group` does not have, with the way to write it where that is plain.
+ */
 static tp_status wrong_place(reader *r, const char *group, const char *key, const char *full,
                              int line) {
     const char *dot = strchr(key, '.');
     if (dot && tp_config_find(key, strlen(key)) >= 0)
         return tp_fail(r->c, TP_EARG, "%s:%d: %s: write it as '%.*s:' with '%s:' indented under it",
                        r->name, line, key, (int)(dot - key), key, dot + 1);
-    if (group && (tp_config_find(key, strlen(key)) >= 0 || tp_config_group_row(key, strlen(key)) >= 0))
-        return tp_fail(r->c, TP_EARG, "%s:%d: %s does not belong under %s: do not indent it", r->name,
-                       line, key, group);
+    if (group &&
+        (tp_config_find(key, strlen(key)) >= 0 || tp_config_group_row(key, strlen(key)) >= 0))
+        return tp_fail(r->c, TP_EARG, "%s:%d: %s does not belong under %s: do not indent it",
+                       r->name, line, key, group);
     return unknown_key(r, line, full);
 }
 
@@ -188,12 +192,13 @@ static tp_status read_stream(reader *r) {
         return tp_fail(r->c, TP_EFORMAT, "%s: holds no configuration", r->name);
     if ((st = next(r))) return st;
     if (r->event.type != YAML_MAPPING_START_EVENT)
-        return tp_fail(r->c, TP_EFORMAT, "%s:%d: not a configuration: 'key: value' lines are wanted",
-                       r->name, line_of(r->event.start_mark));
+        return tp_fail(r->c, TP_EFORMAT,
+                       "%s:%d: not a configuration: 'key: value' lines are wanted", r->name,
+                       line_of(r->event.start_mark));
     if ((st = read_group(r, NULL)) || (st = next(r)) || (st = next(r))) return st;
     if (r->event.type != YAML_STREAM_END_EVENT)
-        return tp_fail(r->c, TP_EFORMAT, "%s:%d: a second document (---); configs have one", r->name,
-                       line_of(r->event.start_mark));
+        return tp_fail(r->c, TP_EFORMAT, "%s:%d: a second document (---); configs have one",
+                       r->name, line_of(r->event.start_mark));
     return TP_OK;
 }
 

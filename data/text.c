@@ -10,16 +10,16 @@
 #include <string.h>
 #include <unistd.h>
 
-void tp_text_init(tp_text *t, tp_ctx *c) { *t = (tp_text){.c = c}; }
+void tp_text_init(tp_text *t, tp_ctx *c) {
+    *t = (tp_text){.c = c};
+}
 
-void tp_text_clear(tp_text *t)
-{
+void tp_text_clear(tp_text *t) {
     tp_free(t->at);
     tp_text_init(t, t->c);
 }
 
-static bool reserve(tp_text *t, size_t more)
-{
+static bool reserve(tp_text *t, size_t more) {
     if (t->failed) return false;
     if (more >= SIZE_MAX / 2 - t->len) {
         tp_fail(t->c, TP_ENOMEM, "text: more than %zu bytes", SIZE_MAX / 2);
@@ -36,18 +36,18 @@ static bool reserve(tp_text *t, size_t more)
     return true;
 }
 
-void tp_text_add(tp_text *t, const char *bytes, size_t n)
-{
+void tp_text_add(tp_text *t, const char *bytes, size_t n) {
     if (!reserve(t, n)) return;
     if (n) memcpy(t->at + t->len, bytes, n);
     t->len += n;
     t->at[t->len] = 0;
 }
 
-void tp_text_puts(tp_text *t, const char *s) { tp_text_add(t, s, strlen(s)); }
+void tp_text_puts(tp_text *t, const char *s) {
+    tp_text_add(t, s, strlen(s));
+}
 
-void tp_text_printf(tp_text *t, const char *fmt, ...)
-{
+void tp_text_printf(tp_text *t, const char *fmt, ...) {
     va_list ap, again;
     va_start(ap, fmt);
     va_copy(again, ap);
@@ -60,8 +60,7 @@ void tp_text_printf(tp_text *t, const char *fmt, ...)
     va_end(ap);
 }
 
-int tp_utf8_decode(uint32_t *code, const char *s, size_t n)
-{
+int tp_utf8_decode(uint32_t *code, const char *s, size_t n) {
     static const uint32_t smallest[5] = {0, 0, 0x80, 0x800, 0x10000};
     if (!n) return 0;
     unsigned char b = (unsigned char)s[0];
@@ -78,8 +77,7 @@ int tp_utf8_decode(uint32_t *code, const char *s, size_t n)
     return len;
 }
 
-void tp_text_json(tp_text *t, const char *s)
-{
+void tp_text_json(tp_text *t, const char *s) {
     tp_text_add(t, "\"", 1);
     for (size_t n = strlen(s); n;) {
         uint32_t code = 0;
@@ -101,14 +99,12 @@ void tp_text_json(tp_text *t, const char *s)
 }
 
 /* What YAML calls printable and does not treat as a line break or byte order mark. */
-static bool yaml_plain(uint32_t code)
-{
+static bool yaml_plain(uint32_t code) {
     return (code >= 0x20 && code < 0x7F) || (code >= 0xA0 && code < 0x2028) ||
            (code > 0x2029 && code < 0xFEFF) || (code > 0xFEFF && code <= 0xFFFD) || code >= 0x10000;
 }
 
-void tp_text_yaml(tp_text *t, const char *s)
-{
+void tp_text_yaml(tp_text *t, const char *s) {
     tp_text_add(t, "\"", 1);
     for (size_t n = strlen(s); n;) {
         uint32_t code = 0;
@@ -129,22 +125,20 @@ void tp_text_yaml(tp_text *t, const char *s)
     tp_text_add(t, "\"", 1);
 }
 
-/* printf and strtod follow the thread's locale ("0,1"); every number in a file is in the C locale. */
-static locale_t locale_enter(locale_t *plain)
-{
+/* printf and strtod follow the thread's locale ("0,1"); every number in a file is in the C locale.
+ */
+static locale_t locale_enter(locale_t *plain) {
     *plain = newlocale(LC_ALL_MASK, "C", (locale_t)0);
     return *plain ? uselocale(*plain) : (locale_t)0;
 }
 
-static void locale_leave(locale_t plain, locale_t before)
-{
+static void locale_leave(locale_t plain, locale_t before) {
     if (!plain) return;
     uselocale(before);
     freelocale(plain);
 }
 
-void tp_f64_print(char out[TP_F64_TEXT], double v)
-{
+void tp_f64_print(char out[TP_F64_TEXT], double v) {
     locale_t plain, before = locale_enter(&plain);
     for (int digits = 15; digits <= 17; digits++) {
         snprintf(out, TP_F64_TEXT, "%.*g", digits, v);
@@ -161,15 +155,13 @@ void tp_f64_print(char out[TP_F64_TEXT], double v)
     memmove(to, from, strlen(from) + 1);
 }
 
-static size_t digits_at(const char *s, size_t n)
-{
+static size_t digits_at(const char *s, size_t n) {
     size_t k = 0;
     while (k < n && s[k] >= '0' && s[k] <= '9') k++;
     return k;
 }
 
-const char *tp_f64_parse(double *out, const char *s, size_t n)
-{
+const char *tp_f64_parse(double *out, const char *s, size_t n) {
     static const char *const not_number = "be a number such as 12, 0.5 or 1e-4";
     char text[64];
     size_t i = 0;
@@ -205,8 +197,7 @@ const char *tp_f64_parse(double *out, const char *s, size_t n)
     return NULL;
 }
 
-const char *tp_i64_parse(int64_t *out, const char *s, size_t n)
-{
+const char *tp_i64_parse(int64_t *out, const char *s, size_t n) {
     size_t i = n && (s[0] == '-' || s[0] == '+');
     bool negative = i && s[0] == '-';
     if (i == n || digits_at(s + i, n - i) != n - i) return "be a whole number written in digits";
@@ -222,8 +213,7 @@ const char *tp_i64_parse(int64_t *out, const char *s, size_t n)
     return NULL;
 }
 
-const char *tp_quote(char *out, size_t cap, const char *s, size_t n)
-{
+const char *tp_quote(char *out, size_t cap, const char *s, size_t n) {
     static const char more[] = "…";
     size_t o = 0;
     for (size_t i = 0; i < n;) {
@@ -232,7 +222,8 @@ const char *tp_quote(char *out, size_t cap, const char *s, size_t n)
         bool shown = len && code >= 0x20 && code != 0x7F && !(code >= 0x80 && code < 0xA0);
         size_t bytes = shown ? (size_t)len : 1;
         if (o + bytes + sizeof more > cap) {
-            if (o + sizeof more <= cap) memcpy(out + o, more, sizeof more - 1), o += sizeof more - 1;
+            if (o + sizeof more <= cap)
+                memcpy(out + o, more, sizeof more - 1), o += sizeof more - 1;
             break;
         }
         if (shown)
@@ -246,8 +237,7 @@ const char *tp_quote(char *out, size_t cap, const char *s, size_t n)
     return out;
 }
 
-tp_status tp_write_file(tp_ctx *c, const char *path, const void *bytes, size_t n)
-{
+tp_status tp_write_file(tp_ctx *c, const char *path, const void *bytes, size_t n) {
     tp_text tmp;
     tp_text_init(&tmp, c);
     tp_text_printf(&tmp, "%s.tmp", path);

@@ -23,7 +23,8 @@ void tp_text_clear(tp_text *t); /* frees; the text may be used again */
 void tp_text_add(tp_text *t, const char *bytes, size_t n);
 void tp_text_puts(tp_text *t, const char *s);
 void tp_text_printf(tp_text *t, const char *fmt, ...) TP_PRINTF(2, 3);
-/* s as a JSON string (RFC 8259, section 7) with its quotes. Bytes that are not UTF-8 become U+FFFD. */
+/* s as a JSON string (RFC 8259, section 7) with its quotes. Bytes that are not UTF-8 become U+FFFD.
+ */
 void tp_text_json(tp_text *t, const char *s);
 /* s as a double-quoted YAML scalar that libyaml reads back to the same bytes; s must be UTF-8. */
 void tp_text_yaml(tp_text *t, const char *s);
