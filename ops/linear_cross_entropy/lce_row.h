@@ -58,11 +58,12 @@ static inline float lce_block_sum(const float *e, int n)
     return v16_sum(lanes);
 }
 
-/* Takes entries s[0..n-1], n <= LCE_BLOCK, into the row. */
+/* Takes entries s[0..n-1], 1 <= n <= LCE_BLOCK, into the row. */
 static inline void lce_row_block(lce_row *r, const float *s, int n, bool first)
 {
     float e[LCE_BLOCK], q[LCE_BLOCK], m = lce_block_max(s, n);
     if (!first && r->m > m) m = r->m;
+    if (n < 1) return;
     for (int i = 0; i < n; i++) {
         float d = s[i] - m, w = tp_expf(d);
         e[i] = w;
@@ -87,13 +88,29 @@ static inline void lce_row_take(lce_row *r, const float *s, int64_t v0, int64_t 
     if (target >= v0 && target < v0 + n) r->target = s[target - v0];
 }
 
+/* ln x for normal x > 0: x = 2^e f with f in [sqrt(1/2), sqrt 2), ln f = 2 atanh(q), q = (f-1)/(f+1),
+ * by atanh's series, whose first term left out is below 2^-25 of the result. NaN stays NaN. */
+static inline float lce_logf(float x)
+{
+    if (!(x < 3.0e38f)) return x;
+    uint32_t u = tp_f32_to_bits(x) - 0x3F3504F3u; /* - sqrt(1/2): the exponent is then e */
+    int32_t e = (int32_t)u >> 23;
+    float f = tp_bits_to_f32((u & 0x7FFFFFu) + 0x3F3504F3u), q = (f - 1.0f) / (f + 1.0f), z = q * q;
+    float p = 0.111111111f;
+    p = fmaf(p, z, 0.142857143f);
+    p = fmaf(p, z, 0.2f);
+    p = fmaf(p, z, 0.333333333f);
+    float r = fmaf(q * z, 2.0f * p, 2.0f * q);
+    return fmaf((float)e, 0.693359375f, fmaf((float)e, -2.12194440e-4f, r));
+}
+
 typedef struct lce_stats {
     float logprob, entropy, lse;
 } lce_stats;
 /* The entropy from sums relative to m: lse - Σ p s would cancel for large logits. */
 static inline lce_stats lce_row_end(const lce_row *r)
 {
-    float log_sum = tp_logf(r->sum);
+    float log_sum = lce_logf(r->sum);
     return (lce_stats){(r->target - r->m) - log_sum, log_sum - r->es / r->sum, r->m + log_sum};
 }
 
