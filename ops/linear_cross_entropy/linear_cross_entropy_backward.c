@@ -32,10 +32,11 @@ static tp_status backward_oracle(const tp_call *k)
     lce_dims d = lce_dims_of(k);
     tp_status st = lce_check_targets(k);
     if (st) return st;
+    const lce_attr *at = k->attr;
     double *s = tp_malloc(k->ctx, (size_t)d.v * sizeof *s), *out[2];
     if (!s) return TP_ENOMEM;
     for (int j = 0; j < 2; j++) {
-        out[j] = tp_f64(k->out[j]);
+        out[j] = (j ? at->no_dw : at->no_dx) ? NULL : tp_f64(k->out[j]);
         if (out[j]) memset(out[j], 0, (size_t)tp_numel(k->out[j]) * sizeof(double));
     }
     for (int64_t i = 0; i < d.n; i++) {

@@ -365,10 +365,12 @@ static size_t train_workspace(const tp_call *k)
 
 /* ---- rows ---------------------------------------------------------------------------------------------- */
 /* Per-token inputs may be strided (a summed loss sends back one value, expanded). */
+static bool dense(const tp_tensor *t) { return tp_numel(t) == 0 || tp_contiguous(t); }
+
 static const char *decline(const tp_call *k)
 {
-    if (!tp_contiguous(k->in[LCE_X])) return "x is strided";
-    if (!tp_contiguous(k->in[LCE_W])) return "w is strided";
+    if (!dense(k->in[LCE_X])) return "x is strided";
+    if (!dense(k->in[LCE_W])) return "w is strided";
     return tp_decline_unless_f32(k);
 }
 
