@@ -23,6 +23,8 @@ enum { NR = NV * TP_LANES };
 typedef struct tile {
     const float *a, *b; /* packed: a[k*MR + i], b[k*NR + j] */
     int64_t k;
+    const char *ahead; /* memory wanted soon: runs of ahead_lines cache lines, ahead_stride apart */
+    int64_t ahead_lines, ahead_stride;
     const float *from; /* the chain so far, or NULL at its start */
     int64_t from_ld;
     int from_cols, cols; /* columns that exist at from and at to */
@@ -69,16 +71,27 @@ INLINE void tile_rows(const int mr, const tile *t) {
 #pragma GCC unroll 2
             for (int v = 0; v < NV; v++) acc[i][v] = v16_zero();
     }
-    const float *a = t->a, *b = t->b;
-    for (int64_t k = t->k; k > 0; k--, a += MR, b += NR) {
-        v16 bk[NV];
-#pragma GCC unroll 2
-        for (int v = 0; v < NV; v++) bk[v] = v16_load(b + v * TP_LANES);
 #pragma GCC unroll 14
-        for (int i = 0; i < mr; i++) {
-            v16 ai = v16_set1(a[i]);
+    for (int i = 0; i < mr; i++) /* C is far: ask for it now, it is wanted after k steps */
 #pragma GCC unroll 2
-            for (int v = 0; v < NV; v++) acc[i][v] = v16_fma(ai, bk[v], acc[i][v]);
+        for (int v = 0; v < NV; v++) __builtin_prefetch(t->to + i * t->to_ld + v * TP_LANES, 1, 3);
+    const float *a = t->a, *b = t->b;
+    const char *run = t->ahead;
+    for (int64_t k = t->k; k > 0; run += t->ahead_stride) {
+        int64_t steps = k < t->ahead_lines ? k : t->ahead_lines;
+        const char *ahead = run;
+        k -= steps;
+        for (; steps > 0; steps--, a += MR, b += NR, ahead += 64) {
+            v16 bk[NV];
+#pragma GCC unroll 2
+            for (int v = 0; v < NV; v++) bk[v] = v16_load(b + v * TP_LANES);
+            __builtin_prefetch(ahead, 0, 2);
+#pragma GCC unroll 14
+            for (int i = 0; i < mr; i++) {
+                v16 ai = v16_set1(a[i]);
+#pragma GCC unroll 2
+                for (int v = 0; v < NV; v++) acc[i][v] = v16_fma(ai, bk[v], acc[i][v]);
+            }
         }
     }
     const float *left = t->left;
@@ -112,20 +125,22 @@ INLINE void tile_rows(const int mr, const tile *t) {
     }
 TILE(1)
 TILE(2)
-TILE(3) TILE(4)
+TILE(3)
+TILE(4)
 #if TP_ISA >= 3
-    TILE(5) TILE(6)
+TILE(5)
+TILE(6)
 #endif
 #if TP_ISA >= 4
-        TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
+    TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
 #endif
-            static void (*const tiles[MR + 1])(const tile *) = {
-                NULL,   tile_1, tile_2, tile_3,  tile_4,
+        static void (*const tiles[MR + 1])(const tile *) = {
+            NULL,   tile_1, tile_2, tile_3,  tile_4,
 #if TP_ISA >= 3
-                tile_5, tile_6,
+            tile_5, tile_6,
 #endif
 #if TP_ISA >= 4
-                tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14,
+            tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14,
 #endif
 };
 
@@ -193,6 +208,43 @@ static void pack_b(float *dst, int count, int64_t kc, const float *src, int64_t 
     pack_panel(dst, NR, count, kc, src, cs, rs);
 }
 
+/* ---- prefetching -------------------------------------------------------------------------------
+ */
+/* Operands are packed in short runs from many rows, which the hardware does not foresee. So while
+ * one piece is multiplied, the lines of the next are asked for, one in each step of k. */
+typedef struct ahead {
+    const char *run;
+    int64_t lines, stride; /* cache lines of a run; bytes from run to run */
+    int64_t runs;          /* left */
+} ahead;
+
+/* The lines of src[i*s_i + k*s_k], i < count, k < kc. */
+static ahead ahead_of(const float *src, int64_t s_i, int64_t s_k, int64_t count, int64_t kc) {
+    ahead w = {0};
+    if (count <= 0 || kc <= 0 || (s_i != 1 && s_k != 1)) return w;
+    w.run = (const char *)src;
+    w.runs = s_i == 1 ? kc : count;
+    w.lines = gemm_ceil_div((s_i == 1 ? count : kc) * (int64_t)sizeof(float), 64);
+    w.stride = (s_i == 1 ? s_k : s_i) * (int64_t)sizeof(float);
+    return w;
+}
+
+/* Gives tile t its share of w, or, where nothing is left, lines that it has in cache anyway. */
+static void ask_ahead(tile *t, ahead *w) {
+    if (w->runs <= 0) {
+        t->ahead = (const char *)t->b;
+        t->ahead_lines = t->k;
+        t->ahead_stride = 0;
+        return;
+    }
+    int64_t runs = gemm_ceil_div(t->k, w->lines);
+    t->ahead = w->run;
+    t->ahead_lines = w->lines;
+    t->ahead_stride = w->stride;
+    w->runs -= runs;
+    w->run += w->stride * runs;
+}
+
 /* ---- blocks and tasks ---------------------------------------------------------------------------
  */
 typedef struct block { /* a part of C with its packed operands and buffers */
@@ -210,7 +262,8 @@ static int64_t panel_row(const block *x, int64_t i) {
 }
 
 /* One tile through all the leaves, or the part of a leaf, that the stage [k0, k0+kc) holds. */
-static void run_tile(const block *x, int64_t k0, int64_t kc, int64_t i, int64_t j, const float *b) {
+static void run_tile(const block *x, int64_t k0, int64_t kc, int64_t i, int64_t j, const float *b,
+                     ahead *next) {
     const tp_gemm *g = x->g;
     const gemm_plan *p = x->p;
     int64_t r0 = panel_row(x, i), mr = panel_row(x, i + 1) - r0, c0 = j * NR;
@@ -249,43 +302,63 @@ static void run_tile(const block *x, int64_t k0, int64_t kc, int64_t i, int64_t 
             t.to = buf + p->levels * step;
             t.to_ld = t.cols = NR;
         }
+        ask_ahead(&t, next);
         tiles[mr](&t);
         k = end;
     }
 }
 
-static void run_stage(const block *x, int64_t k0, int64_t kc) {
+static const float *a_at(const block *x, int64_t i, int64_t k) {
+    return x->g->a + (x->row + panel_row(x, i)) * x->g->a_rs + k * x->g->a_cs;
+}
+static const float *b_at(const block *x, int64_t j, int64_t k) {
+    return x->g->b + k * x->g->b_rs + (x->col + j * NR) * x->g->b_cs;
+}
+
+/* The panels of B at [j0, j1) against all of the block's rows. A is packed, panel by panel, with
+ * the first of them. */
+static void run_group(const block *x, int64_t k0, int64_t kc, int64_t j0, int64_t j1,
+                      ahead next_b) {
     const tp_gemm *g = x->g;
-    for (int64_t i = 0; i < x->row_panels; i++) {
-        int64_t r0 = panel_row(x, i);
-        pack_a(x->a + i * MR * x->p->kc, (int)(panel_row(x, i + 1) - r0), kc,
-               g->a + (x->row + r0) * g->a_rs + k0 * g->a_cs, g->a_rs, g->a_cs);
-    }
+    for (int64_t j = j0; j < j1; j++)
+        pack_b(x->b + (j - j0) * NR * kc, (int)gemm_min(NR, x->cols - j * NR), kc, b_at(x, j, k0),
+               g->b_rs, g->b_cs);
+    for (int64_t j = j0; j < j1; j++)
+        for (int64_t i = 0; i < x->row_panels; i++) {
+            ahead next_a = {0};
+            if (j == 0) {
+                pack_a(x->a + i * MR * x->p->kc, (int)(panel_row(x, i + 1) - panel_row(x, i)), kc,
+                       a_at(x, i, k0), g->a_rs, g->a_cs);
+                if (i + 1 < x->row_panels)
+                    next_a = ahead_of(a_at(x, i + 1, k0), g->a_rs, g->a_cs,
+                                      panel_row(x, i + 2) - panel_row(x, i + 1), kc);
+            }
+            run_tile(x, k0, kc, i, j, x->b + (j - j0) * NR * kc, next_a.runs ? &next_a : &next_b);
+        }
+}
+
+static void run_stage(const block *x, int64_t k0, int64_t kc, int64_t next_kc) {
+    const tp_gemm *g = x->g;
     int64_t panels = gemm_ceil_div(x->cols, NR);
     for (int64_t j0 = 0; j0 < panels; j0 += GEMM_GROUP) {
         int64_t j1 = gemm_min(j0 + GEMM_GROUP, panels);
-        for (int64_t j = j0; j < j1; j++)
-            pack_b(x->b + (j - j0) * NR * kc, (int)gemm_min(NR, x->cols - j * NR), kc,
-                   g->b + k0 * g->b_rs + (x->col + j * NR) * g->b_cs, g->b_rs, g->b_cs);
-        for (int64_t j = j0; j < j1; j++)
-            for (int64_t i = 0; i < x->row_panels; i++)
-                run_tile(x, k0, kc, i, j, x->b + (j - j0) * NR * kc);
+        bool last = j1 == panels; /* then the next stage's first group comes */
+        int64_t j2 = last ? 0 : j1, kn = last ? next_kc : kc;
+        int64_t cols = gemm_min(GEMM_GROUP * NR, x->cols - j2 * NR);
+        ahead next_b = ahead_of(b_at(x, j2, last ? k0 + kc : k0), g->b_cs, g->b_rs, cols, kn);
+        run_group(x, k0, kc, j0, j1, next_b);
     }
 }
 
 static void run_block(block *x) {
     const gemm_plan *p = x->p;
-    int64_t k = x->g->k;
+    int64_t k = x->g->k, leaf_end = 0, k1;
     x->row_panels = gemm_ceil_div(x->rows, MR);
     x->tiles = p->local ? 1 : x->row_panels * gemm_ceil_div(x->cols, NR);
-    if (p->stages_per_leaf == 1) {
-        for (int64_t k0 = 0; k0 < k; k0 += p->kc) run_stage(x, k0, gemm_min(p->kc, k - k0));
-        return;
-    }
-    for (int64_t leaf = 0; leaf < p->leaves; leaf++) {
-        int64_t end = gemm_min((leaf + 1) * p->leaf, k);
-        for (int64_t k0 = leaf * p->leaf; k0 < end; k0 += p->kc)
-            run_stage(x, k0, gemm_min(p->kc, end - k0));
+    for (int64_t k0 = 0; k0 < k; k0 = k1) { /* a stage ends where its leaf does */
+        if (k0 == leaf_end) leaf_end = gemm_min(k0 + p->leaf * p->leaves_per_stage, k);
+        k1 = gemm_min(k0 + p->kc, leaf_end);
+        run_stage(x, k0, k1 - k0, gemm_min(p->kc, k - k1));
     }
 }
 

@@ -5,12 +5,24 @@
 #define TP_GEMM_PLAN_H
 #include "ops/matmul/gemm.h"
 
+#ifndef X_GEMM_KC
+#define X_GEMM_KC 384
+#endif
+#ifndef X_GEMM_MC
+#define X_GEMM_MC 336
+#endif
+#ifndef X_GEMM_NC
+#define X_GEMM_NC 2048
+#endif
+#ifndef X_GEMM_GROUP
+#define X_GEMM_GROUP 4
+#endif
 enum {
-    GEMM_KC = 384,      /* k steps packed at a time: a B panel of 32 columns is then 48 KiB */
-    GEMM_MC = 336,      /* rows of A packed at a time: with KC, half of a 1 MiB L2 */
-    GEMM_NC = 2048,     /* columns of C between two returns to the same k: keeps C in L3 */
+    GEMM_KC = X_GEMM_KC,      /* k steps packed at a time: a B panel of 32 columns is then 48 KiB */
+    GEMM_MC = X_GEMM_MC,      /* rows of A packed at a time: with KC, half of a 1 MiB L2 */
+    GEMM_NC = X_GEMM_NC,     /* columns of C between two returns to the same k: keeps C in L3 */
     GEMM_NC_TREE = 512, /* the same where partial sums lie in buffers of their own */
-    GEMM_GROUP = 4      /* B panels packed together, so that memory is read in longer runs */
+    GEMM_GROUP = X_GEMM_GROUP      /* B panels packed together, so that memory is read in longer runs */
 };
 
 /* C is cut into tasks_m x tasks_n tasks, one thread each. A task is cut into blocks of mc x nc, a
