@@ -112,7 +112,7 @@ static bool see(void *arg, int64_t step, const tp_metric *m, int n) {
 static void test_bits_come_back(void **state) {
     tp_ctx *c = *state;
     for (uint64_t trial = 0; trial < 50; trial++) {
-        char keys[32][8];
+        char keys[32][16];
         tp_metric r[33];
         for (int i = 0; i < 32; i++) {
             uint32_t w[4];
