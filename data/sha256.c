@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(TP_SHA_PORTABLE)
 #define TP_SHA_NI 1
 #include <cpuid.h>
 #include <immintrin.h>
