@@ -58,8 +58,7 @@ static tp_status backward_oracle(const tp_call *k) {
     return TP_OK;
 }
 
-/* ---- the forward kernel: rows are copied, whatever their type
- * --------------------------------------- */
+/* ---- the forward kernel: rows are copied, whatever their type ------------------------------- */
 typedef struct rows {
     const int32_t *ids;
     const char *table;
@@ -87,8 +86,7 @@ static const char *embedding_decline(const tp_call *k) {
     return tp_contiguous(k->in[0]) && tp_contiguous(k->in[1]) ? NULL : "an input is strided";
 }
 
-/* ---- builders and gradients
- * ----------------------------------------------------------------------- */
+/* ---- builders and gradients ----------------------------------------------------------------- */
 tp_tensor *tp_embedding(tp_ctx *c, tp_tensor *ids, tp_tensor *table) {
     return tp_op1(c, &op_embedding, NULL, ids, table);
 }

@@ -19,15 +19,10 @@ TP_CPU_DECLARE(layernorm_cpu);
 TP_CPU_DECLARE(add_layernorm_cpu);
 TP_CPU_DECLARE(layernorm_backward_cpu);
 
-static tp_status check_eps(const tp_call *k) {
-    double eps = ((const tp_norm_attr *)k->attr)->eps;
-    return eps > 0 ? TP_OK : tp_refuse(k, TP_EARG, "eps must be above 0, got %g", eps);
-}
-
 static tp_status layernorm_infer(tp_call *k) {
     tp_status st;
     if ((st = tp_norm_need_x(k, 0, "x")) || (st = tp_norm_need_row(k, 0, 1, "w")) ||
-        (st = tp_norm_need_row(k, 0, 2, "b")) || (st = check_eps(k)) ||
+        (st = tp_norm_need_row(k, 0, 2, "b")) || (st = tp_norm_need_eps(k)) ||
         (st = tp_out_like(k, k->in[0])) || (st = tp_norm_out_stat(k, k->in[0])))
         return st;
     return tp_norm_out_stat(k, k->in[0]);
@@ -37,8 +32,8 @@ static tp_status add_layernorm_infer(tp_call *k) {
     tp_status st;
     if ((st = tp_norm_need_x(k, 0, "x")) || (st = tp_need_same(k, 0, 1, "x and residual")) ||
         (st = tp_norm_need_row(k, 0, 2, "w")) || (st = tp_norm_need_row(k, 0, 3, "b")) ||
-        (st = check_eps(k)) || (st = tp_out_like(k, k->in[0])) || (st = tp_out_like(k, k->in[0])) ||
-        (st = tp_norm_out_stat(k, k->in[0])))
+        (st = tp_norm_need_eps(k)) || (st = tp_out_like(k, k->in[0])) ||
+        (st = tp_out_like(k, k->in[0])) || (st = tp_norm_out_stat(k, k->in[0])))
         return st;
     return tp_norm_out_stat(k, k->in[0]);
 }
@@ -59,8 +54,7 @@ static tp_status backward_infer(tp_call *k) {
     return tp_norm_out_gradients(k, k->in[1], k->in[2]);
 }
 
-/* ---- in double ----------------------------------------------------------------------------------
- */
+/* ---- in double ------------------------------------------------------------------------------ */
 static void normalise(const tp_call *k, const double *x, tp_tensor *const wb[2],
                       tp_tensor *out[3]) {
     int64_t channels = tp_dim(out[0], -1), rows = tp_numel(out[1]);
@@ -125,8 +119,7 @@ static tp_status backward_oracle(const tp_call *k) {
     return TP_OK;
 }
 
-/* ---- builders and gradients
- * ----------------------------------------------------------------------- */
+/* ---- builders and gradients ----------------------------------------------------------------- */
 tp_tensor *tp_layernorm(tp_ctx *c, tp_tensor *x, tp_tensor *w, tp_tensor *b, double eps) {
     return tp_op1(c, &op_layernorm, &((tp_norm_attr){eps}), x, w, b);
 }
@@ -174,8 +167,7 @@ static double backward_flops(const tp_call *k) {
     return 14.0 * (double)tp_numel(k->in[1]);
 }
 
-/* ---- samples
- * -------------------------------------------------------------------------------------- */
+/* ---- samples -------------------------------------------------------------------------------- */
 #define EPS(e)                                                                                     \
     &(const tp_norm_attr) {                                                                        \
         e                                                                                          \

@@ -30,6 +30,11 @@ tp_status tp_norm_need_x(const tp_call *k, int i, const char *arg) {
     return TP_OK;
 }
 
+tp_status tp_norm_need_eps(const tp_call *k) {
+    double eps = ((const tp_norm_attr *)k->attr)->eps;
+    return eps > 0 ? TP_OK : tp_refuse(k, TP_EARG, "eps must be above 0, got %g", eps);
+}
+
 tp_status tp_norm_out_stat(tp_call *k, const tp_tensor *x) {
     return tp_out(k, x->dtype == TP_F64 ? TP_F64 : TP_F32, x->ndim - 1, x->shape);
 }

@@ -1,52 +1,17 @@
 /* The row kernels of layernorm and rmsnorm, forward and backward: rmsnorm is the same without the
  * mean. Included by their *_cpu.c only, which define NORM_CENTRE as 1 (layernorm) or 0 (rmsnorm).
  *
- * A row is read from memory once: the passes over it after the first hit the L1 cache. Sums run in
- * 4 x 16 lanes (four chains hide the latency of an addition), element i in lane i mod 64, and then
- * fold in one written order; so a row's bits depend on its length only. */
+ * A row is read from memory once: the passes over it after the first hit the L1 cache. Sums
+ * run in the lanes of lanes.h. */
 #ifndef TP_NORM_ROWS_H
 #define TP_NORM_ROWS_H
+#include "ops/layernorm/lanes.h"
 #include "ops/layernorm/leaves.h"
 #include "ops/layernorm/norm_op.h"
-#include "ops/simd.h"
 
-enum { NORM_CHAINS = 4, NORM_STEP = NORM_CHAINS * TP_LANES, NORM_GRAIN = 1 << 14 };
+enum { NORM_GRAIN = 1 << 14 }; /* values per chunk of rows */
 
-/* Values i..i+n-1; n is the constant 16 in main loops, less only at a row's end. */
-static inline v16 norm_load(const float *p, int n) {
-    return n == 16 ? v16_load(p) : v16_load_n(p, n);
-}
-static inline void norm_store(float *p, v16 a, int n) {
-    if (n == 16)
-        v16_store(p, a);
-    else
-        v16_store_n(p, a, n);
-}
-static inline float norm_fold(const v16 acc[NORM_CHAINS]) {
-    return v16_sum(v16_add(v16_add(acc[0], acc[1]), v16_add(acc[2], acc[3])));
-}
-/* Runs body(i, n, j) over [0,channels): n values from i on belong to chain j. Unrolled,
- * tail included: a chain chosen by a variable would live in memory, not in a register. */
-#define NORM_EACH(channels, body)                                                                  \
-    do {                                                                                           \
-        int64_t i_ = 0, end_ = (channels);                                                         \
-        for (; i_ + NORM_STEP <= end_; i_ += NORM_STEP) {                                          \
-            body(i_, 16, 0);                                                                       \
-            body(i_ + 16, 16, 1);                                                                  \
-            body(i_ + 32, 16, 2);                                                                  \
-            body(i_ + 48, 16, 3);                                                                  \
-        }                                                                                          \
-        if (i_ < end_) body(i_, norm_left(end_ - i_), 0);                                          \
-        if (i_ + 16 < end_) body(i_ + 16, norm_left(end_ - i_ - 16), 1);                           \
-        if (i_ + 32 < end_) body(i_ + 32, norm_left(end_ - i_ - 32), 2);                           \
-        if (i_ + 48 < end_) body(i_ + 48, norm_left(end_ - i_ - 48), 3);                           \
-    } while (0)
-static inline int norm_left(int64_t n) {
-    return n < 16 ? (int)n : 16;
-}
-
-/* ---- forward ------------------------------------------------------------------------------------
- */
+/* ---- forward -------------------------------------------------------------------------------- */
 typedef struct norm_forward {
     int64_t channels;
     float eps, inverse_channels;
@@ -57,55 +22,54 @@ typedef struct norm_forward {
 static inline void norm_forward_row(const norm_forward *a, int64_t row) {
     int64_t channels = a->channels, at = row * channels;
     const float *x = a->x + at;
-    v16 sums[NORM_CHAINS], squares[NORM_CHAINS];
-    for (int j = 0; j < NORM_CHAINS; j++) sums[j] = squares[j] = v16_zero();
+    v16 sums[LANES_CHAINS], squares[LANES_CHAINS];
+    for (int j = 0; j < LANES_CHAINS; j++) sums[j] = squares[j] = v16_zero();
     if (a->residual) { /* the only pass that reads x and residual; the rest reads sum */
         const float *residual = a->residual + at;
         float *sum = a->sum + at;
 #define ADD(i, n, j)                                                                               \
-    norm_store(sum + (i), v16_add(norm_load(x + (i), n), norm_load(residual + (i), n)), n)
-        NORM_EACH(channels, ADD);
+    lanes_store(sum + (i), v16_add(lanes_load(x + (i), n), lanes_load(residual + (i), n)), n)
+        LANES_EACH(channels, ADD);
 #undef ADD
         x = sum;
     }
     float mean = 0;
     if (NORM_CENTRE) {
-#define SUM(i, n, j) sums[j] = v16_add(sums[j], norm_load(x + (i), n))
-        NORM_EACH(channels, SUM);
+#define SUM(i, n, j) sums[j] = v16_add(sums[j], lanes_load(x + (i), n))
+        LANES_EACH(channels, SUM);
 #undef SUM
-        mean = norm_fold(sums) * a->inverse_channels;
+        mean = lanes_fold(sums) * a->inverse_channels;
     }
     /* deviations beyond the row's end must be 0, not -mean: hence the load of n means */
     float means[TP_LANES];
     v16_store(means, v16_set1(mean));
 #define SQUARE(i, n, j)                                                                            \
     do {                                                                                           \
-        v16 d = norm_load(x + (i), n);                                                             \
-        if (NORM_CENTRE) d = v16_sub(d, norm_load(means, n));                                      \
+        v16 d = lanes_load(x + (i), n);                                                            \
+        if (NORM_CENTRE) d = v16_sub(d, lanes_load(means, n));                                     \
         squares[j] = v16_fma(d, d, squares[j]);                                                    \
     } while (0)
-    NORM_EACH(channels, SQUARE);
+    LANES_EACH(channels, SQUARE);
 #undef SQUARE
-    float rstd = 1.0f / sqrtf(norm_fold(squares) * a->inverse_channels + a->eps);
+    float rstd = 1.0f / sqrtf(lanes_fold(squares) * a->inverse_channels + a->eps);
     if (NORM_CENTRE) a->mean[row] = mean;
     a->rstd[row] = rstd;
     v16 mu = v16_set1(mean), r = v16_set1(rstd);
     float *y = a->y + at;
 #define WRITE(i, n, j)                                                                             \
     do {                                                                                           \
-        v16 d = norm_load(x + (i), n);                                                             \
+        v16 d = lanes_load(x + (i), n);                                                            \
         if (NORM_CENTRE) d = v16_sub(d, mu);                                                       \
         d = v16_mul(d, r);                                                                         \
-        v16 bias = a->b ? norm_load(a->b + (i), n) : v16_zero();                                   \
-        norm_store(y + (i), a->w ? v16_fma(d, norm_load(a->w + (i), n), bias) : v16_add(d, bias),  \
-                   n);                                                                             \
+        v16 bias = a->b ? lanes_load(a->b + (i), n) : v16_zero();                                  \
+        lanes_store(y + (i),                                                                       \
+                    a->w ? v16_fma(d, lanes_load(a->w + (i), n), bias) : v16_add(d, bias), n);     \
     } while (0)
-    NORM_EACH(channels, WRITE);
+    LANES_EACH(channels, WRITE);
 #undef WRITE
 }
 
-/* ---- backward -----------------------------------------------------------------------------------
- */
+/* ---- backward ------------------------------------------------------------------------------- */
 typedef struct norm_backward {
     int64_t channels, rows, leaves, rows_each;
     float inverse_channels;
@@ -116,7 +80,7 @@ typedef struct norm_backward {
 
 /* n = (x - mean) * rstd */
 static inline v16 norm_normalised(const float *x, int n, v16 mean, v16 rstd) {
-    v16 d = norm_load(x, n);
+    v16 d = lanes_load(x, n);
     return v16_mul(NORM_CENTRE ? v16_sub(d, mean) : d, rstd);
 }
 
@@ -126,22 +90,22 @@ static inline void norm_backward_row(const norm_backward *a, int64_t row, float 
     int64_t channels = a->channels, at = row * channels;
     const float *x = a->x + at, *dy = a->dy ? a->dy + at : NULL, *w = a->w;
     v16 mean = v16_set1(NORM_CENTRE ? a->mean[row] : 0.0f), rstd = v16_set1(a->rstd[row]);
-    v16 s1[NORM_CHAINS], s2[NORM_CHAINS];
-    for (int j = 0; j < NORM_CHAINS; j++) s1[j] = s2[j] = v16_zero();
+    v16 s1[LANES_CHAINS], s2[LANES_CHAINS];
+    for (int j = 0; j < LANES_CHAINS; j++) s1[j] = s2[j] = v16_zero();
 #define SUMS(i, n, j)                                                                              \
     do {                                                                                           \
-        v16 nx = norm_normalised(x + (i), n, mean, rstd), g = norm_load(dy + (i), n);              \
-        v16 dn = w ? v16_mul(g, norm_load(w + (i), n)) : g;                                        \
+        v16 nx = norm_normalised(x + (i), n, mean, rstd), g = lanes_load(dy + (i), n);             \
+        v16 dn = w ? v16_mul(g, lanes_load(w + (i), n)) : g;                                       \
         if (NORM_CENTRE) s1[j] = v16_add(s1[j], dn);                                               \
         s2[j] = v16_fma(dn, nx, s2[j]);                                                            \
-        if (leaf_w) norm_store(leaf_w + (i), v16_fma(g, nx, norm_load(leaf_w + (i), n)), n);       \
-        if (leaf_b) norm_store(leaf_b + (i), v16_add(norm_load(leaf_b + (i), n), g), n);           \
+        if (leaf_w) lanes_store(leaf_w + (i), v16_fma(g, nx, lanes_load(leaf_w + (i), n)), n);     \
+        if (leaf_b) lanes_store(leaf_b + (i), v16_add(lanes_load(leaf_b + (i), n), g), n);         \
     } while (0)
-    if (dy) NORM_EACH(channels, SUMS);
+    if (dy) LANES_EACH(channels, SUMS);
 #undef SUMS
-    float r = a->rstd[row], c0 = 0, c1 = r * (norm_fold(s2) * a->inverse_channels);
+    float r = a->rstd[row], c0 = 0, c1 = r * (lanes_fold(s2) * a->inverse_channels);
     if (a->drstd) c1 += a->drstd[row] * r * r * a->inverse_channels;
-    if (NORM_CENTRE) c0 = r * (norm_fold(s1) * a->inverse_channels);
+    if (NORM_CENTRE) c0 = r * (lanes_fold(s1) * a->inverse_channels);
     if (NORM_CENTRE && a->dmean) c0 -= a->dmean[row] * a->inverse_channels;
     v16 minus_c0 = v16_set1(-c0), by_n = v16_set1(c1);
     const float *dsum = a->dsum ? a->dsum + at : NULL;
@@ -151,13 +115,13 @@ static inline void norm_backward_row(const norm_backward *a, int64_t row, float 
     do {                                                                                           \
         v16 nx = norm_normalised(x + (i), n, mean, rstd), d = minus_c0;                            \
         if (dy) {                                                                                  \
-            v16 g = norm_load(dy + (i), n);                                                        \
-            d = v16_fma(w ? v16_mul(g, norm_load(w + (i), n)) : g, rstd, d);                       \
+            v16 g = lanes_load(dy + (i), n);                                                       \
+            d = v16_fma(w ? v16_mul(g, lanes_load(w + (i), n)) : g, rstd, d);                      \
         }                                                                                          \
         d = v16_fnma(nx, by_n, d);                                                                 \
-        norm_store(dx + (i), dsum ? v16_add(d, norm_load(dsum + (i), n)) : d, n);                  \
+        lanes_store(dx + (i), dsum ? v16_add(d, lanes_load(dsum + (i), n)) : d, n);                \
     } while (0)
-    NORM_EACH(channels, WRITE);
+    LANES_EACH(channels, WRITE);
 #undef WRITE
 }
 
@@ -173,12 +137,12 @@ static inline void norm_leaves_columns(const norm_backward *a, int64_t begin, in
                 int64_t row = s * a->rows_each + t, i = row * a->channels + at;
                 v16 mean = v16_set1(NORM_CENTRE ? a->mean[row] : 0.0f),
                     rstd = v16_set1(a->rstd[row]);
-                v16 g = norm_load(a->dy + i, n);
+                v16 g = lanes_load(a->dy + i, n);
                 sum_w = v16_fma(g, norm_normalised(a->x + i, n, mean, rstd), sum_w);
                 sum_b = v16_add(sum_b, g);
             }
-            norm_store(leaf + at, sum_w, n);
-            norm_store(leaf + a->channels + at, sum_b, n);
+            lanes_store(leaf + at, sum_w, n);
+            lanes_store(leaf + a->channels + at, sum_b, n);
         }
     }
 }
@@ -198,8 +162,7 @@ static inline void norm_leaves_finish(const norm_backward *a, int64_t begin, int
     }
 }
 
-/* ---- sharing rows out ---------------------------------------------------------------------------
- */
+/* ---- sharing rows out ----------------------------------------------------------------------- */
 static inline const float *norm_data(const tp_tensor *t) {
     return t ? tp_f32(t) : NULL;
 }
@@ -270,7 +233,7 @@ static tp_status norm_backward_run(const tp_call *k, norm_backward *a) {
         tp_parallel_for(k->ctx, a->leaves, 1, norm_backward_leaves, a);
     } else {
         tp_parallel_for(k->ctx, a->rows, norm_grain(a->channels), norm_backward_rows, a);
-        if (sums) tp_parallel_for(k->ctx, a->channels, NORM_STEP, norm_backward_columns, a);
+        if (sums) tp_parallel_for(k->ctx, a->channels, LANES_STEP, norm_backward_columns, a);
     }
     if (sums) tp_parallel_for(k->ctx, a->channels, 1024, norm_backward_finish, a);
     return TP_OK;
