@@ -93,7 +93,7 @@ static tp_status concat_run(const tp_call *k) {
     return TP_OK;
 }
 
-tp_tensor *tp_concat_sized(tp_ctx *c, tp_tensor *const x[], const int64_t *sizes, int n, int dim) {
+tp_tensor *tp_concat_sized(tp_ctx *c, int dim, int n, tp_tensor *const x[], const int64_t *sizes) {
     concat_attr a = {.dim = dim};
     if (n < 1 || n > TP_MAXIN) {
         tp_fail(c, TP_EARG, "concat: 1 to %d inputs are possible, got %d", TP_MAXIN, n);
@@ -103,7 +103,7 @@ tp_tensor *tp_concat_sized(tp_ctx *c, tp_tensor *const x[], const int64_t *sizes
     return tp_op1_(c, &op_concat, &a, n, x);
 }
 
-tp_tensor *tp_concat(tp_ctx *c, tp_tensor *const x[], int n, int dim) {
+tp_tensor *tp_concat(tp_ctx *c, int dim, int n, tp_tensor *const x[]) {
     int64_t sizes[TP_MAXIN] = {0};
     for (int i = 0; i < n && i < TP_MAXIN; i++) {
         if (!x[i]) {
@@ -112,12 +112,12 @@ tp_tensor *tp_concat(tp_ctx *c, tp_tensor *const x[], int n, int dim) {
         }
         sizes[i] = tp_dim(x[i], dim);
     }
-    return tp_concat_sized(c, x, sizes, n, dim);
+    return tp_concat_sized(c, dim, n, x, sizes);
 }
 
 static void concat_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     const concat_attr *a = k->attr;
-    tp_split(k->ctx, dout[0], a->size, k->nin, a->dim, din);
+    tp_split(k->ctx, dout[0], a->dim, k->nin, a->size, din);
     for (int i = 0; i < k->nin; i++)
         if (!tp_wants(k, i)) din[i] = NULL;
 }

@@ -124,11 +124,12 @@ tp_tensor *tp_layernorm(tp_ctx *c, tp_tensor *x, tp_tensor *w, tp_tensor *b, dou
     return tp_op1(c, &op_layernorm, &((tp_norm_attr){eps}), x, w, b);
 }
 
-tp_sum_norm tp_add_layernorm(tp_ctx *c, tp_tensor *x, tp_tensor *residual, const tp_norm_opts *o) {
-    tp_tensor *out[TP_MAXOUT] = {0};
-    tp_tensor *in[] = {x, residual, o->w, o->b};
-    tp_op_run(c, &op_add_layernorm, &((tp_norm_attr){o->eps}), 4, in, out);
-    return (tp_sum_norm){out[0], out[1]};
+tp_tensor *tp_add_layernorm(tp_ctx *c, tp_tensor *x, tp_tensor *residual, tp_tensor *w,
+                            tp_tensor *b, double eps, tp_tensor **sum) {
+    tp_tensor *out[TP_MAXOUT] = {0}, *in[] = {x, residual, w, b};
+    tp_op_run(c, &op_add_layernorm, &((tp_norm_attr){eps}), 4, in, out);
+    *sum = out[0];
+    return out[1];
 }
 
 /* in: dy, x, w, mean, rstd, dsum, dmean, drstd. w and b are inputs i and i+1 of k. */

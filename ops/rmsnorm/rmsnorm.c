@@ -106,12 +106,12 @@ tp_tensor *tp_rmsnorm(tp_ctx *c, tp_tensor *x, tp_tensor *w, double eps) {
     return tp_op1(c, &op_rmsnorm, &((tp_norm_attr){eps}), x, w);
 }
 
-tp_sum_norm tp_add_rmsnorm(tp_ctx *c, tp_tensor *x, tp_tensor *residual, const tp_norm_opts *o) {
-    tp_tensor *out[TP_MAXOUT] = {0};
-    tp_tensor *in[] = {x, residual, o->w};
-    if (o->b) tp_fail(c, TP_EARG, "add_rmsnorm: rmsnorm has no bias b");
-    tp_op_run(c, &op_add_rmsnorm, &((tp_norm_attr){o->eps}), 3, in, out);
-    return (tp_sum_norm){out[0], out[1]};
+tp_tensor *tp_add_rmsnorm(tp_ctx *c, tp_tensor *x, tp_tensor *residual, tp_tensor *w, double eps,
+                          tp_tensor **sum) {
+    tp_tensor *out[TP_MAXOUT] = {0}, *in[] = {x, residual, w};
+    tp_op_run(c, &op_add_rmsnorm, &((tp_norm_attr){eps}), 3, in, out);
+    *sum = out[0];
+    return out[1];
 }
 
 /* in: dy, x, w, rstd, dsum, drstd. w is input i of k. */

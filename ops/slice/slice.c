@@ -39,7 +39,7 @@ static void slice_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[
     const slice_attr *a = k->attr;
     int64_t sizes[3] = {a->start, a->length, tp_dim(k->in[0], a->dim) - a->start - a->length};
     tp_tensor *parts[3] = {NULL, dout[0], NULL};
-    din[0] = tp_concat_sized(k->ctx, parts, sizes, 3, a->dim);
+    din[0] = tp_concat_sized(k->ctx, a->dim, 3, parts, sizes);
 }
 
 #define SLICE(...)                                                                                 \

@@ -51,7 +51,7 @@ static tp_status split_infer(tp_call *k) {
     return st;
 }
 
-tp_status tp_split(tp_ctx *c, tp_tensor *x, const int64_t *sizes, int n, int dim,
+tp_status tp_split(tp_ctx *c, tp_tensor *x, int dim, int n, const int64_t *sizes,
                    tp_tensor *out[]) {
     split_attr a = {.dim = dim, .n = n};
     tp_tensor *pieces[TP_MAXOUT] = {0};
@@ -64,7 +64,7 @@ tp_status tp_split(tp_ctx *c, tp_tensor *x, const int64_t *sizes, int n, int dim
 
 static void split_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     const split_attr *a = k->attr;
-    din[0] = tp_concat_sized(k->ctx, dout, a->size, a->n, a->dim);
+    din[0] = tp_concat_sized(k->ctx, a->dim, a->n, dout, a->size);
 }
 
 #define SPLIT(dim, n, ...)                                                                         \
