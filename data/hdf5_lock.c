@@ -73,6 +73,14 @@ tp_status tp_h5_precheck_image(tp_ctx *c, const char *what, const char *name, co
     return check_head(c, what, name, bytes, n);
 }
 
+/* Closes the property list, which would forget why the call before it failed. */
+static void close_keeping_errors(hid_t plist)
+{
+    hid_t errors = H5Eget_current_stack();
+    H5Pclose(plist);
+    if (errors >= 0) H5Eset_current_stack(errors); /* closes it too */
+}
+
 hid_t tp_h5_create(const char *path) {
     hid_t fapl = H5Pcreate(H5P_FILE_ACCESS);
     if (fapl < 0) return -1;
@@ -80,7 +88,7 @@ hid_t tp_h5_create(const char *path) {
     if (H5Pset_libver_bounds(fapl, H5F_LIBVER_V110, H5F_LIBVER_V110) >= 0 &&
         H5Pset_fclose_degree(fapl, H5F_CLOSE_STRONG) >= 0)
         f = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, fapl);
-    H5Pclose(fapl);
+    close_keeping_errors(fapl);
     return f;
 }
 
@@ -95,7 +103,7 @@ static hid_t open_with(const char *path, const void *image, size_t n) {
                     /* HDF5 copies the image; its prototype only lacks the const */
                     H5Pset_file_image(fapl, (void *)(uintptr_t)image, n) >= 0)))
         f = H5Fopen(path, H5F_ACC_RDONLY, fapl);
-    H5Pclose(fapl);
+    close_keeping_errors(fapl);
     return f;
 }
 
