@@ -18,6 +18,13 @@
 
 #include "data/corpus.h"
 
+/* HDF5 1.10 loses some of its own memory when it refuses a damaged header; that nothing of ours
+ * stays open in it is checked at the end. */
+const char *__lsan_default_suppressions(void);
+const char *__lsan_default_suppressions(void) {
+    return "leak:libhdf5";
+}
+
 static char dir[64];
 static tp_ctx *ctx;
 static int32_t id_bytes[70000];
@@ -42,6 +49,7 @@ static int teardown(void **state) {
     (void)state;
     char command[128];
     tp_ctx_free(ctx);
+    if (H5Fget_obj_count(H5F_OBJ_ALL, H5F_OBJ_ALL)) return -1;
     snprintf(command, sizeof command, "rm -r %s", dir);
     return system(command) != 0;
 }
@@ -311,7 +319,7 @@ static void flipped_bits_are_found(void **state) {
     tp_corpus_writer_free(w);
     uint8_t *all = slurp(path, &n);
     uint8_t zeros[16] = {0};
-    for (size_t at = 0; at < n; at += 1 + at % 211) {
+    for (size_t at = 0; at < n; at += 1 + at % 61) {
         /* long stretches of zeros are the unused ends of blocks */
         if (at + 16 < n && !memcmp(all + at, zeros, 16)) continue;
         tp_corpus *co;
@@ -483,7 +491,7 @@ static void more_than_2_to_31_tokens(void **state) {
 
 static void no_memory_is_told_not_fatal(void **state) {
     (void)state;
-    const char *path = path_of("mem.h5");
+    const char *path = path_of("mem.h5"), *other = path_of("mem2.h5");
     tp_corpus_meta meta = meta_of(300);
     int failures = 0;
     write_corpus(path, 10, &meta);
@@ -497,8 +505,8 @@ static void no_memory_is_told_not_fatal(void **state) {
         tp_status st = tp_corpus_open(&co, c, path);
         if (!st) st = tp_corpus_read(co, c, 0, 10, ids);
         if (!st) st = tp_corpus_verify(co, c);
-        if (!st) st = tp_corpus_writer_new(&w, c, path_of("mem2.h5"), &meta);
-        if (st) assert_int_equal(st, TP_ENOMEM);
+        if (!st) st = tp_corpus_writer_new(&w, c, other, &meta);
+        if (st && st != TP_ENOMEM) fail_msg("%s", tp_error(c));
         failures += st != TP_OK;
         tp_corpus_close(co);
         tp_corpus_writer_free(w);
