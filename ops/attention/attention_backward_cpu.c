@@ -96,7 +96,7 @@ static float dot(const float *x, int64_t x_step, const float *y, int64_t y_step,
         }
         sum = v16_fma(v16_load(a), v16_load(b), sum);
     }
-    return v16_sum(sum);
+    return lanes_sum(sum);
 }
 
 static void delta_range(void *arg, int64_t begin, int64_t end) {

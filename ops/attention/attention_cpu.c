@@ -64,28 +64,45 @@ static inline int64_t row_head(const flash_unit *u, int64_t i) {
     return u->head * u->f->p.G + (u->row + i) % u->f->p.G;
 }
 
-/* Turns a row's scores into weights in place and moves its running maximum and sum; returns the
- * factor by which what was summed before must shrink. Vectors [x0, x1) hold every visible key. */
-static float weigh_row(float *s, uint64_t mask, int x0, int x1, float softcap, float *m, float *l) {
-    if (softcap > 0)
-        for (int i = x0 * TP_LANES; i < x1 * TP_LANES; i++) s[i] = attention_softcap(s[i], softcap);
+/* Turns a row's n vectors of scores into weights in place and moves its running maximum and sum;
+ * returns the factor by which what was summed before must shrink. Bit j of mask: score j counts. */
+static inline __attribute__((always_inline)) float
+weigh_vectors(const int n, float *s, uint64_t mask, float softcap, float *m, float *l) {
     const v16 none = v16_set1(-INFINITY);
     v16 top = none, sum = v16_zero();
-    for (int x = x0; x < x1; x++) {
-        v16 sx = v16_load(s + TP_LANES * x);
-        sx = v16_select(m16_of_bits(mask >> (TP_LANES * x)), sx, none);
-        v16_store(s + TP_LANES * x, sx);
-        top = v16_max(top, sx);
+    if (softcap > 0)
+        for (int i = 0; i < n * TP_LANES; i++) s[i] = attention_softcap(s[i], softcap);
+    if (mask == ~UINT64_C(0) >> (64 - n * TP_LANES)) {
+        for (int x = 0; x < n; x++) top = v16_max(top, v16_load(s + TP_LANES * x));
+    } else {
+        for (int x = 0; x < n; x++) {
+            v16 sx = v16_load(s + TP_LANES * x);
+            sx = v16_select(m16_of_bits(mask >> (TP_LANES * x)), sx, none);
+            v16_store(s + TP_LANES * x, sx);
+            top = v16_max(top, sx);
+        }
     }
-    float m_old = *m, m_tile = v16_hmax(top), m_new = m_tile > m_old ? m_tile : m_old;
-    for (int x = x0; x < x1; x++)
-        for (int i = 0; i < TP_LANES; i++)
-            s[TP_LANES * x + i] = attention_weight(s[TP_LANES * x + i], m_new);
-    for (int x = x0; x < x1; x++) sum = v16_add(sum, v16_load(s + TP_LANES * x));
+    float m_old = *m, m_tile = lanes_max(top), m_new = m_tile > m_old ? m_tile : m_old;
+    for (int i = 0; i < n * TP_LANES; i++) s[i] = attention_weight(s[i], m_new);
+    for (int x = 0; x < n; x++) sum = v16_add(sum, v16_load(s + TP_LANES * x));
     float factor = m_old == m_new ? 1.0f : attention_weight(m_old, m_new);
-    *l = fmaf(*l, factor, v16_sum(sum));
+    *l = fmaf(*l, factor, lanes_sum(sum));
     *m = m_new;
     return factor;
+}
+
+static __attribute__((noinline)) float weigh_row(int n, float *s, uint64_t mask, float softcap,
+                                                 float *m, float *l) {
+    switch (n) {
+    case 1:
+        return weigh_vectors(1, s, mask, softcap, m, l);
+    case 2:
+        return weigh_vectors(2, s, mask, softcap, m, l);
+    case 3:
+        return weigh_vectors(3, s, mask, softcap, m, l);
+    default:
+        return weigh_vectors(4, s, mask, softcap, m, l);
+    }
 }
 
 /* o += p V over the keys in `bits`, for one row. */
@@ -141,8 +158,8 @@ static void block_tile(flash_unit *u, int64_t first, int rows, int64_t tile, con
                   TILE, f->p.D, true});
     for (int r = 0; r < rows; r++) {
         if (!mask[r]) continue;
-        float factor = weigh_row(s + r * TILE, mask[r], x0, x1, (float)f->p.softcap,
-                                 &u->m[first + r], &u->l[first + r]);
+        float factor = weigh_row(x1 - x0, s + r * TILE + TP_LANES * x0, mask[r] >> (TP_LANES * x0),
+                                 (float)f->p.softcap, &u->m[first + r], &u->l[first + r]);
         float *o = u->o + (first + r) * f->Dvp;
         if (factor != 1.0f)
             for (int64_t d = 0; d < f->Dvp; d++) o[d] *= factor;
@@ -155,6 +172,8 @@ static void start_rows(flash_unit *u) {
     const tp_tensor *q = f->call->in[ATTENTION_Q];
     for (int64_t i = 0; i < u->n; i++) {
         head_rows rows = rows_of(q, u->b, row_head(u, i));
+        if (i + ROWS_AHEAD < u->n)
+            fetch_row(rows.x + row_time(u, i + ROWS_AHEAD) * rows.time, f->p.D);
         pack_row(u->q + i * f->Dp, rows.x + row_time(u, i) * rows.time, rows.step, f->p.D,
                  (float)f->p.scale);
         u->m[i] = -INFINITY;

@@ -76,9 +76,9 @@ static inline __attribute__((always_inline)) void mm_block(const int rows, const
 #endif
 typedef void (*mm_fn)(const mm *);
 MM_ROW_(1)
-MM_ROW_(2) MM_ROW_(3) MM_ROW_(4) MM_ROW_(5)
-    MM_ROW_(6) static const mm_fn mm_fns[MM_ROWS][MM_VECTORS] = {
-        MM_NAMES_(1), MM_NAMES_(2), MM_NAMES_(3), MM_NAMES_(4), MM_NAMES_(5), MM_NAMES_(6)};
+MM_ROW_(2)
+MM_ROW_(3) MM_ROW_(4) MM_ROW_(5) MM_ROW_(6) static const mm_fn mm_fns[MM_ROWS][MM_VECTORS] = {
+    MM_NAMES_(1), MM_NAMES_(2), MM_NAMES_(3), MM_NAMES_(4), MM_NAMES_(5), MM_NAMES_(6)};
 
 /* At most MM_ROWS rows, any number of vectors of columns. */
 static void mm_rows(int rows, int64_t vectors, const mm *whole) {
@@ -120,11 +120,21 @@ static void pack_row(float *dst, const float *x, int64_t step, int64_t width, fl
     for (; d < padded(width); d++) dst[d] = 0;
 }
 
+/* Rows lie far apart (a head is a slice of a row of 3C), which hardware prefetchers do not foresee.
+ */
+enum { ROWS_AHEAD = 6 };
+static inline void fetch_row(const float *x, int64_t width) {
+    for (int64_t d = 0; d < width; d += TP_LANES) __builtin_prefetch(x + d);
+}
+
 /* dst (TILE, padded(width)) = scale * rows [first, first+n); rows beyond n are zero. */
 static void pack_tile(float *dst, const head_rows *rows, int64_t first, int64_t n, float scale) {
     int64_t ld = padded(rows->width);
-    for (int64_t j = 0; j < n; j++)
-        pack_row(dst + j * ld, rows->x + (first + j) * rows->time, rows->step, rows->width, scale);
+    for (int64_t j = 0; j < n; j++) {
+        const float *x = rows->x + (first + j) * rows->time;
+        if (j + ROWS_AHEAD < n) fetch_row(x + ROWS_AHEAD * rows->time, rows->width);
+        pack_row(dst + j * ld, x, rows->step, rows->width, scale);
+    }
     memset(dst + n * ld, 0, (size_t)((TILE - n) * ld) * sizeof *dst);
 }
 
@@ -168,6 +178,44 @@ static inline m16 m16_of_bits(uint64_t bits) {
     return m;
 #endif
 }
+
+/* The sum of sixteen lanes in the order of v16_sum (i and i+8, then i+4, i+2, i+1), and their
+ * largest: without the way through memory, which a row of 64 scores would wait for twice. */
+#if TP_ISA >= 3
+static inline __m256 lower_half(v16 a) {
+#if TP_ISA >= 4
+    return _mm512_castps512_ps256(a);
+#else
+    return a.lo;
+#endif
+}
+static inline __m256 upper_half(v16 a) {
+#if TP_ISA >= 4
+    return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1));
+#else
+    return a.hi;
+#endif
+}
+static inline float lanes_sum(v16 a) {
+    __m256 y = _mm256_add_ps(lower_half(a), upper_half(a));
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+static inline float lanes_max(v16 a) {
+    __m256 y = _mm256_max_ps(lower_half(a), upper_half(a));
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+#else
+static inline float lanes_sum(v16 a) {
+    return v16_sum(a);
+}
+static inline float lanes_max(v16 a) {
+    return v16_hmax(a);
+}
+#endif
 
 /* Bit j: seg[j] == mine. */
 static inline uint64_t equal_bits(const int32_t seg[TILE], int32_t mine) {
