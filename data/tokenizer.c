@@ -1,0 +1,285 @@
+/* Owns the tokenizer object: asking it about ids, decoding, and its file. */
+#include "data/tokenizer_impl.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- the byte-level alphabet
+ * ------------------------------------------------------------------------ Printable Latin-1 stands
+ * for itself; the other 68 bytes, in order, are U+0100 to U+0143. */
+static bool stands_for_itself(uint32_t b) {
+    return (b >= '!' && b <= '~') || (b >= 0xA1 && b <= 0xAC) || (b >= 0xAE && b <= 0xFF);
+}
+
+uint32_t tp_byte_to_char(uint8_t b) {
+    if (stands_for_itself(b)) return b;
+    if (b <= 0x20) return 0x100u + b;        /* 33 bytes: 0x00 to 0x20 */
+    if (b <= 0xA0) return 0x121u + b - 0x7F; /* 34 bytes: 0x7F to 0xA0 */
+    return 0x143;                            /* 0xAD, the soft hyphen */
+}
+
+int tp_char_to_byte(uint32_t ch) {
+    if (ch < 0x100) return stands_for_itself(ch) ? (int)ch : -1;
+    if (ch <= 0x120) return (int)(ch - 0x100);
+    if (ch <= 0x142) return (int)(ch - 0x121 + 0x7F);
+    return ch == 0x143 ? 0xAD : -1;
+}
+
+size_t tp_utf8_put(char out[4], uint32_t cp) {
+    if (cp < 0x80) return out[0] = (char)cp, 1;
+    if (cp < 0x800) return out[0] = (char)(0xC0 | cp >> 6), out[1] = (char)(0x80 | (cp & 63)), 2;
+    if (cp < 0x10000) {
+        out[0] = (char)(0xE0 | cp >> 12);
+        out[1] = (char)(0x80 | (cp >> 6 & 63));
+        return out[2] = (char)(0x80 | (cp & 63)), 3;
+    }
+    out[0] = (char)(0xF0 | cp >> 18);
+    out[1] = (char)(0x80 | (cp >> 12 & 63));
+    out[2] = (char)(0x80 | (cp >> 6 & 63));
+    return out[3] = (char)(0x80 | (cp & 63)), 4;
+}
+
+void tp_show(char out[64], const char *s) {
+    size_t i = 0;
+    for (; s[i] && i < 48; i++) out[i] = (unsigned char)s[i] < ' ' || s[i] == 0x7F ? '?' : s[i];
+    if (s[i]) /* cut: not in the middle of a character */
+        while (i && ((unsigned char)s[i] & 0xC0) == 0x80) i--;
+    snprintf(out + i, 64 - i, "%s", s[i] ? "..." : "");
+}
+
+/* ---- asking
+ * ------------------------------------------------------------------------------------------ */
+int64_t tp_tokenizer_vocab_size(const tp_tokenizer *t) {
+    return t->n_vocab;
+}
+int64_t tp_tokenizer_longest(const tp_tokenizer *t) {
+    return t->longest;
+}
+int32_t tp_tokenizer_eos(const tp_tokenizer *t) {
+    return t->eos;
+}
+int32_t tp_tokenizer_bos(const tp_tokenizer *t) {
+    return t->bos;
+}
+
+const char *tp_tokenizer_json(const tp_tokenizer *t, size_t *n) {
+    if (n) *n = t->n_json;
+    return t->json;
+}
+
+tp_token_kind tp_tokenizer_kind(const tp_tokenizer *t, int32_t id) {
+    return id < 0 || id >= t->n_vocab ? TP_TOKEN_UNUSED : (tp_token_kind)t->kind[id];
+}
+
+const char *tp_token_kind_name(tp_token_kind k) {
+    static const char *const names[] = {"byte", "text", "added", "special", "unused"};
+    return (unsigned)k < sizeof names / sizeof *names ? names[k] : "?";
+}
+
+const uint8_t *tp_tokenizer_token(const tp_tokenizer *t, int32_t id, size_t *n) {
+    if (tp_tokenizer_kind(t, id) == TP_TOKEN_UNUSED) {
+        *n = 0;
+        return NULL;
+    }
+    *n = (size_t)(t->start[id + 1] - t->start[id]);
+    return t->bytes + t->start[id];
+}
+
+int32_t tp_tokenizer_find(const tp_tokenizer *t, const void *bytes, size_t n) {
+    const int64_t *id = tp_bytemap_find(&t->added, bytes, n);
+    if (!id) id = tp_bytemap_find(&t->text, bytes, n);
+    return id ? (int32_t)*id : -1;
+}
+
+void tp_tokenizer_free(tp_tokenizer *t) {
+    if (!t) return;
+    tp_free(t->json);
+    tp_free(t->bytes);
+    tp_free(t->start);
+    tp_free(t->kind);
+    tp_bytemap_clear(&t->text);
+    tp_bytemap_clear(&t->added);
+    tp_free(t->added_ids);
+    tp_free(t->merges);
+    tp_pretok_clear(&t->pretok);
+    tp_free(t);
+}
+
+/* ---- making one
+ * ---------------------------------------------------------------------------------------- */
+tp_status tp_specials_check(tp_ctx *c, const char *const **specials, int *n) {
+    static const char *const standard[] = {"<|endoftext|>"};
+    if (!*specials) {
+        *specials = standard;
+        *n = 1;
+    }
+    if (*n < 0 || *n > 65536)
+        return tp_fail(c, TP_EARG, "tokenizer: got %d special tokens, wanted 0 to 65536", *n);
+    for (int i = 0; i < *n; i++) {
+        const char *s = (*specials)[i];
+        size_t len = s ? strlen(s) : 0;
+        bool fit = len >= 2 && len <= 256;
+        for (size_t k = 0; k < len && fit; k++) fit = s[k] > ' ' && s[k] < 0x7F;
+        char shown[64];
+        if (!fit)
+            return tp_fail(c, TP_EARG,
+                           "tokenizer: special token \"%s\" must be 2 to 256 printable ASCII "
+                           "characters without spaces",
+                           (tp_show(shown, s ? s : ""), shown));
+        for (int k = 0; k < i; k++)
+            if (!strcmp(s, (*specials)[k]))
+                return tp_fail(c, TP_EARG, "tokenizer: special token \"%s\" is given twice",
+                               (tp_show(shown, s), shown));
+    }
+    return TP_OK;
+}
+
+tp_status tp_tokenizer_new_bytes(tp_tokenizer **out, tp_ctx *c, const char *const *specials,
+                                 int n_specials) {
+    *out = NULL;
+    tp_status st = tp_specials_check(c, &specials, &n_specials);
+    if (st) return st;
+    uint8_t bytes[256];
+    uint64_t start[257];
+    for (int i = 0; i < 257; i++) start[i] = (uint64_t)i;
+    for (int i = 0; i < 256; i++) bytes[i] = (uint8_t)i;
+    const tp_bpe_model model = {.pattern = "",
+                                .n_tokens = 256,
+                                .bytes = bytes,
+                                .start = start,
+                                .specials = specials,
+                                .n_specials = n_specials};
+    tp_text_buf json = {0};
+    st = tp_tokenizer_write(&json, c, &model);
+    if (!st) st = tp_tokenizer_from_json(out, c, json.data, json.n, "byte tokenizer");
+    tp_free(json.data);
+    return st;
+}
+
+tp_status tp_tokenizer_load(tp_tokenizer **out, tp_ctx *c, const char *path) {
+    *out = NULL;
+    tp_status st = TP_OK;
+    char *text = NULL;
+    FILE *f = fopen(path, "rb");
+    struct stat s;
+    if (!f || fstat(fileno(f), &s)) {
+        st = tp_fail(c, TP_EIO, "%s: cannot open the tokenizer: %s", path, strerror(errno));
+        goto done;
+    }
+    if (!S_ISREG(s.st_mode) || s.st_size > INT64_C(1) << 30) {
+        st =
+            tp_fail(c, TP_EFORMAT, "%s: a tokenizer.json is a regular file of at most 1 GiB", path);
+        goto done;
+    }
+    size_t n = (size_t)s.st_size;
+    if (!(text = tp_malloc(c, n + 1))) {
+        st = TP_ENOMEM;
+        goto done;
+    }
+    size_t got = fread(text, 1, n, f);
+    if (got != n || ferror(f)) {
+        st = tp_fail(c, TP_EIO, "%s: read %zu of %zu bytes of the tokenizer: %s", path, got, n,
+                     ferror(f) ? strerror(errno) : "the file became shorter");
+        goto done;
+    }
+    st = tp_tokenizer_from_json(out, c, text, n, path);
+done:
+    if (f) fclose(f);
+    tp_free(text);
+    return st;
+}
+
+tp_status tp_tokenizer_save(const tp_tokenizer *t, tp_ctx *c, const char *path) {
+    size_t n = strlen(path);
+    char *tmp = tp_malloc(c, n + 32);
+    if (!tmp) return TP_ENOMEM;
+    snprintf(tmp, n + 32, "%s.tmp.%ld", path, (long)getpid());
+    FILE *f = fopen(tmp, "wb");
+    const char *what = NULL;
+    if (!f)
+        what = "create";
+    else {
+        if (fwrite(t->json, 1, t->n_json, f) != t->n_json || fflush(f) || fsync(fileno(f)))
+            what = "write";
+        if (fclose(f) && !what) what = "write";
+        if (!what && rename(tmp, path)) what = "rename";
+    }
+    tp_status st = TP_OK;
+    if (what) {
+        st = tp_fail(c, TP_EIO, "%s: cannot %s the tokenizer: %s", path, what, strerror(errno));
+        if (f) unlink(tmp);
+    }
+    tp_free(tmp);
+    return st;
+}
+
+/* ---- decoding
+ * -------------------------------------------------------------------------------------------- */
+tp_status tp_decode(char **out, size_t *n_out, tp_ctx *c, const tp_tokenizer *t, const int32_t *ids,
+                    int64_t n) {
+    *out = NULL;
+    *n_out = 0;
+    size_t total = 0;
+    for (int64_t i = 0; i < n; i++) {
+        size_t len;
+        if (!tp_tokenizer_token(t, ids[i], &len))
+            return tp_fail(c, TP_EARG,
+                           "decode: id %d at position %lld is not in the vocabulary of %lld",
+                           (int)ids[i], (long long)i, (long long)t->n_vocab);
+        if (len > SIZE_MAX - 1 - total)
+            return tp_fail(c, TP_ENOMEM, "decode: the text would not fit into memory");
+        total += len;
+    }
+    char *p = *out = tp_malloc(c, total + 1);
+    if (!p) return TP_ENOMEM;
+    for (int64_t i = 0; i < n; i++) {
+        size_t len;
+        const uint8_t *b = tp_tokenizer_token(t, ids[i], &len);
+        memcpy(p, b, len);
+        p += len;
+    }
+    *p = 0;
+    *n_out = total;
+    return TP_OK;
+}
+
+/* How many bytes at the end begin a character that more bytes could complete. */
+static size_t unfinished(const uint8_t *p, size_t n) {
+    static const uint8_t fill[3][3] = {{0x80, 0x80, 0x80}, {0xA0, 0x80, 0x80}, {0x90, 0x80, 0x80}};
+    for (size_t k = 1; k <= 3 && k <= n; k++) {
+        const uint8_t *tail = p + n - k;
+        if ((tail[0] & 0xC0) == 0x80) continue;
+        if (tail[0] < 0x80 || tp_utf8_char(tail, k)) return 0;
+        for (int f = 0; f < 3; f++) { /* after E0 and F0 the second byte has a higher lower bound */
+            uint8_t ch[6];
+            memcpy(ch, tail, k);
+            memcpy(ch + k, fill[f], 3);
+            if (tp_utf8_char(ch, k + 3) > k) return k;
+        }
+        return 0;
+    }
+    return 0;
+}
+
+size_t tp_decoder_push(tp_decoder *d, const tp_tokenizer *t, int32_t id, char *out) {
+    size_t len, n = (size_t)d->n_held;
+    const uint8_t *b = tp_tokenizer_token(t, id, &len);
+    if (!b) return 0;
+    memcpy(out, d->held, n);
+    memcpy(out + n, b, len);
+    n += len;
+    size_t hold = unfinished((const uint8_t *)out, n);
+    memcpy(d->held, out + n - hold, hold);
+    d->n_held = (int)hold;
+    return n - hold;
+}
+
+size_t tp_decoder_flush(tp_decoder *d, char *out) {
+    size_t n = (size_t)d->n_held;
+    memcpy(out, d->held, n);
+    d->n_held = 0;
+    return n;
+}
