@@ -58,28 +58,8 @@ static tp_status backward_oracle(const tp_call *k) {
     return TP_OK;
 }
 
-/* ---- the forward kernel: rows are copied, whatever their type ------------------------------- */
-typedef struct rows {
-    const int32_t *ids;
-    const char *table;
-    char *y;
-    size_t bytes;
-} rows;
-
-static void copy_rows(void *arg, int64_t begin, int64_t end) {
-    const rows *r = arg;
-    for (int64_t p = begin; p < end; p++)
-        memcpy(r->y + (size_t)p * r->bytes, r->table + (size_t)r->ids[p] * r->bytes, r->bytes);
-}
-
 static tp_status embedding_run(const tp_call *k) {
-    const tp_tensor *table = k->in[1];
-    tp_status st = tp_check_index(k, 0, "the id", table->shape[0]);
-    rows r = {tp_i32(k->in[0]), table->data, k->out[0]->data,
-              (size_t)table->shape[1] * tp_dtype_size(table->dtype)};
-    if (!st && r.bytes)
-        tp_parallel_for(k->ctx, tp_numel(k->in[0]), 65536 / (int64_t)r.bytes + 1, copy_rows, &r);
-    return st;
+    return tp_index_rows(k, 0, "the id", k->in[1]);
 }
 
 static const char *embedding_decline(const tp_call *k) {
