@@ -1,4 +1,5 @@
-/* silu: x times the logistic function of x (Hendrycks and Gimpel, arXiv 1606.08415; also "swish"). */
+/* silu: x times the logistic function of x (Hendrycks and Gimpel, arXiv 1606.08415; also "swish").
+ */
 #ifndef TP_SILU_H
 #define TP_SILU_H
 #include "ops/op.h"

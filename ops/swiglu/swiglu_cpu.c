@@ -4,8 +4,7 @@
 
 TP_BINARY_CPU(swiglu_cpu, silu_f(x) * y)
 
-static void swiglu_backward_run(const tp_run *r)
-{
+static void swiglu_backward_run(const tp_run *r) {
     const float *restrict gate = r->in[0], *restrict up = r->in[1], *restrict dy = r->in[2];
     float *restrict dgate = r->out[0], *restrict dup = r->out[1];
     for (int64_t i = 0, n = r->n; i < n; i++) {
@@ -15,8 +14,7 @@ static void swiglu_backward_run(const tp_run *r)
     }
 }
 
-static tp_status swiglu_backward_all(const tp_call *k)
-{
+static tp_status swiglu_backward_all(const tp_call *k) {
     tp_elementwise(k, 2, k->out, swiglu_backward_run);
     return TP_OK;
 }

@@ -1,8 +1,7 @@
 /* where on the CPU. */
 #include "ops/elementwise.h"
 
-static void where_cpu_run(const tp_run *r)
-{
+static void where_cpu_run(const tp_run *r) {
     const uint8_t *restrict cond = r->in[0];
     const float *restrict a = r->in[1], *restrict b = r->in[2];
     float *restrict y = r->out[0];
