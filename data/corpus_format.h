@@ -17,6 +17,7 @@ enum {
      * tokens at a random place and costs a whole block with its checksum: 2^16 keeps that near
      * 0.1 ms, and 10^10 tokens still have only 150,000 blocks to index. */
     TP_CORPUS_BLOCK = 1 << 16,
+    TP_CORPUS_DOC_BLOCK = 1 << 13, /* documents per block: small corpora stay small */
     TP_CORPUS_MAX_VOCAB = 1 << 24,
     TP_CORPUS_MAX_ID_BYTES = 1 << 20, /* so that no sum over a corpus overflows */
     TP_CORPUS_MAX_TEXT = 1 << 29      /* bytes of tokenizer JSON or source names */

@@ -15,7 +15,8 @@ typedef struct column {
     size_t size;    /* bytes per value */
     int64_t stored; /* values in the file */
     int64_t n_held;
-    uint8_t *held; /* TP_CORPUS_BLOCK values */
+    int64_t block; /* values per block of the file */
+    uint8_t *held; /* one block */
     tp_sha256 *hash;
 } column;
 
@@ -30,12 +31,19 @@ struct tp_corpus_writer {
     tp_status failed; /* once a write failed the file is not worth finishing */
 };
 
-static tp_status column_open(tp_ctx *c, tp_corpus_writer *w, column *col, const char *name,
-                             hid_t type, int deflate, tp_sha256 *hash) {
-    *col = (column){.name = name, .set = -1, .type = type, .hash = hash};
-    hsize_t none = 0, unlimited = H5S_UNLIMITED, block = TP_CORPUS_BLOCK;
+/* Under HDF5's lock, before anything is closed. */
+static tp_status write_failed(tp_ctx *c, tp_corpus_writer *w, const char *name) {
+    tp_status st = tp_h5_fail(c, TP_EIO, "corpus: %s: cannot write %s", w->tmp, name);
+    tp_h5_divert(w->file);
+    return w->failed = st;
+}
+
+/* col: name, type, block and hash are set. */
+static tp_status column_open(tp_ctx *c, tp_corpus_writer *w, column *col, int deflate) {
+    hsize_t none = 0, unlimited = H5S_UNLIMITED, block = (hsize_t)col->block;
+    col->set = -1;
     tp_h5_lock();
-    col->size = H5Tget_size(type);
+    col->size = H5Tget_size(col->type);
     hid_t space = H5Screate_simple(1, &none, &unlimited);
     hid_t plist = H5Pcreate(H5P_DATASET_CREATE);
     tp_status st = TP_OK;
@@ -43,12 +51,13 @@ static tp_status column_open(tp_ctx *c, tp_corpus_writer *w, column *col, const 
     if (space < 0 || plist < 0 || H5Pset_chunk(plist, 1, &block) < 0 ||
         (deflate && (H5Pset_shuffle(plist) < 0 || H5Pset_deflate(plist, (unsigned)deflate) < 0)) ||
         H5Pset_fletcher32(plist) < 0 ||
-        (col->set = H5Dcreate2(w->file, name, type, space, H5P_DEFAULT, plist, H5P_DEFAULT)) < 0)
-        st = tp_h5_fail(c, TP_EIO, "corpus: %s: cannot create dataset %s", w->tmp, name);
+        (col->set =
+             H5Dcreate2(w->file, col->name, col->type, space, H5P_DEFAULT, plist, H5P_DEFAULT)) < 0)
+        st = write_failed(c, w, col->name);
     if (space >= 0) H5Sclose(space);
     if (plist >= 0) H5Pclose(plist);
     tp_h5_unlock();
-    if (!st && !(col->held = tp_malloc(c, TP_CORPUS_BLOCK * col->size))) st = TP_ENOMEM;
+    if (!st && !(col->held = tp_malloc(c, block * col->size))) st = TP_ENOMEM;
     return st;
 }
 
@@ -62,18 +71,18 @@ static tp_status column_flush(tp_ctx *c, tp_corpus_writer *w, column *col) {
     if (memory < 0 || H5Dset_extent(col->set, &all) < 0 || (space = H5Dget_space(col->set)) < 0 ||
         H5Sselect_hyperslab(space, H5S_SELECT_SET, &start, NULL, &n, NULL) < 0 ||
         H5Dwrite(col->set, col->type, memory, space, H5P_DEFAULT, col->held) < 0)
-        st = tp_h5_fail(c, TP_EIO, "corpus: %s: cannot write to %s", w->tmp, col->name);
+        st = write_failed(c, w, col->name);
     if (space >= 0) H5Sclose(space);
     if (memory >= 0) H5Sclose(memory);
     tp_h5_unlock();
     col->stored += col->n_held;
     col->n_held = 0;
-    return w->failed = st;
+    return st;
 }
 
 static tp_status column_add_i64(tp_ctx *c, tp_corpus_writer *w, column *col, int64_t v) {
     memcpy(col->held + (size_t)col->n_held * sizeof v, &v, sizeof v);
-    return ++col->n_held == TP_CORPUS_BLOCK ? column_flush(c, w, col) : TP_OK;
+    return ++col->n_held == col->block ? column_flush(c, w, col) : TP_OK;
 }
 
 /* A dataset written in one go. */
@@ -86,7 +95,7 @@ static tp_status put_array(tp_ctx *c, tp_corpus_writer *w, const char *name, hid
     if (space < 0 ||
         (set = H5Dcreate2(w->file, name, type, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT)) < 0 ||
         (n && H5Dwrite(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data) < 0))
-        st = tp_h5_fail(c, TP_EIO, "corpus: %s: cannot write %s", w->tmp, name);
+        st = write_failed(c, w, name);
     if (set >= 0) H5Dclose(set);
     if (space >= 0) H5Sclose(space);
     tp_h5_unlock();
@@ -103,7 +112,7 @@ static tp_status put_attribute(tp_ctx *c, tp_corpus_writer *w, const char *name,
     if (space < 0 || type < 0 || (text && H5Tset_size(type, strlen(text) + 1) < 0) ||
         (attr = H5Acreate2(w->file, name, type, space, H5P_DEFAULT, H5P_DEFAULT)) < 0 ||
         H5Awrite(attr, type, text ? (const void *)text : &v) < 0)
-        st = tp_h5_fail(c, TP_EIO, "corpus: %s: cannot write %s", w->tmp, name);
+        st = write_failed(c, w, name);
     if (attr >= 0) H5Aclose(attr);
     if (type >= 0) H5Tclose(type);
     if (space >= 0) H5Sclose(space);
@@ -165,9 +174,15 @@ tp_status tp_corpus_writer_new(tp_corpus_writer **out, tp_ctx *c, const char *pa
     tp_h5_unlock();
     size_t n_sources = m->sources ? strlen(m->sources) : 0;
     if (n_sources > TP_CORPUS_MAX_TEXT) n_sources = TP_CORPUS_MAX_TEXT;
-    if ((st = column_open(c, w, &w->tok, "tokens", tok, m->deflate, &w->hash.tokens)) ||
-        (st = column_open(c, w, &w->off, "offsets", i64, m->deflate, &w->hash.offsets)) ||
-        (st = column_open(c, w, &w->len, "doc_bytes", i64, m->deflate, &w->hash.doc_bytes)) ||
+    w->tok =
+        (column){.name = "tokens", .type = tok, .block = TP_CORPUS_BLOCK, .hash = &w->hash.tokens};
+    w->off = (column){
+        .name = "offsets", .type = i64, .block = TP_CORPUS_DOC_BLOCK, .hash = &w->hash.offsets};
+    w->len = (column){
+        .name = "doc_bytes", .type = i64, .block = TP_CORPUS_DOC_BLOCK, .hash = &w->hash.doc_bytes};
+    if ((st = column_open(c, w, &w->tok, m->deflate)) ||
+        (st = column_open(c, w, &w->off, m->deflate)) ||
+        (st = column_open(c, w, &w->len, m->deflate)) ||
         (st = put_array(c, w, "id_bytes", i32, m->id_bytes, (size_t)m->vocab)) ||
         (st = put_array(c, w, "tokenizer", u8, m->tokenizer, m->tokenizer_bytes)) ||
         (st = put_array(c, w, "sources", u8, m->sources, n_sources)) ||
@@ -193,7 +208,7 @@ tp_status tp_corpus_writer_add(tp_corpus_writer *w, tp_ctx *c, const int32_t *id
             ((uint16_t *)(void *)col->held)[col->n_held] = (uint16_t)ids[i];
         else
             ((uint32_t *)(void *)col->held)[col->n_held] = (uint32_t)ids[i];
-        if (++col->n_held == TP_CORPUS_BLOCK && column_flush(c, w, col)) return w->failed;
+        if (++col->n_held == col->block && column_flush(c, w, col)) return w->failed;
     }
     w->tokens += n;
     return TP_OK;
@@ -213,23 +228,20 @@ tp_status tp_corpus_writer_end_doc(tp_corpus_writer *w, tp_ctx *c, int64_t bytes
     return column_add_i64(c, w, &w->len, bytes);
 }
 
-static void close_sets(tp_corpus_writer *w) {
-    column *cols[] = {&w->tok, &w->off, &w->len};
-    for (int i = 0; i < 3; i++) {
-        if (cols[i]->set >= 0) H5Dclose(cols[i]->set);
-        cols[i]->set = -1;
-    }
-}
-
-/* HDF5 writes much of a file only when it is closed, so closing can fail like any write. */
+/* HDF5 writes much of a file only when it is closed, so closing can fail like any write. c NULL:
+ * the file will not be used. */
 static tp_status close_file(tp_ctx *c, tp_corpus_writer *w) {
     tp_status st = TP_OK;
+    if (w->file < 0) return TP_OK;
     tp_h5_lock();
-    close_sets(w);
-    if (w->file >= 0 && H5Fclose(w->file) < 0 && c)
+    if (!c) {
+        tp_h5_divert(w->file);
+        H5Fclose(w->file);
+    } else if (tp_h5_finish(w->file) < 0) {
         st = tp_h5_fail(c, TP_EIO, "corpus: %s: cannot finish the file", w->tmp);
-    w->file = -1;
+    }
     tp_h5_unlock();
+    w->file = w->tok.set = w->off.set = w->len.set = -1;
     return st;
 }
 

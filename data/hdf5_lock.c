@@ -1,4 +1,5 @@
 /* The lock around HDF5, its errors as sentences, and files that appear whole or not at all. */
+#define _GNU_SOURCE /* memfd_create */
 #include "data/hdf5_lock.h"
 
 #include <errno.h>
@@ -6,13 +7,22 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 static pthread_mutex_t h5_mutex = PTHREAD_MUTEX_INITIALIZER;
 
+/* HDF5 tidies up when the program ends, and crashes there if a file could not be closed for want of
+ * disk space. Every file here is closed by its owner, so there is nothing to tidy. */
+static void before_first_use(void) {
+    H5dont_atexit();
+}
+
 void tp_h5_lock(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_mutex_lock(&h5_mutex);
+    pthread_once(&once, before_first_use);
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
 }
 
@@ -20,9 +30,17 @@ void tp_h5_unlock(void) {
     pthread_mutex_unlock(&h5_mutex);
 }
 
-static herr_t keep_innermost(unsigned n, const H5E_error2_t *e, void *out) {
+/* HDF5's text for a refused read or write is a list of numbers around the system's own words. */
+static herr_t keep_innermost(unsigned n, const H5E_error2_t *e, void *arg) {
+    static const char mark[] = "error message = '";
+    const char *said = e->desc ? e->desc : "", *words = strstr(said, mark);
     (void)n;
-    if (e->desc && e->desc[0]) snprintf(out, 160, "%s", e->desc);
+    if (words) {
+        words += sizeof mark - 1;
+        snprintf(arg, 160, "%.*s", (int)strcspn(words, "'"), words);
+    } else if (*said) {
+        snprintf(arg, 160, "%.*s", (int)strcspn(said, "\n"), said);
+    }
     return 0;
 }
 
@@ -73,6 +91,13 @@ tp_status tp_h5_precheck_image(tp_ctx *c, const char *what, const char *name, co
     return check_head(c, what, name, bytes, n);
 }
 
+/* Closes the property list, which would forget why the call before it failed. */
+static void close_keeping_errors(hid_t plist) {
+    hid_t errors = H5Eget_current_stack();
+    H5Pclose(plist);
+    if (errors >= 0) H5Eset_current_stack(errors); /* closes it too */
+}
+
 hid_t tp_h5_create(const char *path) {
     hid_t fapl = H5Pcreate(H5P_FILE_ACCESS);
     if (fapl < 0) return -1;
@@ -80,7 +105,7 @@ hid_t tp_h5_create(const char *path) {
     if (H5Pset_libver_bounds(fapl, H5F_LIBVER_V110, H5F_LIBVER_V110) >= 0 &&
         H5Pset_fclose_degree(fapl, H5F_CLOSE_STRONG) >= 0)
         f = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, fapl);
-    H5Pclose(fapl);
+    close_keeping_errors(fapl);
     return f;
 }
 
@@ -95,7 +120,7 @@ static hid_t open_with(const char *path, const void *image, size_t n) {
                     /* HDF5 copies the image; its prototype only lacks the const */
                     H5Pset_file_image(fapl, (void *)(uintptr_t)image, n) >= 0)))
         f = H5Fopen(path, H5F_ACC_RDONLY, fapl);
-    H5Pclose(fapl);
+    close_keeping_errors(fapl);
     return f;
 }
 
@@ -105,6 +130,24 @@ hid_t tp_h5_open(const char *path) {
 
 hid_t tp_h5_open_image(const char *name, const void *bytes, size_t n) {
     return open_with(name, bytes, n);
+}
+
+void tp_h5_divert(hid_t file) {
+    void *handle = NULL;
+    if (H5Fget_vfd_handle(file, H5P_DEFAULT, &handle) < 0 || !handle) return;
+    int fd = memfd_create("tapir", MFD_CLOEXEC);
+    if (fd < 0) return;
+    dup2(fd, *(int *)handle); /* the default driver's handle is its descriptor */
+    close(fd);
+}
+
+herr_t tp_h5_finish(hid_t file) {
+    if (H5Fflush(file, H5F_SCOPE_LOCAL) >= 0) return H5Fclose(file);
+    hid_t errors = H5Eget_current_stack();
+    tp_h5_divert(file);
+    H5Fclose(file);
+    if (errors >= 0) H5Eset_current_stack(errors);
+    return -1;
 }
 
 static int sync_path(const char *path, int flags) {

@@ -30,6 +30,15 @@ hid_t tp_h5_create(const char *path); /* new layout: checksums over all of the s
 hid_t tp_h5_open(const char *path);   /* read only; takes no file lock */
 hid_t tp_h5_open_image(const char *name, const void *bytes, size_t n); /* a file in memory */
 
+/* HDF5 1.10 keeps broken objects in memory, and crashes on them later, if it closes anything for
+ * which a write failed (a full disk). So, for files made by tp_h5_create and under the lock:
+ * - when a write fails, call tp_h5_divert, after tp_h5_fail and before any close: what HDF5 still
+ *   wants to write goes to memory, and succeeds;
+ * - close with tp_h5_finish, with the datasets still open (it closes them; all ids are gone after
+ *   it). Negative, error stack set: not all could be written. To give up: divert and H5Fclose. */
+void tp_h5_divert(hid_t file);
+herr_t tp_h5_finish(hid_t file);
+
 /* fsync tmp, rename it to path, fsync the folder: after this a crash finds the old file or the
  * new one, whole. On failure tmp is left for the caller to remove. Not HDF5's business: no lock. */
 tp_status tp_commit_file(tp_ctx *c, const char *tmp, const char *path);

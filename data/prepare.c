@@ -55,8 +55,7 @@ static tp_status report_bytes(job *j, const char *what) {
     return report(j, n.bytes ? (double)n.bytes_done / (double)n.bytes : 1, what);
 }
 
-/* ---- the border between training and validation
- * ---------------------------------------------------- */
+/* ---- the border between training and validation ---------------------------------------------- */
 
 static void reader_rewind(reader *r) {
     tp_text_rewind(r->src);
@@ -76,11 +75,11 @@ static int64_t border_in(const tp_text_piece *p, int64_t at) {
     return most < 1 ? 0 : tp_text_char_start(p->bytes, p->n, at < 1 ? 1 : at < most ? at : most);
 }
 
-static tp_status reader_next(reader *r, tp_ctx *c, tp_text_piece *p, bool *more) {
+static tp_status reader_next(reader *r, tp_ctx *c, tp_text_piece *p, bool *is_val, bool *more) {
     if (r->rest.n) {
         *p = r->rest;
         r->rest.n = 0;
-        *more = true;
+        *is_val = *more = true;
         return TP_OK;
     }
     tp_status st = tp_text_next(r->src, c, p, more);
@@ -90,33 +89,32 @@ static tp_status reader_next(reader *r, tp_ctx *c, tp_text_piece *p, bool *more)
     r->doc += p->begins;
     if (r->begin_next) p->begins = true;
     r->begin_next = false;
-    if (r->cut < 0 || r->in_val) return TP_OK;
-    if (p->begins && start >= r->cut) {
-        r->in_val = true;
-    } else if (r->doc - 1 == r->last_doc && r->pos > r->cut) {
-        int64_t at = border_in(p, r->cut - start);
-        if (!at) return TP_OK;
-        r->rest = *p;
-        r->rest.bytes += at;
-        r->rest.n -= at;
-        r->rest.begins = true;
-        r->begin_next = !r->rest.n;
-        p->n = at;
-        p->ends = true;
-    }
+    if (r->cut >= 0 && p->begins && start >= r->cut) r->in_val = true;
+    *is_val = r->in_val;
+    if (r->cut < 0 || r->in_val || r->doc - 1 != r->last_doc || r->pos <= r->cut) return TP_OK;
+    int64_t at = border_in(p, r->cut - start);
+    if (!at) return TP_OK;
+    r->in_val = true; /* from here on; this half still trains */
+    r->rest = *p;
+    r->rest.bytes += at;
+    r->rest.n -= at;
+    r->rest.begins = true;
+    r->begin_next = !r->rest.n;
+    p->n = at;
+    p->ends = true;
     return TP_OK;
 }
 
 /* The first pass: how much text there is, so where its last part begins. */
 static tp_status place_border(job *j) {
     tp_text_piece p;
-    bool more = true;
+    bool is_val = false, more = true;
     tp_status st;
     j->in.cut = -1;
     if (j->opts->val_fraction <= 0) return TP_OK;
     reader_rewind(&j->in);
     for (;;) {
-        if ((st = reader_next(&j->in, j->c, &p, &more))) return st;
+        if ((st = reader_next(&j->in, j->c, &p, &is_val, &more))) return st;
         if (!more) break;
         if ((st = report_bytes(j, "reading"))) return st;
     }
@@ -125,31 +123,21 @@ static tp_status place_border(job *j) {
     return TP_OK;
 }
 
-/* A piece that was cut for validation belongs there; the piece before it does not. */
-static bool reader_is_val(reader *r, const tp_text_piece *p) {
-    if (!r->in_val && p->ends && (r->rest.n || r->begin_next)) {
-        r->in_val = true;
-        return false;
-    }
-    return r->in_val;
-}
-
-/* ---- the tokenizer
- * ------------------------------------------------------------------------------------- */
+/* ---- the tokenizer --------------------------------------------------------------------------- */
 
 static tp_status train(job *j) {
     tp_bpe_opts bpe = j->opts->bpe;
     tp_bpe_trainer *trainer;
     tp_text_piece p;
-    bool more = true;
+    bool is_val = false, more = true;
     bpe.progress = j->opts->progress;
     bpe.progress_arg = j->opts->progress_arg;
     tp_status st = tp_bpe_trainer_new(&trainer, j->c, &bpe);
     if (st) return st;
     reader_rewind(&j->in);
     for (;;) {
-        if ((st = reader_next(&j->in, j->c, &p, &more)) || !more) break;
-        if (reader_is_val(&j->in, &p)) break; /* the tokenizer must not know the held-out text */
+        if ((st = reader_next(&j->in, j->c, &p, &is_val, &more)) || !more) break;
+        if (is_val) break; /* the tokenizer must not know the held-out text */
         if ((st = tp_bpe_trainer_add(trainer, p.bytes, p.n))) break;
         if ((st = report_bytes(j, "counting words"))) break;
     }
@@ -176,8 +164,7 @@ static tp_status look_at_tokenizer(job *j) {
     return TP_OK;
 }
 
-/* ---- encoding
- * ------------------------------------------------------------------------------------------- */
+/* ---- encoding -------------------------------------------------------------------------------- */
 
 static tp_status new_batch(job *j) {
     tp_ctx *c = j->c;
@@ -239,22 +226,21 @@ static tp_status add_to_batch(job *j, const tp_text_piece *p, bool is_val) {
 
 static tp_status encode(job *j) {
     tp_text_piece p;
-    bool more = true;
+    bool is_val = false, more = true;
     tp_status st = new_batch(j);
     if (st) return st;
     reader_rewind(&j->in);
     for (;;) {
-        if ((st = reader_next(&j->in, j->c, &p, &more))) return st;
+        if ((st = reader_next(&j->in, j->c, &p, &is_val, &more))) return st;
         if (!more) break;
-        if ((st = add_to_batch(j, &p, reader_is_val(&j->in, &p)))) return st;
+        if ((st = add_to_batch(j, &p, is_val))) return st;
     }
     if ((st = flush_batch(j))) return st;
     j->result->empty = tp_text_get_counts(j->in.src).empty;
     return TP_OK;
 }
 
-/* ---- all of it
- * -------------------------------------------------------------------------------------------- */
+/* ---- all of it ------------------------------------------------------------------------------- */
 
 static tp_status check(tp_ctx *c, const tp_text_source *src, const char *train_path,
                        const char *val_path, const tp_prepare_opts *o) {

@@ -6,8 +6,7 @@
 enum { SHUFFLE_ROWS, SHUFFLE_DOCS, SHUFFLE_START }; /* what a random number is for */
 enum { SUM_EVERY = 32 };
 
-/* ---- permutations
- * --------------------------------------------------------------------------------- */
+/* ---- permutations ---------------------------------------------------------------------------- */
 
 /* Mixes all bits of x into all others: the finisher of MurmurHash3 (Appleby 2011). Philox makes
  * the keys; ten of its rounds for each step of each document would cost more than they give. */
@@ -51,8 +50,7 @@ uint64_t tp_perm_at(const tp_perm *p, uint64_t i) {
     return i;
 }
 
-/* ---- orders
- * ----------------------------------------------------------------------------------------- */
+/* ---- orders ---------------------------------------------------------------------------------- */
 
 /* One epoch's shuffles. */
 typedef struct epoch_order {

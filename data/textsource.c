@@ -37,8 +37,7 @@ struct tp_text_source {
     int64_t docs, empty, bytes_done;
 };
 
-/* ---- where text may be cut ---------------------------------------------------------------------
- */
+/* ---- where text may be cut ------------------------------------------------------------------- */
 
 static bool good_cut(const char *t, int64_t p) {
     return t[p - 1] == '\n' && t[p] > ' ' && t[p] < 0x7f;
@@ -59,8 +58,7 @@ int64_t tp_text_char_start(const char *t, int64_t n, int64_t at) {
     return at; /* no UTF-8 anyway */
 }
 
-/* ---- the sliding buffer -------------------------------------------------------------------------
- */
+/* ---- the sliding buffer ---------------------------------------------------------------------- */
 
 static tp_status reserve(tp_ctx *c, char **buf, int64_t *cap, int64_t want) {
     if (want <= *cap) return TP_OK;
@@ -127,8 +125,7 @@ static tp_status line_length(tp_text_source *s, tp_ctx *c, int64_t from, int64_t
     }
 }
 
-/* ---- files
- * ---------------------------------------------------------------------------------------- */
+/* ---- files ----------------------------------------------------------------------------------- */
 
 static bool ends_with(const char *s, const char *tail) {
     size_t n = strlen(s), m = strlen(tail);
@@ -156,8 +153,7 @@ static void close_file(tp_text_source *s) {
     s->is_open = false;
 }
 
-/* ---- documents
- * -------------------------------------------------------------------------------------- */
+/* ---- documents ------------------------------------------------------------------------------- */
 
 static bool is_blank(const char *t, int64_t n) {
     while (n && (t[n - 1] == ' ' || t[n - 1] == '\t' || t[n - 1] == '\r' || t[n - 1] == '\n')) n--;
@@ -204,7 +200,8 @@ static tp_status load_json(tp_text_source *s, tp_ctx *c) {
     s->doc_n = 0;
     s->after = len;
     if (is_blank(s->buf + s->lo, len)) return TP_OK;
-    const char *why = tp_jsonl_text(s->buf + s->lo, (size_t)len, s->json_key, s->text, &n, &at);
+    size_t line = (size_t)chomp(s->buf + s->lo, len);
+    const char *why = tp_jsonl_text(s->buf + s->lo, line, s->json_key, s->text, &n, &at);
     if (why)
         return tp_fail(c, TP_EFORMAT, "text: %s:%lld: byte %zu: %s (wanted {\"%s\": \"…\"})",
                        s->files.file[s->at].path, (long long)s->line, at + 1, why, s->json_key);

@@ -1,15 +1,15 @@
 /* Every op, by its samples, against its float64 oracle: `op_test NAME`, one CTest per op.
  *
- * For each sample: the vjp against differences (and the vjp times 1.01 must be rejected), second order
- * where it is offered, every kernel against the oracle on dense and strided inputs (and a wrong value
- * must be rejected), f32 gradients against f64 ones, bf16, bits equal for 1, 2 and 3 threads and for
- * every instruction set, META, refusals in words, and a failure at every allocation. */
+ * For each sample: the vjp against differences (and the vjp times 1.01 must be rejected), second
+ * order where it is offered, every kernel against the oracle on dense and strided inputs (and a
+ * wrong value must be rejected), f32 gradients against f64 ones, bf16, bits equal for 1, 2 and 3
+ * threads and for every instruction set, META, refusals in words, and a failure at every
+ * allocation. */
 #include "opcheck.h"
 #include <stdio.h>
 #include <string.h>
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     if (argc != 2) return fprintf(stderr, "usage: op_test OP\n"), 2;
     const tp_op *op = tp_op_find(argv[1]);
     if (!op) return fprintf(stderr, "op_test: there is no op %s\n", argv[1]), 2;

@@ -293,7 +293,7 @@ static void run_tile(const block *x, int64_t k0, int64_t kc, int64_t i, int64_t 
                   .to_ld = g->ldc,
                   .cols = cols,
                   .soon = i + 1 < x->row_panels ? c + mr * g->ldc : c_top + NR};
-        if (!starts) {
+        if (!starts || g->resume) {
             t.from = p->carry ? buf + p->levels * step : c;
             t.from_ld = p->carry ? NR : g->ldc;
             t.from_cols = p->carry ? NR : cols;
@@ -368,6 +368,7 @@ static void run_block(block *x) {
 
 /* k = 0: an empty chain. */
 static void run_empty(const tp_gemm *g) {
+    if (g->resume) return;
     for (int64_t i = 0; i < g->m; i++)
         for (int64_t j = 0; j < g->n; j++) {
             float y = g->bias ? 0.0f + g->bias[j] : 0.0f;
