@@ -305,6 +305,21 @@ static void seek_prefetch_and_ranks_change_nothing(void **state) {
     tp_corpus_close(co);
 }
 
+/* A seek while the thread is filling a batch: that batch is stale and must not come out. */
+static void seeks_race_the_thread(void **state) {
+    (void)state;
+    tp_corpus *co = make_many(1000);
+    tp_loader *l = loader(co, &(tp_loader_opts){.batch = 256, .T = 64, .prefetch = true});
+    for (int64_t i = 0; i < 300; i++) {
+        int64_t to = i * 7919 % 10000;
+        assert_int_equal(tp_loader_seek(l, ctx, to), TP_OK);
+        assert_int_equal(next(l).sample, to); /* from here on the next one is being filled */
+        if (i % 3) usleep((useconds_t)(i % 50));
+    }
+    tp_loader_free(l);
+    tp_corpus_close(co);
+}
+
 static void validation_ends_once(void **state) {
     (void)state;
     tp_corpus *co = make((int64_t[]){10, 11, 0});
@@ -468,6 +483,7 @@ int main(void) {
         cmocka_unit_test(every_token_once_per_epoch),
         cmocka_unit_test(epochs_and_seeds_differ),
         cmocka_unit_test(seek_prefetch_and_ranks_change_nothing),
+        cmocka_unit_test(seeks_race_the_thread),
         cmocka_unit_test(validation_ends_once),
         cmocka_unit_test(small_corpora),
         cmocka_unit_test(errors_cross_threads),

@@ -152,6 +152,33 @@ static void failures_leave_nothing(void **state) {
     tp_text_close(src);
 }
 
+/* The training corpus, tokenizer and all, is what the training part alone gives, with any number of
+ * threads. */
+static void held_out_text_is_not_learnt(void **state) {
+    (void)state;
+    char text[4000] = "", *at = text, sha[65];
+    tp_prepare_result r;
+    tp_prepare_opts o = {.bpe.vocab_size = 320};
+    for (int i = 0; i < 100; i++) at += sprintf(at, "some training text %d\n", i);
+    tp_text_source *src = source(text, NULL);
+    assert_int_equal(tp_prepare(&r, ctx, src, train_path, NULL, &o), TP_OK);
+    memcpy(sha, r.train.sha256, 65);
+    tp_text_close(src);
+    int64_t n = at - text;
+    for (int i = 0; i < 50; i++) at += sprintf(at, "quite different words\n");
+    o.val_fraction = 1 - ((double)n - 1) / (double)(at - text);
+    for (int threads = 1; threads < 4; threads++) {
+        tp_ctx *c;
+        assert_int_equal(tp_ctx_new(&c, &(tp_ctx_opts){.meta = true, .threads = threads}), TP_OK);
+        src = source(text, NULL);
+        assert_int_equal(tp_prepare(&r, c, src, train_path, val_path, &o), TP_OK);
+        assert_int_equal(r.train.bytes, n);
+        assert_string_equal(r.train.sha256, sha);
+        tp_text_close(src);
+        tp_ctx_free(c);
+    }
+}
+
 /* Pieces, batches and threads do not show in the result. */
 static void the_same_file_in_any_pieces(void **state) {
     (void)state;
@@ -179,8 +206,8 @@ static void the_same_file_in_any_pieces(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(the_end_is_held_out),
-                                       cmocka_unit_test(failures_leave_nothing),
-                                       cmocka_unit_test(the_same_file_in_any_pieces)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_end_is_held_out), cmocka_unit_test(held_out_text_is_not_learnt),
+        cmocka_unit_test(failures_leave_nothing), cmocka_unit_test(the_same_file_in_any_pieces)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }
