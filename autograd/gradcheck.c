@@ -127,7 +127,8 @@ tp_status tp_gradcheck(tp_ctx *c, tp_many_fn fn, void *arg, tp_tensor *const in[
     double *at = room;
     for (int i = 0; i < nin && !st; i++) { /* absent gradients count as zeros */
         if (!in[i] || !in[i]->requires_grad) continue;
-        if (in[i]->grad) memcpy(at, in[i]->grad->data, (size_t)tp_numel(in[i]) * sizeof(double));
+        size_t n = (size_t)tp_numel(in[i]);
+        if (in[i]->grad && n) memcpy(at, in[i]->grad->data, n * sizeof(double));
         at += tp_numel(in[i]);
     }
     tp_step_end(c);

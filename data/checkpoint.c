@@ -86,8 +86,12 @@ static int64_t shape_bytes(tp_dtype t, int ndim, const int64_t *shape) {
 }
 
 static void shape_words(char out[160], tp_dtype t, int ndim, const int64_t *shape) {
+    if (ndim < 0 || ndim > TP_MAXDIM) { /* shape may not be that long */
+        snprintf(out, 160, "%s of %d dimensions", tp_dtype_name(t), ndim);
+        return;
+    }
     size_t o = (size_t)snprintf(out, 160, "%s[", tp_dtype_name(t));
-    for (int i = 0; i < ndim && i < TP_MAXDIM; i++)
+    for (int i = 0; i < ndim; i++)
         o += (size_t)snprintf(out + o, 160 - o, "%s%lld", i ? "," : "", (long long)shape[i]);
     snprintf(out + o, 160 - o, "]");
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 enum { WORDS = 256, WHERE = TP_CONFIG_TEXT + 64 };
+static const int64_t TOKENS_MOST = (int64_t)1 << 32; /* see the limits in config_schema.c */
 
 void tp_config_defaults(tp_config *cfg) {
     char words[WORDS];
@@ -111,6 +112,11 @@ tp_status tp_config_check(tp_ctx *c, const tp_config *cfg) {
         return tp_fail(c, TP_EARG, "%s: %lld does not divide train.batch = %lld",
                        tp_config_where(at, sizeof at, cfg, "train.micro_batches"),
                        (long long)cfg->train.micro_batches, (long long)cfg->train.batch);
+    if (cfg->train.batch > TOKENS_MOST / cfg->model.context)
+        return tp_fail(c, TP_EARG, "%s: %lld rows of %lld tokens; a step has at most %lld tokens",
+                       tp_config_where(at, sizeof at, cfg, "train.batch"),
+                       (long long)cfg->train.batch, (long long)cfg->model.context,
+                       (long long)TOKENS_MOST);
     if (cfg->eval.every && !*cfg->data.val)
         return tp_fail(c, TP_EARG, "%s: an evaluation every %lld steps needs data.val",
                        tp_config_where(at, sizeof at, cfg, "eval.every"),

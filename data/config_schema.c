@@ -47,7 +47,8 @@ typedef char text_member[TP_CONFIG_TEXT];
 #define SHUT false
 #define ANY INFINITY
 
-/* The upper limits of shapes keep every product of them that the program forms below 2^63. */
+/* The upper limits of shapes, with the limit on tokens per step in tp_config_check, keep tokens
+ * times any width below 2^57, so that sizes in bytes fit in 64 bits. */
 const tp_key tp_config_keys[] = {
     I64(seed, "1", 0, ANY, "", "keys every random number of the run"),
     CHOICE(device, tp_device, devices, "cpu", "where tensors live and kernels run"),
@@ -68,10 +69,10 @@ const tp_key tp_config_keys[] = {
     CHOICE(model.family, tp_cfg_family, families, "gpt2",
            "gpt2: LayerNorm, GELU, learned positions; llama: RMSNorm, SwiGLU, rotary positions"),
     I64(model.layers, "4", 1, 10000, "", "transformer blocks"),
-    I64(model.heads, "4", 1, 65536, "", "query heads per block"),
-    I64(model.kv_heads, "0", 0, 65536, "", "key and value heads; must divide heads; 0: as heads"),
+    I64(model.heads, "4", 1, 4096, "", "query heads per block"),
+    I64(model.kv_heads, "0", 0, 4096, "", "key and value heads; must divide heads; 0: as heads"),
     I64(model.channels, "128", 1, 1 << 20, "", "width of the residual stream"),
-    I64(model.head_dim, "0", 0, 1 << 16, "", "width of a head; 0: channels / heads"),
+    I64(model.head_dim, "0", 0, 4096, "", "width of a head; 0: channels / heads"),
     I64(model.ffn, "0", 0, 1 << 22, "",
         "hidden width of the feed-forward; 0: 4*channels for gpt2, for llama 8/3*channels rounded "
         "up to a multiple of 32"),

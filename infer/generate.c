@@ -31,7 +31,7 @@ tp_status tp_generate(tp_ctx *c, tp_model *m, const tp_generate_opts *o, int32_t
         while (*n - from > f->context) from += (f->context + 1) / 2;
         int32_t id = 0;
         st = next_logits(c, m, ids + from, *n - from, logits);
-        if (!st) st = tp_sample(c, s, &o->sampling, logits, ids, *n, o->sequence, &id, NULL);
+        if (!st) st = tp_sample_token(c, s, &o->sampling, logits, ids, *n, o->sequence, &id, NULL);
         if (st) break;
         ids[(*n)++] = id;
         if (id == o->stop || (o->token && !o->token(o->arg, id))) break;

@@ -25,7 +25,7 @@ void tp_sampler_free(tp_sampler *s);
  * the random number is Philox's at (seed, sequence, n), so a sample does not depend on what else is
  * sampled. Ties go to the lower id. *logprob, if not NULL, is log p under the filtered distribution.
  * NaN logits: TP_ENUMERIC. */
-tp_status tp_sample(tp_ctx *c, tp_sampler *s, const tp_sampling *how, const float *logits,
+tp_status tp_sample_token(tp_ctx *c, tp_sampler *s, const tp_sampling *how, const float *logits,
                     const int32_t *history, int64_t n, uint64_t sequence, int32_t *token,
                     double *logprob);
 

@@ -93,7 +93,7 @@ static int64_t filter(tp_sampler *s, const tp_sampling *how)
     return keep;
 }
 
-tp_status tp_sample(tp_ctx *c, tp_sampler *s, const tp_sampling *how, const float *logits,
+tp_status tp_sample_token(tp_ctx *c, tp_sampler *s, const tp_sampling *how, const float *logits,
                     const int32_t *history, int64_t n, uint64_t sequence, int32_t *token,
                     double *logprob)
 {

@@ -9,7 +9,6 @@
 #include "ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "ops/matmul/matmul.h"
 #include "ops/rmsnorm/rmsnorm.h"
-#include "ops/rope/rope.h"
 #include "ops/scale/scale.h"
 #include "ops/slice/slice.h"
 #include "ops/sum/sum.h"
@@ -56,8 +55,6 @@ tp_status tp_model_new(tp_model **out, tp_ctx *c, const tp_model_cfg *cfg)
                               .out_first = true};
         if (!(m->head = tp_model_add(c, m, &head, "lm_head.weight"))) goto failed;
     }
-    if (llama && !(m->rope = tp_rope_table(c, cfg->context, cfg->head_dim, cfg->rope_theta)))
-        goto failed;
     *out = m;
     return TP_OK;
 failed:

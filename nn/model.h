@@ -20,7 +20,6 @@ struct tp_model {
     tp_params params;
     tp_block *block;
     tp_tensor *wte, *wpe, *final_norm, *final_norm_bias, *head;
-    tp_tensor *rope; /* cosines and sines, a constant */
 };
 
 /* A parameter of the table. kind: how it begins. */

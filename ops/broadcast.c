@@ -112,6 +112,7 @@ static void walk_row(const plan *p, int64_t at, const int64_t from[TP_MAXIN], in
     for (int j = 0; j < k->nin; j++) slot[j] = k->in[j] && p->stride[j][last] != 1 ? packed++ : -1;
     tp_run r = {.attr = k->attr};
     for (int64_t done = 0; done < n; done += r.n) {
+        r.at = at + done;
         r.n = packed && n - done > PACK ? PACK : n - done;
         for (int j = 0; j < k->nin; j++) {
             if (!k->in[j]) continue;

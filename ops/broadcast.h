@@ -15,6 +15,7 @@ tp_status tp_infer_broadcast(tp_call *k);
 typedef struct tp_run {
     const void *attr;
     int64_t n;
+    int64_t at; /* row-major position of the first of them in the output */
     const void *in[TP_MAXIN];
     void *out[TP_MAXOUT];
 } tp_run;

@@ -71,3 +71,11 @@ void tp_dims_push(tp_dims *d, int64_t size, int64_t stride) {
         d->stride[d->ndim++] = stride;
     }
 }
+
+void tp_dims_split(const tp_tensor *t, int32_t dims, tp_dims *kept, tp_dims *gone) {
+    *kept = *gone = (tp_dims){0};
+    tp_dims_push(kept, 1, 0);
+    tp_dims_push(gone, 1, 0);
+    for (int d = 0; d < t->ndim; d++)
+        tp_dims_push((dims >> d) & 1 ? gone : kept, t->shape[d], t->stride[d]);
+}

@@ -29,6 +29,8 @@ typedef struct tp_dims {
     int64_t n, shape[TP_MAXDIM], stride[TP_MAXDIM];
 } tp_dims;
 void tp_dims_push(tp_dims *d, int64_t size, int64_t stride);
+/* t's dimensions, those that stay and those that are reduced. */
+void tp_dims_split(const tp_tensor *t, int32_t dims, tp_dims *kept, tp_dims *gone);
 static inline int64_t tp_dims_offset(const tp_dims *d, int64_t i) {
     int64_t at = 0;
     for (int j = d->ndim - 1; j > 0; i /= d->shape[j--]) at += i % d->shape[j] * d->stride[j];

@@ -15,6 +15,7 @@
 #endif
 #define TP_LANES 16
 
+/* clang-format off: a line for each operation */
 #if TP_ISA >= 4
 #include <immintrin.h>
 typedef __m512 v16;    /* sixteen floats */
@@ -268,6 +269,13 @@ static inline v16 v16_load_bf16(const uint16_t *p) {
  *   v16_select(m,y,n)  m ? y : n per lane */
 static inline v16 v16_zero(void) {
     return v16_set1(0.0f);
+}
+/* clang-format on */
+
+/* How many lanes of vector v are among the first n of a row of vectors: 0 to 16. */
+static inline int v16_lanes(int64_t n, int64_t v) {
+    int64_t rest = n - v * TP_LANES;
+    return rest < 0 ? 0 : rest > TP_LANES ? TP_LANES : (int)rest;
 }
 
 /* The lanes' sum in the one order that every instruction set uses: lane i + lane i+8, then the

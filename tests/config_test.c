@@ -321,6 +321,8 @@ static void test_checks(void **state) {
         {"train:\n  warmup_steps: 1001\n", "t.yaml:2: train.warmup_steps: 1001 is more"},
         {"train:\n  warmup_steps: 600\n  decay_steps: 600\n  lr_scheduler_type: wsd\n",
          "t.yaml:3: train.decay_steps: a decay of 600"},
+        {"train:\n  batch: 16777216\nmodel:\n  context: 1024\n",
+         "t.yaml:2: train.batch: 16777216 rows of 1024 tokens"},
         {"eval:\n  every: 10\n",
          "t.yaml:2: eval.every: an evaluation every 10 steps needs data.val"},
     };

@@ -17,11 +17,13 @@ enum { MR = 6, NV = 1 };
 enum { MR = 4, NV = 1 };
 #endif
 enum { NR = NV * TP_LANES };
-#define INLINE static inline __attribute__((always_inline))
 
 /* ---- the tile -------------------------------------------------------------------------------- */
 typedef struct tile {
-    const float *a, *b; /* packed: a[k*MR + i], b[k*NR + j] */
+    const float *a;  /* packed: a[k*MR + i] */
+    const float *b;  /* packed, or rows of B where they lie */
+    int64_t b_ld;    /* such rows' distance */
+    float *b_packed; /* where to pack them while they pass */
     int64_t k;
     const char *ahead; /* memory wanted soon: runs of ahead_lines cache lines, ahead_stride apart */
     int64_t ahead_lines, ahead_stride;
@@ -35,12 +37,8 @@ typedef struct tile {
     bool accumulate;   /* add what lies at `to` */
     float *to;
     int64_t to_ld;
+    const float *soon; /* where in C the next tile lies */
 } tile;
-
-INLINE int lanes(int cols, int v) { /* how many of vector v's lanes are among the first cols */
-    int n = cols - v * TP_LANES;
-    return n < 0 ? 0 : n > TP_LANES ? TP_LANES : n;
-}
 
 /* acc = p + acc: the left operand is the earlier one. */
 INLINE void add_left(v16 acc[MR][NV], int mr, const float *p, int64_t ld, int cols) {
@@ -49,12 +47,12 @@ INLINE void add_left(v16 acc[MR][NV], int mr, const float *p, int64_t ld, int co
 #pragma GCC unroll 2
         for (int v = 0; v < NV; v++) {
             const float *q = p + i * ld + v * TP_LANES;
-            v16 x = cols == NR ? v16_load(q) : v16_load_n(q, lanes(cols, v));
+            v16 x = cols == NR ? v16_load(q) : v16_load_n(q, v16_lanes(cols, v));
             acc[i][v] = v16_add(x, acc[i][v]);
         }
 }
 
-INLINE void tile_rows(const int mr, const tile *t) {
+INLINE void tile_rows(const int mr, const bool direct, const tile *t) {
     v16 acc[MR][NV];
     if (t->from) {
 #pragma GCC unroll 14
@@ -63,7 +61,7 @@ INLINE void tile_rows(const int mr, const tile *t) {
             for (int v = 0; v < NV; v++) {
                 const float *q = t->from + i * t->from_ld + v * TP_LANES;
                 acc[i][v] =
-                    t->from_cols == NR ? v16_load(q) : v16_load_n(q, lanes(t->from_cols, v));
+                    t->from_cols == NR ? v16_load(q) : v16_load_n(q, v16_lanes(t->from_cols, v));
             }
     } else {
 #pragma GCC unroll 14
@@ -71,20 +69,27 @@ INLINE void tile_rows(const int mr, const tile *t) {
 #pragma GCC unroll 2
             for (int v = 0; v < NV; v++) acc[i][v] = v16_zero();
     }
-#pragma GCC unroll 14
-    for (int i = 0; i < mr; i++) /* C is far: ask for it now, it is wanted after k steps */
-#pragma GCC unroll 2
-        for (int v = 0; v < NV; v++) __builtin_prefetch(t->to + i * t->to_ld + v * TP_LANES, 1, 3);
     const float *a = t->a, *b = t->b;
+    const int64_t b_ld = direct ? t->b_ld : NR;
+    float *packed = t->b_packed;
     const char *run = t->ahead;
+#pragma GCC unroll 14
+    for (int i = 0; i < mr; i++)
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; v++)
+            __builtin_prefetch(t->soon + i * t->to_ld + v * TP_LANES, 1, 3);
     for (int64_t k = t->k; k > 0; run += t->ahead_stride) {
         int64_t steps = k < t->ahead_lines ? k : t->ahead_lines;
         const char *ahead = run;
         k -= steps;
-        for (; steps > 0; steps--, a += MR, b += NR, ahead += 64) {
+        for (; steps > 0; steps--, a += MR, b += b_ld, ahead += 64) {
             v16 bk[NV];
 #pragma GCC unroll 2
-            for (int v = 0; v < NV; v++) bk[v] = v16_load(b + v * TP_LANES);
+            for (int v = 0; v < NV; v++) {
+                bk[v] = v16_load(b + v * TP_LANES);
+                if (direct) v16_store(packed + v * TP_LANES, bk[v]);
+            }
+            packed += direct ? NR : 0;
             __builtin_prefetch(ahead, 0, 2);
 #pragma GCC unroll 14
             for (int i = 0; i < mr; i++) {
@@ -100,7 +105,7 @@ INLINE void tile_rows(const int mr, const tile *t) {
     if (t->bias) {
 #pragma GCC unroll 2
         for (int v = 0; v < NV; v++) {
-            v16 x = v16_load_n(t->bias + v * TP_LANES, lanes(t->cols, v));
+            v16 x = v16_load_n(t->bias + v * TP_LANES, v16_lanes(t->cols, v));
 #pragma GCC unroll 14
             for (int i = 0; i < mr; i++) acc[i][v] = v16_add(acc[i][v], x);
         }
@@ -114,35 +119,29 @@ INLINE void tile_rows(const int mr, const tile *t) {
             if (t->cols == NR)
                 v16_store(q, acc[i][v]);
             else
-                v16_store_n(q, acc[i][v], lanes(t->cols, v));
+                v16_store_n(q, acc[i][v], v16_lanes(t->cols, v));
         }
 }
 
-/* One function per number of rows, so that a matrix of any height is cut without waste. */
+/* One function per number of rows, so that a matrix of any height is cut without waste; and one
+ * more each that reads B where it lies and packs it in passing, which costs next to nothing. */
 #define TILE(r)                                                                                    \
     static void tile_##r(const tile *t) {                                                          \
-        tile_rows(r, t);                                                                           \
+        tile_rows(r, false, t);                                                                    \
+    }                                                                                              \
+    static void first_##r(const tile *t) {                                                         \
+        tile_rows(r, true, t);                                                                     \
     }
-TILE(1)
-TILE(2)
-TILE(3)
-TILE(4)
-#if TP_ISA >= 3
-TILE(5)
-TILE(6)
-#endif
 #if TP_ISA >= 4
-    TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
+#define EACH_HEIGHT(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14)
+#elif TP_ISA == 3
+#define EACH_HEIGHT(X) X(1) X(2) X(3) X(4) X(5) X(6)
+#else
+#define EACH_HEIGHT(X) X(1) X(2) X(3) X(4)
 #endif
-        static void (*const tiles[MR + 1])(const tile *) = {
-            NULL,   tile_1, tile_2, tile_3,  tile_4,
-#if TP_ISA >= 3
-            tile_5, tile_6,
-#endif
-#if TP_ISA >= 4
-            tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14,
-#endif
-};
+EACH_HEIGHT(TILE)
+#define PAIR(r) {tile_##r, first_##r},
+static void (*const tiles[MR + 1][2])(const tile *) = {{NULL, NULL}, EACH_HEIGHT(PAIR)};
 
 /* ---- packing ----------------------------------------------------------------------------------
  */
@@ -168,14 +167,14 @@ INLINE void pack_panel(float *dst, const int width, int count, int64_t kc, const
 #pragma GCC unroll 2
             for (int v = 0; v < nv; v++) {
                 const float *q = src + k * s_k + v * TP_LANES;
-                int n = lanes(count, v);
+                int n = v16_lanes(count, v);
                 store_width(dst + k * width, n == TP_LANES ? v16_load(q) : v16_load_n(q, n), width,
                             v);
             }
     } else if (s_k == 1) {
         for (int64_t k = 0; k < kc; k += TP_LANES)
             for (int v = 0; v < nv; v++) {
-                int kn = (int)gemm_min(kc - k, TP_LANES), n = lanes(count, v);
+                int kn = (int)gemm_min(kc - k, TP_LANES), n = v16_lanes(count, v);
                 const float *q = src + v * TP_LANES * s_i + k;
                 v16 r[TP_LANES];
                 if (kn == TP_LANES && n == TP_LANES) {
@@ -261,15 +260,22 @@ static int64_t panel_row(const block *x, int64_t i) {
     return x->rows * i / x->row_panels;
 }
 
+static const float *a_at(const block *x, int64_t i, int64_t k) {
+    return x->g->a + (x->row + panel_row(x, i)) * x->g->a_rs + k * x->g->a_cs;
+}
+static const float *b_at(const block *x, int64_t j, int64_t k) {
+    return x->g->b + k * x->g->b_rs + (x->col + j * NR) * x->g->b_cs;
+}
+
 /* One tile through all the leaves, or the part of a leaf, that the stage [k0, k0+kc) holds. */
-static void run_tile(const block *x, int64_t k0, int64_t kc, int64_t i, int64_t j, const float *b,
-                     ahead *next) {
+static void run_tile(const block *x, int64_t k0, int64_t kc, int64_t i, int64_t j, float *b,
+                     bool direct, ahead *next) {
     const tp_gemm *g = x->g;
     const gemm_plan *p = x->p;
     int64_t r0 = panel_row(x, i), mr = panel_row(x, i + 1) - r0, c0 = j * NR;
     int64_t step = x->tiles * MR * NR; /* floats from level to level */
     float *buf = x->buf + (p->local ? 0 : (j * x->row_panels + i) * MR * NR);
-    float *c = g->c + (x->row + r0) * g->ldc + x->col + c0;
+    float *c_top = g->c + x->row * g->ldc + x->col + c0, *c = c_top + r0 * g->ldc;
     int cols = (int)gemm_min(NR, x->cols - c0);
     for (int64_t k = k0; k < k0 + kc;) {
         int64_t leaf = p->leaf > 0 ? k / p->leaf : 0, leaf_end = (leaf + 1) * p->leaf;
@@ -277,14 +283,17 @@ static void run_tile(const block *x, int64_t k0, int64_t kc, int64_t i, int64_t 
         bool starts = k == leaf * p->leaf, ends = end == leaf_end || end == g->k;
         bool last = end == g->k;
         tile t = {.a = x->a + i * MR * p->kc + (k - k0) * MR,
-                  .b = b + (k - k0) * NR,
+                  .b = direct ? b_at(x, j, k) : b + (k - k0) * NR,
+                  .b_ld = g->b_rs,
+                  .b_packed = b + (k - k0) * NR,
                   .k = end - k,
                   .left = buf,
                   .left_step = step,
                   .to = c,
                   .to_ld = g->ldc,
-                  .cols = cols};
-        if (!starts) {
+                  .cols = cols,
+                  .soon = i + 1 < x->row_panels ? c + mr * g->ldc : c_top + NR};
+        if (!starts || g->resume) {
             t.from = p->carry ? buf + p->levels * step : c;
             t.from_ld = p->carry ? NR : g->ldc;
             t.from_cols = p->carry ? NR : cols;
@@ -303,16 +312,9 @@ static void run_tile(const block *x, int64_t k0, int64_t kc, int64_t i, int64_t 
             t.to_ld = t.cols = NR;
         }
         ask_ahead(&t, next);
-        tiles[mr](&t);
+        tiles[mr][direct](&t);
         k = end;
     }
-}
-
-static const float *a_at(const block *x, int64_t i, int64_t k) {
-    return x->g->a + (x->row + panel_row(x, i)) * x->g->a_rs + k * x->g->a_cs;
-}
-static const float *b_at(const block *x, int64_t j, int64_t k) {
-    return x->g->b + k * x->g->b_rs + (x->col + j * NR) * x->g->b_cs;
 }
 
 /* The panels of B at [j0, j1) against all of the block's rows. A is packed, panel by panel, with
@@ -320,7 +322,8 @@ static const float *b_at(const block *x, int64_t j, int64_t k) {
 static void run_group(const block *x, int64_t k0, int64_t kc, int64_t j0, int64_t j1,
                       ahead next_b) {
     const tp_gemm *g = x->g;
-    for (int64_t j = j0; j < j1; j++)
+    int64_t direct_end = g->b_cs == 1 ? gemm_min(j1, x->cols / NR) : j0;
+    for (int64_t j = direct_end; j < j1; j++)
         pack_b(x->b + (j - j0) * NR * kc, (int)gemm_min(NR, x->cols - j * NR), kc, b_at(x, j, k0),
                g->b_rs, g->b_cs);
     for (int64_t j = j0; j < j1; j++)
@@ -333,7 +336,8 @@ static void run_group(const block *x, int64_t k0, int64_t kc, int64_t j0, int64_
                     next_a = ahead_of(a_at(x, i + 1, k0), g->a_rs, g->a_cs,
                                       panel_row(x, i + 2) - panel_row(x, i + 1), kc);
             }
-            run_tile(x, k0, kc, i, j, x->b + (j - j0) * NR * kc, next_a.runs ? &next_a : &next_b);
+            run_tile(x, k0, kc, i, j, x->b + (j - j0) * NR * kc, i == 0 && j < direct_end,
+                     next_a.runs ? &next_a : &next_b);
         }
 }
 
@@ -364,6 +368,7 @@ static void run_block(block *x) {
 
 /* k = 0: an empty chain. */
 static void run_empty(const tp_gemm *g) {
+    if (g->resume) return;
     for (int64_t i = 0; i < g->m; i++)
         for (int64_t j = 0; j < g->n; j++) {
             float y = g->bias ? 0.0f + g->bias[j] : 0.0f;
@@ -409,6 +414,10 @@ void TP_CAT(tp_gemm_run, TP_ISA)(tp_ctx *c, const tp_gemm *g) {
         return;
     }
     job w = {.g = g, .p = tp_gemm_plan(g, tp_threads(c), MR, NR)};
+    if (w.p.few) {
+        TP_CAT(tp_gemm_few, TP_ISA)(c, g);
+        return;
+    }
     if (w.p.tasks_m * w.p.tasks_n == 1)
         run_task(g, &w.p, 0);
     else
@@ -422,5 +431,8 @@ void TP_CAT(tp_gemm_one, TP_ISA)(const tp_gemm *g) {
         return;
     }
     gemm_plan p = tp_gemm_plan(g, 1, MR, NR);
-    run_task(g, &p, 0);
+    if (p.few)
+        TP_CAT(tp_gemm_few, TP_ISA)(NULL, g);
+    else
+        run_task(g, &p, 0);
 }

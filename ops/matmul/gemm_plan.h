@@ -5,24 +5,13 @@
 #define TP_GEMM_PLAN_H
 #include "ops/matmul/gemm.h"
 
-#ifndef X_GEMM_KC
-#define X_GEMM_KC 384
-#endif
-#ifndef X_GEMM_MC
-#define X_GEMM_MC 336
-#endif
-#ifndef X_GEMM_NC
-#define X_GEMM_NC 2048
-#endif
-#ifndef X_GEMM_GROUP
-#define X_GEMM_GROUP 4
-#endif
 enum {
-    GEMM_KC = X_GEMM_KC,      /* k steps packed at a time: a B panel of 32 columns is then 48 KiB */
-    GEMM_MC = X_GEMM_MC,      /* rows of A packed at a time: with KC, half of a 1 MiB L2 */
-    GEMM_NC = X_GEMM_NC,     /* columns of C between two returns to the same k: keeps C in L3 */
+    GEMM_KC = 384,      /* k steps packed at a time: a B panel of 32 columns is then 48 KiB */
+    GEMM_MC = 336,      /* rows of A packed at a time: with KC, half of a 1 MiB L2 */
+    GEMM_NC = 2048,     /* columns of C between two returns to the same k: keeps C in L3 */
     GEMM_NC_TREE = 512, /* the same where partial sums lie in buffers of their own */
-    GEMM_GROUP = X_GEMM_GROUP      /* B panels packed together, so that memory is read in longer runs */
+    GEMM_GROUP = 4,     /* B panels packed together, so that memory is read in longer runs */
+    GEMM_FEW = 8        /* up to so many rows, B is read once, where it lies */
 };
 
 /* C is cut into tasks_m x tasks_n tasks, one thread each. A task is cut into blocks of mc x nc, a
@@ -30,6 +19,7 @@ enum {
  */
 typedef struct gemm_plan {
     int mr, nr;
+    bool few; /* no blocks at all: gemm_few_cpu.c */
     int64_t tasks_m, tasks_n;
     int64_t mc, nc;
     int64_t leaf, leaves;     /* k = leaf * leaves */
@@ -44,6 +34,14 @@ typedef struct gemm_plan {
 
 gemm_plan tp_gemm_plan(const tp_gemm *g, int threads, int mr, int nr);
 
+/* The product of at most GEMM_FEW rows, on the ctx's threads or, with c = NULL, on this one. */
+void tp_gemm_few_v1(tp_ctx *c, const tp_gemm *g);
+#if defined(__x86_64__)
+void tp_gemm_few_v3(tp_ctx *c, const tp_gemm *g);
+void tp_gemm_few_v4(tp_ctx *c, const tp_gemm *g);
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
 static inline int64_t gemm_ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }

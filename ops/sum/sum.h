@@ -6,8 +6,9 @@
 extern "C" {
 #endif
 enum { TP_ALL_DIMS = 0x7fffffff };
-/* Sums over the dimensions in the bitmask dims (bit i: dimension i; TP_ALL_DIMS: all that there are);
- * keepdim leaves them with size 1. An empty sum is 0. Order of the additions, whatever the strides and the number of threads:
+/* Sums over the dimensions in the bitmask dims (bit i: dimension i; TP_ALL_DIMS: all that there
+ * are); keepdim leaves them with size 1. An empty sum is 0. Order of the additions, whatever the
+ * strides and the number of threads:
  *   - along the last dimension, if it is summed: sixteen lanes (element i into lane i mod 16), then
  *     the lanes by halves;
  *   - then one chain over the other summed dimensions, row-major;
