@@ -90,6 +90,9 @@ function(tapir_tests ops)
   foreach(src ${tests})
     get_filename_component(name ${src} NAME_WE)
     add_executable(${name} ${src})
+    target_compile_definitions(${name} PRIVATE TAPIR_BIN="$<TARGET_FILE:tapir_bin>"
+                               TAPIR_SOURCE="${CMAKE_SOURCE_DIR}")
+    add_dependencies(${name} tapir_bin)
     target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR}/tests ${CMAKE_BINARY_DIR}
                                ${HDF5_C_INCLUDE_DIRS})
     target_link_libraries(${name} PRIVATE tapir PkgConfig::CMOCKA PkgConfig::DEPS ${HDF5_C_LIBRARIES})
