@@ -20,6 +20,7 @@ struct tp_corpus {
     char *path, *tokenizer, *sources;
     int64_t *offsets;
     int32_t *id_bytes;
+    uint64_t *check; /* of each block */
     hid_t file, tokens, doc_bytes;
     pthread_mutex_t mutex; /* guards the cache; taken before HDF5's lock */
     slot cache[CACHE_SLOTS];
@@ -123,23 +124,6 @@ static tp_status read_slab(tp_ctx *c, const tp_corpus *co, hid_t set, hid_t type
     return st;
 }
 
-static tp_status read_text(tp_ctx *c, tp_corpus *co, const char *name, char **out, size_t *bytes) {
-    hid_t set;
-    int64_t n;
-    tp_status st = open_set(c, co, name, 1, false, &set, &n);
-    if (st) return st;
-    if (n > TP_CORPUS_MAX_TEXT)
-        st = tp_fail(c, TP_EFORMAT, "corpus: %s: dataset %s has %lld bytes; at most %d are allowed",
-                     co->path, name, (long long)n, TP_CORPUS_MAX_TEXT);
-    else if (!(*out = tp_calloc(c, (size_t)n + 1, 1)))
-        st = TP_ENOMEM;
-    else
-        st = read_slab(c, co, set, H5T_NATIVE_UINT8, 0, n, *out);
-    H5Dclose(set);
-    *bytes = (size_t)n;
-    return st;
-}
-
 /* The offsets, checked as they come: a false number of documents is found in the first block, long
  * before its memory is touched. */
 static tp_status read_offsets(tp_ctx *c, tp_corpus *co) {
@@ -174,22 +158,69 @@ static tp_status read_offsets(tp_ctx *c, tp_corpus *co) {
     return st;
 }
 
+/* A whole dataset of n values that must be there. One that claims more than the file holds is
+ * refused before memory is taken for it. */
+static tp_status read_whole(tp_ctx *c, tp_corpus *co, hid_t set, hid_t type, int64_t n,
+                            void **out) {
+    size_t bytes = (size_t)n * H5Tget_size(type);
+    hsize_t in_file = 0;
+    if (H5Fget_filesize(co->file, &in_file) < 0 || H5Dget_storage_size(set) < bytes ||
+        bytes > in_file)
+        return tp_fail(c, TP_EFORMAT, "corpus: %s: a dataset claims %zu bytes, which are not there",
+                       co->path, bytes);
+    if (!(*out = tp_calloc(c, bytes + 1, 1))) return TP_ENOMEM;
+    return read_slab(c, co, set, type, 0, n, *out);
+}
+
+static tp_status read_text(tp_ctx *c, tp_corpus *co, const char *name, char **out, size_t *bytes) {
+    hid_t set;
+    int64_t n;
+    void *text = NULL;
+    tp_status st = open_set(c, co, name, 1, false, &set, &n);
+    if (st) return st;
+    if (n > TP_CORPUS_MAX_TEXT)
+        st = tp_fail(c, TP_EFORMAT, "corpus: %s: dataset %s has %lld bytes; at most %d are allowed",
+                     co->path, name, (long long)n, TP_CORPUS_MAX_TEXT);
+    else
+        st = read_whole(c, co, set, H5T_NATIVE_UINT8, n, &text);
+    *out = text; /* read_whole puts a zero after it */
+    H5Dclose(set);
+    *bytes = (size_t)n;
+    return st;
+}
+
 static tp_status read_id_bytes(tp_ctx *c, tp_corpus *co) {
     hid_t set;
     int64_t n;
+    void *values = NULL;
     tp_status st = open_set(c, co, "id_bytes", 4, true, &set, &n);
     if (st) return st;
     if (n != co->info.vocab)
         st = tp_fail(c, TP_EFORMAT, "corpus: %s: id_bytes has %lld values for a vocabulary of %d",
                      co->path, (long long)n, co->info.vocab);
-    else if (!(co->id_bytes = tp_malloc(c, (size_t)n * sizeof *co->id_bytes)))
-        st = TP_ENOMEM;
     else
-        st = read_slab(c, co, set, H5T_NATIVE_INT32, 0, n, co->id_bytes);
+        st = read_whole(c, co, set, H5T_NATIVE_INT32, n, &values);
+    co->id_bytes = values;
     for (int64_t i = 0; !st && i < n; i++)
         if (co->id_bytes[i] < 0 || co->id_bytes[i] > TP_CORPUS_MAX_ID_BYTES)
             st = tp_fail(c, TP_EFORMAT, "corpus: %s: id %lld stands for %d bytes", co->path,
                          (long long)i, co->id_bytes[i]);
+    H5Dclose(set);
+    return st;
+}
+
+static tp_status read_checks(tp_ctx *c, tp_corpus *co) {
+    hid_t set;
+    int64_t n, blocks = (co->info.tokens + TP_CORPUS_BLOCK - 1) / TP_CORPUS_BLOCK;
+    void *values = NULL;
+    tp_status st = open_set(c, co, "block_check", 8, false, &set, &n);
+    if (st) return st;
+    if (n != blocks)
+        st = tp_fail(c, TP_EFORMAT, "corpus: %s: block_check has %lld values for %lld tokens",
+                     co->path, (long long)n, (long long)co->info.tokens);
+    else
+        st = read_whole(c, co, set, H5T_NATIVE_UINT64, n, &values);
+    co->check = values;
     H5Dclose(set);
     return st;
 }
@@ -234,7 +265,7 @@ static tp_status read_header(tp_ctx *c, tp_corpus *co) {
     if (n != co->info.docs)
         return tp_fail(c, TP_EFORMAT, "corpus: %s: doc_bytes has %lld values for %lld documents",
                        co->path, (long long)n, (long long)co->info.docs);
-    if ((st = read_id_bytes(c, co)) ||
+    if ((st = read_checks(c, co)) || (st = read_id_bytes(c, co)) ||
         (st = read_text(c, co, "tokenizer", &co->tokenizer, &co->info.tokenizer_bytes)) ||
         (st = read_text(c, co, "sources", &co->sources, &n_sources)))
         return st;
@@ -294,6 +325,7 @@ void tp_corpus_close(tp_corpus *co) {
     tp_h5_unlock();
     for (int i = 0; i < CACHE_SLOTS; i++) tp_free(co->cache[i].raw);
     pthread_mutex_destroy(&co->mutex);
+    tp_free(co->check);
     tp_free(co->offsets);
     tp_free(co->id_bytes);
     tp_free(co->tokenizer);
@@ -328,6 +360,9 @@ static tp_status read_block(tp_ctx *c, const tp_corpus *co, int64_t b, void *raw
     hid_t type = co->info.token_size == 2 ? H5T_NATIVE_UINT16 : H5T_NATIVE_UINT32;
     tp_status st = read_slab(c, co, co->tokens, type, first, *n, raw);
     tp_h5_unlock();
+    if (!st && tp_corpus_check(raw, (size_t)*n * (size_t)co->info.token_size) != co->check[b])
+        st = tp_fail(c, TP_EFORMAT, "corpus: %s: tokens %lld to %lld are damaged", co->path,
+                     (long long)first, (long long)(first + *n - 1));
     for (int64_t i = 0; !st && i < *n; i++) {
         uint32_t id = raw_id(co, raw, i);
         if (id >= (uint32_t)co->info.vocab)

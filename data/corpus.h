@@ -5,12 +5,13 @@
  *     tokens     u16 (vocab <= 65536) or u32   every document's ids, one after the other
  *     offsets    i64 (docs+1)   document d is tokens [offsets[d], offsets[d+1]); none is empty
  *     doc_bytes  i64 (docs)     bytes of text in each document
+ *     block_check u64          a checksum for every 65536 tokens
  *     id_bytes   i32 (vocab)    bytes of text that each id stands for; 0 for special tokens
  *     tokenizer  u8             the tokenizer's JSON text
  *     sources    u8             what the text was made from, a line each
  * sha256 covers all of it but the sources, so the same text and tokenizer have the same name
- * wherever they came from. Blocks of tokens carry checksums of their own (Fletcher-32): damage is
- * found when it is read, not only by tp_corpus_verify.
+ * wherever they came from. The checksums of the blocks find damage in the tokens when they are
+ * read, not only in tp_corpus_verify.
  *
  * The tokens are read a block at a time: a corpus may be larger than memory and have more than 2^31
  * tokens. The offsets are held in memory: 8 bytes per document. */

@@ -17,6 +17,7 @@ typedef struct column {
     int64_t n_held;
     int64_t block; /* values per block of the file */
     uint8_t *held; /* one block */
+    bool filter;   /* HDF5's checksum; tokens have block_check instead */
     tp_sha256 *hash;
 } column;
 
@@ -26,6 +27,8 @@ struct tp_corpus_writer {
     int32_t vocab, eos;
     int64_t tokens, docs, bytes, doc_start;
     column tok, off, len;
+    uint64_t *check; /* of each block of tokens */
+    int64_t n_check, cap_check;
     tp_corpus_hash hash;
     bool created, finished;
     tp_status failed; /* once a write failed the file is not worth finishing */
@@ -47,10 +50,10 @@ static tp_status column_open(tp_ctx *c, tp_corpus_writer *w, column *col, int de
     hid_t space = H5Screate_simple(1, &none, &unlimited);
     hid_t plist = H5Pcreate(H5P_DATASET_CREATE);
     tp_status st = TP_OK;
-    /* Checksum after compression, so that damage never reaches inflate. */
+    /* After compression, so that damage never reaches inflate. */
     if (space < 0 || plist < 0 || H5Pset_chunk(plist, 1, &block) < 0 ||
         (deflate && (H5Pset_shuffle(plist) < 0 || H5Pset_deflate(plist, (unsigned)deflate) < 0)) ||
-        H5Pset_fletcher32(plist) < 0 ||
+        ((deflate || col->filter) && H5Pset_fletcher32(plist) < 0) ||
         (col->set =
              H5Dcreate2(w->file, col->name, col->type, space, H5P_DEFAULT, plist, H5P_DEFAULT)) < 0)
         st = write_failed(c, w, col->name);
@@ -78,6 +81,19 @@ static tp_status column_flush(tp_ctx *c, tp_corpus_writer *w, column *col) {
     col->stored += col->n_held;
     col->n_held = 0;
     return st;
+}
+
+static tp_status flush_tokens(tp_ctx *c, tp_corpus_writer *w) {
+    if (!w->tok.n_held) return TP_OK;
+    if (w->n_check == w->cap_check) {
+        int64_t cap = w->cap_check ? 2 * w->cap_check : 64;
+        uint64_t *more = tp_realloc(c, w->check, (size_t)cap * sizeof *more);
+        if (!more) return w->failed = TP_ENOMEM;
+        w->check = more;
+        w->cap_check = cap;
+    }
+    w->check[w->n_check++] = tp_corpus_check(w->tok.held, (size_t)w->tok.n_held * w->tok.size);
+    return column_flush(c, w, &w->tok);
 }
 
 static tp_status column_add_i64(tp_ctx *c, tp_corpus_writer *w, column *col, int64_t v) {
@@ -176,10 +192,16 @@ tp_status tp_corpus_writer_new(tp_corpus_writer **out, tp_ctx *c, const char *pa
     if (n_sources > TP_CORPUS_MAX_TEXT) n_sources = TP_CORPUS_MAX_TEXT;
     w->tok =
         (column){.name = "tokens", .type = tok, .block = TP_CORPUS_BLOCK, .hash = &w->hash.tokens};
-    w->off = (column){
-        .name = "offsets", .type = i64, .block = TP_CORPUS_DOC_BLOCK, .hash = &w->hash.offsets};
-    w->len = (column){
-        .name = "doc_bytes", .type = i64, .block = TP_CORPUS_DOC_BLOCK, .hash = &w->hash.doc_bytes};
+    w->off = (column){.name = "offsets",
+                      .type = i64,
+                      .block = TP_CORPUS_DOC_BLOCK,
+                      .filter = true,
+                      .hash = &w->hash.offsets};
+    w->len = (column){.name = "doc_bytes",
+                      .type = i64,
+                      .block = TP_CORPUS_DOC_BLOCK,
+                      .filter = true,
+                      .hash = &w->hash.doc_bytes};
     if ((st = column_open(c, w, &w->tok, m->deflate)) ||
         (st = column_open(c, w, &w->off, m->deflate)) ||
         (st = column_open(c, w, &w->len, m->deflate)) ||
@@ -208,7 +230,7 @@ tp_status tp_corpus_writer_add(tp_corpus_writer *w, tp_ctx *c, const int32_t *id
             ((uint16_t *)(void *)col->held)[col->n_held] = (uint16_t)ids[i];
         else
             ((uint32_t *)(void *)col->held)[col->n_held] = (uint32_t)ids[i];
-        if (++col->n_held == col->block && column_flush(c, w, col)) return w->failed;
+        if (++col->n_held == col->block && flush_tokens(c, w)) return w->failed;
     }
     w->tokens += n;
     return TP_OK;
@@ -254,9 +276,14 @@ tp_status tp_corpus_writer_finish(tp_corpus_writer *w, tp_ctx *c, char sha256[65
         return w->failed = tp_fail(c, TP_EARG, "corpus: there is no text to write to %s", w->path);
     if (w->tokens != w->doc_start)
         return w->failed = tp_fail(c, TP_ESTATE, "corpus: the last document was not ended");
-    if ((st = column_flush(c, w, &w->tok)) || (st = column_flush(c, w, &w->off)) ||
+    if ((st = flush_tokens(c, w)) || (st = column_flush(c, w, &w->off)) ||
         (st = column_flush(c, w, &w->len)))
         return st;
+    tp_h5_lock();
+    hid_t u64 = H5T_STD_U64LE;
+    tp_h5_unlock();
+    if ((st = put_array(c, w, "block_check", u64, w->check, (size_t)w->n_check)))
+        return w->failed = st;
     tp_corpus_hash_final(&w->hash, w->vocab, w->eos, hex);
     if ((st = put_attribute(c, w, "format", TP_CORPUS_FORMAT, 0)) ||
         (st = put_attribute(c, w, "version", NULL, TP_CORPUS_VERSION)) ||
@@ -275,6 +302,7 @@ void tp_corpus_writer_free(tp_corpus_writer *w) {
     if (!w) return;
     close_file(NULL, w);
     if (w->created && !w->finished) unlink(w->tmp);
+    tp_free(w->check);
     tp_free(w->tok.held);
     tp_free(w->off.held);
     tp_free(w->len.held);

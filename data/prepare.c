@@ -1,6 +1,7 @@
 /* The prepare pipeline: count (only to hold out a part), train the tokenizer, encode and write. */
 #include "data/prepare.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { BATCH_BYTES = 8 << 20, BATCH_TEXTS = 4096 }; /* encoded at once, in parallel */
@@ -8,7 +9,8 @@ enum { BATCH_BYTES = 8 << 20, BATCH_TEXTS = 4096 }; /* encoded at once, in paral
 /* Text on its way, with the train/val border drawn in. */
 typedef struct reader {
     tp_text_source *src;
-    int64_t cut;      /* byte of the text where validation begins; -1: nowhere */
+    int64_t cut;      /* byte of the text where validation begins; -1: nowhere. In the last
+                         document it is a border; else what begins there or later is held out */
     int64_t last_doc; /* number of the last document, from 0 */
     int64_t pos, doc; /* bytes handed out; documents begun */
     bool in_val;
@@ -64,17 +66,6 @@ static void reader_rewind(reader *r) {
     r->rest.n = 0;
 }
 
-/* Where to cut this piece near byte `at` of it: after the next line end, else after the last one
- * before, else between characters. 0: nowhere. Not at the document's end, which leaves nothing. */
-static int64_t border_in(const tp_text_piece *p, int64_t at) {
-    int64_t most = p->ends ? p->n - 1 : p->n;
-    for (int64_t i = at > 0 ? at : 1; i <= most; i++)
-        if (p->bytes[i - 1] == '\n') return i;
-    for (int64_t i = at < most ? at : most; i > 0; i--)
-        if (p->bytes[i - 1] == '\n') return i;
-    return most < 1 ? 0 : tp_text_char_start(p->bytes, p->n, at < 1 ? 1 : at < most ? at : most);
-}
-
 static tp_status reader_next(reader *r, tp_ctx *c, tp_text_piece *p, bool *is_val, bool *more) {
     if (r->rest.n) {
         *p = r->rest;
@@ -91,9 +82,9 @@ static tp_status reader_next(reader *r, tp_ctx *c, tp_text_piece *p, bool *is_va
     r->begin_next = false;
     if (r->cut >= 0 && p->begins && start >= r->cut) r->in_val = true;
     *is_val = r->in_val;
-    if (r->cut < 0 || r->in_val || r->doc - 1 != r->last_doc || r->pos <= r->cut) return TP_OK;
-    int64_t at = border_in(p, r->cut - start);
-    if (!at) return TP_OK;
+    if (r->cut <= start || r->in_val || r->doc - 1 != r->last_doc || r->pos < r->cut) return TP_OK;
+    int64_t at = r->cut - start;
+    if (at == p->n && p->ends) return TP_OK;
     r->in_val = true; /* from here on; this half still trains */
     r->rest = *p;
     r->rest.bytes += at;
@@ -105,10 +96,41 @@ static tp_status reader_next(reader *r, tp_ctx *c, tp_text_piece *p, bool *is_va
     return TP_OK;
 }
 
+/* Where to cut the last document near r->cut: after the next line end, else after the last one
+ * before, else between characters. The document's own ends do not count: they leave nothing. */
+static tp_status find_border(job *j, int64_t doc_start) {
+    reader *r = &j->in;
+    tp_text_piece p;
+    bool is_val, more = true;
+    int64_t want = r->cut, after = -1, before = -1, between = want;
+    r->cut = -1; /* read all as one part */
+    reader_rewind(r);
+    for (;;) {
+        tp_status st = reader_next(r, j->c, &p, &is_val, &more);
+        if (st) return st;
+        if (!more) break;
+        int64_t start = r->pos - p.n;
+        if (start <= want && want < r->pos)
+            between = start + tp_text_char_start(p.bytes, p.n, want - start);
+        if (r->pos <= doc_start || after >= 0) continue;
+        for (int64_t i = 1; i <= p.n && after < 0; i++) {
+            if (p.bytes[i - 1] != '\n') continue;
+            if (start + i < want)
+                before = start + i;
+            else
+                after = start + i;
+        }
+        if ((st = report_bytes(j, "reading"))) return st;
+    }
+    r->cut = after >= 0 && after < r->pos ? after : before > doc_start ? before : between;
+    return TP_OK;
+}
+
 /* The first pass: how much text there is, so where its last part begins. */
 static tp_status place_border(job *j) {
     tp_text_piece p;
     bool is_val = false, more = true;
+    int64_t doc_start = 0;
     tp_status st;
     j->in.cut = -1;
     if (j->opts->val_fraction <= 0) return TP_OK;
@@ -116,11 +138,12 @@ static tp_status place_border(job *j) {
     for (;;) {
         if ((st = reader_next(&j->in, j->c, &p, &is_val, &more))) return st;
         if (!more) break;
+        if (p.begins) doc_start = j->in.pos - p.n;
         if ((st = report_bytes(j, "reading"))) return st;
     }
     j->in.last_doc = j->in.doc - 1;
-    j->in.cut = j->in.pos - (int64_t)((double)j->in.pos * j->opts->val_fraction);
-    return TP_OK;
+    j->in.cut = j->in.pos - (int64_t)ceil((double)j->in.pos * j->opts->val_fraction);
+    return doc_start < j->in.cut ? find_border(j, doc_start) : TP_OK;
 }
 
 /* ---- the tokenizer --------------------------------------------------------------------------- */

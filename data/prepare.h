@@ -31,7 +31,7 @@ typedef struct tp_prepare_result {
     double train_seconds, encode_seconds; /* of the tokenizer */
 } tp_prepare_result;
 
-/* Reads src from its beginning, up to three times. Nothing appears under train_path or val_path
+/* Reads src from its beginning, up to four times. Nothing appears under train_path or val_path
  * (may be NULL if val_fraction is 0) unless all went well. The files are the same for any number of
  * threads. */
 tp_status tp_prepare(tp_prepare_result *out, tp_ctx *c, tp_text_source *src, const char *train_path,

@@ -40,7 +40,9 @@ struct tp_text_source {
 /* ---- where text may be cut ------------------------------------------------------------------- */
 
 static bool good_cut(const char *t, int64_t p) {
-    return t[p - 1] == '\n' && t[p] > ' ' && t[p] < 0x7f;
+    char a = t[p - 1], b = t[p];
+    bool word = (a >= 'a' && a <= 'z') || (a >= 'A' && a <= 'Z') || (a >= '0' && a <= '9');
+    return word && (b == ' ' || b == '\n' || b == '\r' || b == '\t');
 }
 
 int64_t tp_text_cut(const char *t, int64_t n, int64_t target) {

@@ -25,10 +25,10 @@ typedef struct tp_text_opts {
     int64_t piece_bytes;    /* long documents come in pieces of about this size; 0: 1 MiB */
 } tp_text_opts;
 
-/* Part of a document; valid until the next call. A piece ends after a line end and before a visible
- * ASCII character, where every pre-tokenizer in use cuts anyway: tokens do not depend on the
- * pieces. Only a stretch of 16 piece_bytes without such a place is cut elsewhere, between UTF-8
- * characters. Never empty. */
+/* Part of a document; valid until the next call. A piece ends between an ASCII letter or digit and
+ * a space or line end, where the pre-tokenizers of GPT-2, cl100k and their kin cut anyway and look
+ * no further: tokens do not depend on the pieces. Only a stretch of 16 piece_bytes without such a
+ * place is cut elsewhere, between UTF-8 characters. Never empty. */
 typedef struct tp_text_piece {
     const char *bytes;
     int64_t n;

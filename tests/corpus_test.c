@@ -16,7 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "data/corpus.h"
+#include "data/corpus_format.h"
 
 /* HDF5 1.10 loses some of its own memory when it refuses a damaged header; that nothing of ours
  * stays open in it is checked at the end. */
@@ -375,6 +375,39 @@ static void set_length(const char *path, const char *set, hsize_t n) {
     H5Dclose(d), H5Fclose(f);
 }
 
+/* Makes block_check fit n tokens of 2 bytes, as a forger would; blocks that were never written hold
+ * zeros. */
+static void set_checks(const char *path, int64_t n) {
+    int64_t blocks = (n + TP_CORPUS_BLOCK - 1) / TP_CORPUS_BLOCK;
+    uint16_t *ids = calloc(TP_CORPUS_BLOCK, sizeof *ids);
+    uint64_t *check = malloc((size_t)blocks * sizeof *check);
+    uint64_t zeros = tp_corpus_check(ids, TP_CORPUS_BLOCK * sizeof *ids);
+    hsize_t dim = (hsize_t)blocks, at;
+    hid_t f = reopen(path), tokens = H5Dopen2(f, "tokens", H5P_DEFAULT);
+    for (int64_t b = 0; b < blocks; b++) {
+        hsize_t start = (hsize_t)b * TP_CORPUS_BLOCK, m = (hsize_t)n - start;
+        if (m > TP_CORPUS_BLOCK) m = TP_CORPUS_BLOCK;
+        check[b] = zeros;
+        at = start;
+        hsize_t stored = 0;
+        if (H5Dget_chunk_storage_size(tokens, &at, &stored) < 0 || (!stored && b < blocks - 1))
+            continue;
+        hid_t space = H5Dget_space(tokens), memory = H5Screate_simple(1, &m, NULL);
+        H5Sselect_hyperslab(space, H5S_SELECT_SET, &start, NULL, &m, NULL);
+        H5Dread(tokens, H5T_NATIVE_UINT16, memory, space, H5P_DEFAULT, ids);
+        check[b] = tp_corpus_check(ids, m * sizeof *ids);
+        H5Sclose(memory), H5Sclose(space);
+    }
+    H5Dclose(tokens);
+    H5Ldelete(f, "block_check", H5P_DEFAULT);
+    hid_t space = H5Screate_simple(1, &dim, NULL);
+    hid_t d =
+        H5Dcreate2(f, "block_check", H5T_STD_U64LE, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+    assert_true(H5Dwrite(d, H5T_NATIVE_UINT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, check) >= 0);
+    H5Dclose(d), H5Sclose(space), H5Fclose(f);
+    free(ids), free(check);
+}
+
 static void lies_in_the_header_are_found(void **state) {
     (void)state;
     const char *path = path_of("lie.h5");
@@ -400,6 +433,10 @@ static void lies_in_the_header_are_found(void **state) {
     expect_refused(path, TP_EFORMAT, "do not fit");
     FRESH, set_length(path, "doc_bytes", 99);
     expect_refused(path, TP_EFORMAT, "doc_bytes has 99");
+    FRESH, replace_set(path, "block_check", H5T_NATIVE_UINT64, 1, 2);
+    expect_refused(path, TP_EFORMAT, "block_check has 2");
+    FRESH, replace_set(path, "block_check", H5T_NATIVE_UINT64, 1, 1);
+    expect_refused(path, TP_EFORMAT, "which are not there");
     FRESH, set_value(path, "id_bytes", 7, -1);
     expect_refused(path, TP_EFORMAT, "stands for -1");
     FRESH, replace_set(path, "tokens", H5T_NATIVE_FLOAT, 1, 7500);
@@ -424,14 +461,21 @@ static void lies_in_the_tokens_are_found(void **state) {
     const char *path = path_of("tok.h5");
     tp_corpus_meta meta = meta_of(300);
     int32_t ids[10];
-    write_corpus(path, 100, &meta);
-    set_value(path, "tokens", 5, 300);
+    int64_t n = write_corpus(path, 100, &meta);
+    set_value(path, "tokens", 5, 299);
     tp_corpus *co = open_ok(path);
+    assert_int_equal(tp_corpus_read(co, ctx, 0, 10, ids), TP_EFORMAT);
+    expect_words("are damaged");
+    tp_corpus_close(co);
+    set_value(path, "tokens", 5, 300);
+    set_checks(path, n);
+    co = open_ok(path);
     assert_int_equal(tp_corpus_read(co, ctx, 0, 10, ids), TP_EFORMAT);
     expect_words("token 5 is 300");
     tp_corpus_close(co);
     write_corpus(path, 100, &meta);
     set_value(path, "tokens", 5, (token(5, 300) + 7) % 300 / 7 * 7 + token(5, 300) % 7);
+    set_checks(path, n);
     co = open_ok(path); /* another id of as many bytes, or nearly: only verify can tell */
     assert_int_equal(tp_corpus_read(co, ctx, 0, 10, ids), TP_OK);
     assert_int_equal(tp_corpus_verify(co, ctx), TP_EFORMAT);
@@ -476,6 +520,7 @@ static void more_than_2_to_31_tokens(void **state) {
     set_value(path, "offsets", 1, n);
     set_value(path, "tokens", (hsize_t)n - 1, 17);
     set_value(path, "tokens", 2200000000u, 19);
+    set_checks(path, n);
     tp_corpus *co = open_ok(path);
     int32_t ids[3];
     assert_int_equal(tp_corpus_get_info(co)->tokens, n);

@@ -142,7 +142,8 @@ static void permutations_are_even(void **state) {
 
 /* Counts how often each token is an input and a target in one epoch, and checks every row: targets
  * follow inputs, segments hold one document each, positions count. Returns the epoch's targets. */
-static int64_t check_epoch(tp_corpus *co, tp_loader *l, const tp_loader_opts *o, int *in, int *out) {
+static int64_t check_epoch(tp_corpus *co, tp_loader *l, const tp_loader_opts *o, int *in,
+                           int *out) {
     const int64_t *offsets = tp_corpus_offsets(co);
     int64_t n = tp_corpus_get_info(co)->tokens, targets = 0, bytes = 0, counted = 0, byte_sum = 0;
     memset(in, 0, (size_t)n * sizeof *in);
@@ -180,8 +181,7 @@ static int64_t check_epoch(tp_corpus *co, tp_loader *l, const tp_loader_opts *o,
                 if (!same && !first) assert_int_equal(b.segments[i], b.segments[i - 1] + 1);
                 assert_int_equal(b.positions[i], same ? b.positions[i - 1] + 1 : 0);
                 if (same) assert_int_equal(doc_of[b.inputs[i]], doc_of[b.inputs[i - 1]]);
-                if (b.targets[i] >= 0)
-                    assert_int_equal(doc_of[b.targets[i]], doc_of[b.inputs[i]]);
+                if (b.targets[i] >= 0) assert_int_equal(doc_of[b.targets[i]], doc_of[b.inputs[i]]);
             }
             int64_t told;
             assert_int_equal(tp_loader_count_targets(l, ctx, b.sample + r, 1, &told), TP_OK);
@@ -207,8 +207,11 @@ static void every_token_once_per_epoch(void **state) {
     for (size_t k = 0; k < sizeof lengths / sizeof *lengths; k++) {
         for (int packing = 0; packing < 2; packing++) {
             for (int sequential = 0; sequential < 2; sequential++) {
-                tp_loader_opts o = {.batch = 1, .T = lengths[k], .seed = 5,
-                                    .packing = (tp_packing)packing, .sequential = sequential};
+                tp_loader_opts o = {.batch = 1,
+                                    .T = lengths[k],
+                                    .seed = 5,
+                                    .packing = (tp_packing)packing,
+                                    .sequential = sequential};
                 tp_loader *l = loader(co, &o);
                 for (int epoch = 0; epoch < 2 - sequential; epoch++) {
                     int64_t targets = check_epoch(co, l, &o, in, out);
@@ -302,6 +305,21 @@ static void seek_prefetch_and_ranks_change_nothing(void **state) {
     tp_corpus_close(co);
 }
 
+/* A seek while the thread is filling a batch: that batch is stale and must not come out. */
+static void seeks_race_the_thread(void **state) {
+    (void)state;
+    tp_corpus *co = make_many(1000);
+    tp_loader *l = loader(co, &(tp_loader_opts){.batch = 256, .T = 64, .prefetch = true});
+    for (int64_t i = 0; i < 300; i++) {
+        int64_t to = i * 7919 % 10000;
+        assert_int_equal(tp_loader_seek(l, ctx, to), TP_OK);
+        assert_int_equal(next(l).sample, to); /* from here on the next one is being filled */
+        if (i % 3) usleep((useconds_t)(i % 50));
+    }
+    tp_loader_free(l);
+    tp_corpus_close(co);
+}
+
 static void validation_ends_once(void **state) {
     (void)state;
     tp_corpus *co = make((int64_t[]){10, 11, 0});
@@ -374,9 +392,10 @@ static void errors_cross_threads(void **state) {
     tp_corpus_writer *w;
     tp_corpus *co;
     tp_batch b;
-    int32_t id_bytes[10] = {0}, ids[1000] = {0};
+    int32_t id_bytes[10] = {0}, ids[1000];
     snprintf(path, sizeof path, "%s/bad.h5", dir);
     tp_corpus_meta meta = {.vocab = 10, .eos = -1, .id_bytes = id_bytes};
+    for (int i = 0; i < 1000; i++) ids[i] = 3;
     assert_int_equal(tp_corpus_writer_new(&w, ctx, path, &meta), TP_OK);
     for (int i = 0; i < 300; i++) assert_int_equal(tp_corpus_writer_add(w, ctx, ids, 1000), TP_OK);
     assert_int_equal(tp_corpus_writer_end_doc(w, ctx, 0), TP_OK);
@@ -388,14 +407,14 @@ static void errors_cross_threads(void **state) {
         tp_loader_opts o = {.batch = 1, .T = 100000, .sequential = true, .prefetch = prefetch};
         tp_loader *l = loader(co, &o);
         assert_int_equal(tp_loader_seek(l, ctx, 1), TP_OK);
-        for (int i = 0; i < 2; i++)
-            expect_words(tp_loader_next(l, ctx, &b), TP_EFORMAT, "bad.h5");
+        for (int i = 0; i < 2; i++) expect_words(tp_loader_next(l, ctx, &b), TP_EFORMAT, "bad.h5");
         tp_loader_free(l);
     }
     tp_corpus_close(co);
 }
 
-/* ---- large corpora: the arithmetic, without the tokens ---------------------------------------- */
+/* ---- large corpora: the arithmetic, without the tokens ----------------------------------------
+ */
 
 static void orders_beyond_2_to_31(void **state) {
     (void)state;
@@ -464,6 +483,7 @@ int main(void) {
         cmocka_unit_test(every_token_once_per_epoch),
         cmocka_unit_test(epochs_and_seeds_differ),
         cmocka_unit_test(seek_prefetch_and_ranks_change_nothing),
+        cmocka_unit_test(seeks_race_the_thread),
         cmocka_unit_test(validation_ends_once),
         cmocka_unit_test(small_corpora),
         cmocka_unit_test(errors_cross_threads),
