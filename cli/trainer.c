@@ -38,6 +38,39 @@ tp_status tp_trainer_model(tp_trainer *t, tp_ctx *c, const tp_config *cfg)
     return tp_model_new(&t->model, c, &m);
 }
 
+static tp_optim_opts optim_options(const tp_config *f)
+{
+    static const tp_optim_kind kind[] = {
+        [TP_CFG_ADAMW] = TP_OPTIM_ADAMW, [TP_CFG_MUON] = TP_OPTIM_MUON, [TP_CFG_SGD] = TP_OPTIM_SGD};
+    static const tp_schedule schedule[] = {[TP_CFG_COSINE] = TP_COSINE, [TP_CFG_LINEAR] = TP_LINEAR,
+                                           [TP_CFG_WSD] = TP_WSD, [TP_CFG_CONSTANT] = TP_CONSTANT};
+    return (tp_optim_opts){
+        .kind = kind[f->train.optimizer],
+        .learning_rate = f->train.learning_rate,
+        .muon_learning_rate = f->train.muon_learning_rate,
+        .adam_beta1 = f->train.adam_beta1,
+        .adam_beta2 = f->train.adam_beta2,
+        .adam_epsilon = f->train.adam_epsilon,
+        .weight_decay = f->train.weight_decay,
+        .muon_momentum = f->train.muon_momentum,
+        .momentum = f->train.momentum,
+        .max_grad_norm = f->train.max_grad_norm,
+        .schedule = schedule[f->train.lr_scheduler_type],
+        .min_lr_ratio = f->train.min_lr_ratio,
+        .steps = f->run.steps,
+        .warmup_steps = f->train.warmup_steps,
+        .decay_steps = f->train.decay_steps,
+        .max_bad_steps = f->train.max_bad_steps,
+    };
+}
+
+tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg)
+{
+    tp_status st = tp_trainer_model(t, c, cfg);
+    tp_optim_opts o = optim_options(cfg);
+    return st ? st : tp_optim_new(&t->optim, c, tp_model_params(t->model), &o);
+}
+
 void tp_trainer_clear(tp_trainer *t)
 {
     tp_optim_free(t->optim);

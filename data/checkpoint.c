@@ -22,7 +22,7 @@ struct tp_checkpoint_writer {
     char *path, *tmp;
     int64_t step;
     hid_t file;
-    tp_text list; /* names, a line each */
+    tp_str list; /* names, a line each */
     tp_status status;
 };
 
@@ -186,7 +186,7 @@ static bool put_dataset(hid_t file, const char *name, const char *type, tp_dtype
 }
 
 static void writer_free(tp_checkpoint_writer *w) {
-    tp_text_clear(&w->list);
+    tp_str_clear(&w->list);
     tp_free(w->tmp);
     tp_free(w->path);
     tp_free(w);
@@ -225,10 +225,10 @@ tp_status tp_checkpoint_create(tp_checkpoint_writer **out, tp_ctx *c, const char
     tp_checkpoint_writer *w = tp_calloc(c, 1, sizeof *w);
     if (!w) return TP_ENOMEM;
     *w = (tp_checkpoint_writer){.c = c, .step = step, .file = -1};
-    tp_text_init(&w->list, c);
-    tp_text tmp;
-    tp_text_init(&tmp, c);
-    tp_text_printf(&tmp, "%s.tmp", path);
+    tp_str_init(&w->list, c);
+    tp_str tmp;
+    tp_str_init(&tmp, c);
+    tp_str_printf(&tmp, "%s.tmp", path);
     w->tmp = tmp.at;
     if (!(w->path = tp_strdup(c, path)) || tmp.failed) {
         writer_free(w);
@@ -272,7 +272,7 @@ static tp_status put_as(tp_checkpoint_writer *w, const char *name, const char *t
     if (!put_dataset(w->file, name, type, t, ndim, shape, data))
         w->status = tp_h5_fail(w->c, TP_EIO, "%s: cannot write %s", w->path, shown);
     tp_h5_unlock();
-    tp_text_printf(&w->list, "%s\n", name);
+    tp_str_printf(&w->list, "%s\n", name);
     if (w->list.failed && !w->status) w->status = TP_ENOMEM;
     return w->status;
 }

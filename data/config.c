@@ -156,18 +156,18 @@ bool tp_config_equal(const tp_config *a, const tp_config *b) {
 
 char *tp_config_help(tp_ctx *c) {
     char words[WORDS];
-    tp_text t;
-    tp_text_init(&t, c);
+    tp_str t;
+    tp_str_init(&t, c);
     for (int i = 0; i < tp_config_nkeys; i++) {
         const tp_key *k = &tp_config_keys[i];
         tp_config_allowed(words, sizeof words, k);
         const char *what = words + 3; /* after "be " */
         const char *unit = k->type == TP_KEY_TEXT ? "" : k->unit;
-        tp_text_printf(&t, "%-30s %s\n%-30s %s%s%s%s, default %s\n", k->name, k->doc, "", what,
+        tp_str_printf(&t, "%-30s %s\n%-30s %s%s%s%s, default %s\n", k->name, k->doc, "", what,
                        *unit ? " (" : "", unit, *unit ? ")" : "",
                        *k->initial ? k->initial : "\"\"");
     }
     if (!t.failed) return t.at;
-    tp_text_clear(&t);
+    tp_str_clear(&t);
     return NULL;
 }

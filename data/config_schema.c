@@ -318,28 +318,28 @@ const char *tp_config_put(tp_config *cfg, int row, const char *s, size_t n, char
     return out;
 }
 
-void tp_config_value(tp_text *t, const tp_config *cfg, int row) {
+void tp_config_value(tp_str *t, const tp_config *cfg, int row) {
     const tp_key *k = &tp_config_keys[row];
     const void *at = (const char *)cfg + k->offset;
     char number[TP_F64_TEXT];
     int choice;
     switch (k->type) {
     case TP_KEY_BOOL:
-        tp_text_puts(t, *(const bool *)at ? "true" : "false");
+        tp_str_puts(t, *(const bool *)at ? "true" : "false");
         break;
     case TP_KEY_I64:
-        tp_text_printf(t, "%lld", (long long)*(const int64_t *)at);
+        tp_str_printf(t, "%lld", (long long)*(const int64_t *)at);
         break;
     case TP_KEY_F64:
         tp_f64_print(number, *(const double *)at);
-        tp_text_puts(t, number);
+        tp_str_puts(t, number);
         break;
     case TP_KEY_TEXT:
-        tp_text_yaml(t, at);
+        tp_str_yaml(t, at);
         break;
     case TP_KEY_CHOICE:
         memcpy(&choice, at, sizeof choice);
-        tp_text_puts(t, k->choices[choice]);
+        tp_str_puts(t, k->choices[choice]);
         break;
     }
 }

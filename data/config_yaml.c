@@ -261,8 +261,8 @@ tp_status tp_config_load(tp_ctx *c, tp_config *cfg, const char *path) {
 
 char *tp_config_text(tp_ctx *c, const tp_config *cfg) {
     char words[WORDS];
-    tp_text t;
-    tp_text_init(&t, c);
+    tp_str t;
+    tp_str_init(&t, c);
     const char *group = "";
     size_t group_len = 0;
     for (int i = 0; i < tp_config_nkeys; i++) {
@@ -270,18 +270,18 @@ char *tp_config_text(tp_ctx *c, const tp_config *cfg) {
         const char *dot = strchr(k->name, '.');
         size_t len = dot ? (size_t)(dot - k->name) : 0;
         if (len && (len != group_len || memcmp(group, k->name, len)))
-            tp_text_printf(&t, "\n%.*s:\n", (int)len, k->name);
+            tp_str_printf(&t, "\n%.*s:\n", (int)len, k->name);
         group = k->name;
         group_len = len;
         tp_config_allowed(words, sizeof words, k);
         const char *pad = len ? "  " : "";
-        tp_text_printf(&t, "%s# %s (%s)\n%s%s: ", pad, k->doc, words + 3, pad,
+        tp_str_printf(&t, "%s# %s (%s)\n%s%s: ", pad, k->doc, words + 3, pad,
                        len ? dot + 1 : k->name);
         tp_config_value(&t, cfg, i);
-        tp_text_add(&t, "\n", 1);
+        tp_str_add(&t, "\n", 1);
     }
     if (!t.failed) return t.at;
-    tp_text_clear(&t);
+    tp_str_clear(&t);
     return NULL;
 }
 

@@ -15,7 +15,7 @@ struct tp_metrics {
     tp_ctx *c;
     int fd;
     int64_t bytes; /* of whole records */
-    tp_text line;
+    tp_str line;
     char path[]; /* for messages */
 };
 
@@ -205,7 +205,7 @@ tp_status tp_metrics_open(tp_metrics **out, tp_ctx *c, const char *path, int64_t
     }
     *m = (tp_metrics){.c = c, .fd = l.fd, .bytes = cut};
     memcpy(m->path, path, n);
-    tp_text_init(&m->line, c);
+    tp_str_init(&m->line, c);
     *out = m;
     return TP_OK;
 }
@@ -213,7 +213,7 @@ tp_status tp_metrics_open(tp_metrics **out, tp_ctx *c, const char *path, int64_t
 void tp_metrics_close(tp_metrics *m) {
     if (!m) return;
     close(m->fd);
-    tp_text_clear(&m->line);
+    tp_str_clear(&m->line);
     tp_free(m);
 }
 
@@ -228,24 +228,24 @@ static tp_status check_keys(tp_metrics *m, int64_t step, const tp_metric *v, int
     return TP_OK;
 }
 
-static void put_value(tp_text *t, const tp_metric *v) {
+static void put_value(tp_str *t, const tp_metric *v) {
     char number[TP_F64_TEXT];
-    tp_text_add(t, ",", 1);
-    tp_text_json(t, v->key);
-    tp_text_add(t, ":", 1);
+    tp_str_add(t, ",", 1);
+    tp_str_json(t, v->key);
+    tp_str_add(t, ":", 1);
     switch (v->type) {
     case TP_METRIC_I64:
-        tp_text_printf(t, "%lld", (long long)v->i64);
+        tp_str_printf(t, "%lld", (long long)v->i64);
         break;
     case TP_METRIC_TEXT:
-        tp_text_json(t, v->text);
+        tp_str_json(t, v->text);
         break;
     case TP_METRIC_F64:
         if (isfinite(v->f64)) {
             tp_f64_print(number, v->f64);
-            tp_text_puts(t, number);
+            tp_str_puts(t, number);
         } else
-            tp_text_puts(t, "null"); /* JSON has no NaN */
+            tp_str_puts(t, "null"); /* JSON has no NaN */
         break;
     }
 }
@@ -255,9 +255,9 @@ tp_status tp_metrics_write(tp_metrics *m, int64_t step, const tp_metric *metrics
     if (st) return st;
     m->line.len = 0;
     m->line.failed = false;
-    tp_text_printf(&m->line, "{\"step\":%lld", (long long)step);
+    tp_str_printf(&m->line, "{\"step\":%lld", (long long)step);
     for (int i = 0; i < n; i++) put_value(&m->line, &metrics[i]);
-    tp_text_puts(&m->line, "}\n");
+    tp_str_puts(&m->line, "}\n");
     if (m->line.failed) return TP_ENOMEM;
     if (m->line.len > LINE_MOST)
         return tp_fail(m->c, TP_EARG, "%s: a record of %zu bytes; at most 1 MiB", m->path,

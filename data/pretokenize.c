@@ -46,47 +46,40 @@ bool tp_pattern_covers(const char *regex) {
     "\\x09-\\x0d\\x20\\x85\\xa0\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}"            \
     "\\x{205f}\\x{3000}"
 
-/* Copies the regex with \s spelled out; refuses what means something else in PCRE2. */
+/* Why a construct means something else in PCRE2 than in the engines of tokenizer.json; NULL: it
+ * does not. p is at a character that no backslash stands before. */
+static const char *foreign(const char *p, bool in_class) {
+    if (p[0] == '\\' && p[1] && strchr("wWbBhHKQCRX", p[1]))
+        return "an escape (one of \\w \\b \\h \\K \\Q \\C \\R \\X) that differs between regex "
+               "engines";
+    if (in_class && p[0] == '&' && p[1] == '&') return "a class intersection (&&)";
+    if (in_class && p[0] == '[') return "a class inside a class";
+    if (!in_class && p[0] == '[' && p[p[1] == '^' ? 2 : 1] == ']')
+        return "a class that begins with ]";
+    if (!in_class && p[0] == '(' && p[1] == '*') return "a (*VERB)";
+    return NULL;
+}
+
+/* Copies the regex with \s spelled out. */
 static tp_status translate(tp_ctx *c, const char *name, const char *re, tp_text_buf *out) {
-    const char *no = NULL;
     bool in_class = false;
-    for (const char *p = re; *p && !no; p++) {
+    for (const char *p = re; *p; p++) {
+        const char *no = foreign(p, in_class);
+        if (no) return tp_fail(c, TP_EFORMAT, "%s: a pre_tokenizer pattern uses %s", name, no);
         if (p[0] == '\\' && p[1]) {
             p++;
             if (*p == 's')
-                tp_text_puts(out, c, in_class ? WHITE : "[" WHITE "]");
+                tp_text_buf_puts(out, c, in_class ? WHITE : "[" WHITE "]");
             else if (*p == 'S' && !in_class)
-                tp_text_puts(out, c, "[^" WHITE "]");
-            else if (*p == 'h' || *p == 'H' || *p == 'K' || *p == 'Q' || *p == 'C')
-                no = "an escape (\\h, \\K, \\Q or \\C) that differs between regex dialects";
+                tp_text_buf_puts(out, c, "[^" WHITE "]");
             else
-                tp_text_put(out, c, p - 1, 2);
+                tp_text_buf_put(out, c, p - 1, 2);
             continue;
         }
-        if (in_class && p[0] == '&' && p[1] == '&') no = "a class intersection (&&)";
-        if (in_class && p[0] == '[' && p[1] != ':') no = "a class inside a class";
-        if (!in_class && p[0] == '(' && p[1] == '*') no = "a (*VERB)";
-        if (!in_class && p[0] == '[') {
-            in_class = true;
-            tp_text_put(out, c, p, 1);
-            if (p[1] == '^') tp_text_put(out, c, ++p, 1);
-            if (p[1] == ']') no = "a class that begins with ']'";
-            continue;
-        }
-        if (in_class && p[0] == '[') { /* [:alpha:] up to its own bracket */
-            const char *end = strstr(p, ":]");
-            if (!end)
-                no = "an unfinished [:class:]";
-            else
-                tp_text_put(out, c, p, (size_t)(end + 2 - p)), p = end + 1;
-            continue;
-        }
+        if (p[0] == '[') in_class = true;
         if (p[0] == ']') in_class = false;
-        tp_text_put(out, c, p, 1);
+        tp_text_buf_put(out, c, p, 1);
     }
-    if (no)
-        return tp_fail(c, TP_EFORMAT,
-                       "%s: a pre_tokenizer pattern uses %s, which Tapir cannot honour", name, no);
     return out->st;
 }
 
@@ -217,11 +210,32 @@ typedef struct split_job {
     void *arg;
 } split_job;
 
-static int match(const split_job *j, int step, const uint8_t *text, size_t n, size_t from) {
+static int match_in(const split_job *j, int step, const uint8_t *text, size_t n, size_t from) {
     const pcre2_code *code = j->p->code[step];
     return j->p->jit[step]
                ? pcre2_jit_match(code, text, n, from, 0, j->s->data, j->s->context)
                : pcre2_match(code, text, n, from, PCRE2_NO_UTF_CHECK, j->s->data, j->s->context);
+}
+
+/* The next match at or after `from`. Where a very long stretch exhausts the match limit or the JIT
+ * stack, it looks no further than a piece may reach, and goes on so (*near) until a match ends by
+ * itself: else every piece of the stretch would pay for a look at all of it. *reach: how far it
+ * looked. */
+static int match(const split_job *j, int step, const uint8_t *text, size_t n, size_t from,
+                 bool *near, size_t *reach) {
+    size_t end = n;
+    if (n - from > TP_PIECE_MAX) {
+        end = from + TP_PIECE_MAX;
+        while ((text[end] & 0xC0) == 0x80) end--;
+    }
+    int rc = PCRE2_ERROR_MATCHLIMIT;
+    *reach = n;
+    if (!*near || end == n) rc = match_in(j, step, text, n, from);
+    if (rc >= 0 || rc == PCRE2_ERROR_NOMATCH || end == n) return rc;
+    rc = match_in(j, step, text, end, from);
+    *reach = end;
+    *near = rc == PCRE2_ERROR_NOMATCH || pcre2_get_ovector_pointer(j->s->data)[1] == end;
+    return rc;
 }
 
 /* Splits valid UTF-8 by the expressions from `step` on. The recursion is as deep as there are
@@ -231,21 +245,15 @@ static int split_valid(const split_job *j, int step, const uint8_t *text, size_t
         emit(text, n, j->fn, j->arg);
         return 0;
     }
-    size_t done = 0, from = 0;
+    size_t done = 0, from = 0, reach = 0;
+    bool near = false;
     int st = 0;
     while (from < n) {
-        int rc = match(j, step, text, n, from);
-        if (rc < 0 && rc != PCRE2_ERROR_NOMATCH && n - from > TP_PIECE_MAX) {
-            /* out of match limit or stack on a very long stretch: look no further than a piece */
-            size_t end = from + TP_PIECE_MAX;
-            while ((text[end] & 0xC0) == 0x80) end--;
-            rc = match(j, step, text, end, from);
-            if (rc == PCRE2_ERROR_NOMATCH) {
-                from = end;
-                continue;
-            }
+        int rc = match(j, step, text, n, from, &near, &reach);
+        if (rc == PCRE2_ERROR_NOMATCH) {
+            from = reach;
+            continue;
         }
-        if (rc == PCRE2_ERROR_NOMATCH) break;
         if (rc < 0) return rc;
         const PCRE2_SIZE *o = pcre2_get_ovector_pointer(j->s->data);
         size_t s = o[0], e = o[1];

@@ -10,16 +10,16 @@
 #include <string.h>
 #include <unistd.h>
 
-void tp_text_init(tp_text *t, tp_ctx *c) {
-    *t = (tp_text){.c = c};
+void tp_str_init(tp_str *t, tp_ctx *c) {
+    *t = (tp_str){.c = c};
 }
 
-void tp_text_clear(tp_text *t) {
+void tp_str_clear(tp_str *t) {
     tp_free(t->at);
-    tp_text_init(t, t->c);
+    tp_str_init(t, t->c);
 }
 
-static bool reserve(tp_text *t, size_t more) {
+static bool reserve(tp_str *t, size_t more) {
     if (t->failed) return false;
     if (more >= SIZE_MAX / 2 - t->len) {
         tp_fail(t->c, TP_ENOMEM, "text: more than %zu bytes", SIZE_MAX / 2);
@@ -36,18 +36,18 @@ static bool reserve(tp_text *t, size_t more) {
     return true;
 }
 
-void tp_text_add(tp_text *t, const char *bytes, size_t n) {
+void tp_str_add(tp_str *t, const char *bytes, size_t n) {
     if (!reserve(t, n)) return;
     if (n) memcpy(t->at + t->len, bytes, n);
     t->len += n;
     t->at[t->len] = 0;
 }
 
-void tp_text_puts(tp_text *t, const char *s) {
-    tp_text_add(t, s, strlen(s));
+void tp_str_puts(tp_str *t, const char *s) {
+    tp_str_add(t, s, strlen(s));
 }
 
-void tp_text_printf(tp_text *t, const char *fmt, ...) {
+void tp_str_printf(tp_str *t, const char *fmt, ...) {
     va_list ap, again;
     va_start(ap, fmt);
     va_copy(again, ap);
@@ -77,25 +77,25 @@ int tp_utf8_decode(uint32_t *code, const char *s, size_t n) {
     return len;
 }
 
-void tp_text_json(tp_text *t, const char *s) {
-    tp_text_add(t, "\"", 1);
+void tp_str_json(tp_str *t, const char *s) {
+    tp_str_add(t, "\"", 1);
     for (size_t n = strlen(s); n;) {
         uint32_t code = 0;
         int len = tp_utf8_decode(&code, s, n);
         if (!len)
-            tp_text_puts(t, "\xEF\xBF\xBD");
+            tp_str_puts(t, "\xEF\xBF\xBD");
         else if (code == '"' || code == '\\')
-            tp_text_printf(t, "\\%c", (int)code);
+            tp_str_printf(t, "\\%c", (int)code);
         else if (code == '\n')
-            tp_text_puts(t, "\\n");
+            tp_str_puts(t, "\\n");
         else if (code < 0x20 || code == 0x7F)
-            tp_text_printf(t, "\\u%04x", (unsigned)code);
+            tp_str_printf(t, "\\u%04x", (unsigned)code);
         else
-            tp_text_add(t, s, (size_t)len);
+            tp_str_add(t, s, (size_t)len);
         s += len ? len : 1;
         n -= (size_t)(len ? len : 1);
     }
-    tp_text_add(t, "\"", 1);
+    tp_str_add(t, "\"", 1);
 }
 
 /* What YAML calls printable and does not treat as a line break or byte order mark. */
@@ -104,25 +104,25 @@ static bool yaml_plain(uint32_t code) {
            (code > 0x2029 && code < 0xFEFF) || (code > 0xFEFF && code <= 0xFFFD) || code >= 0x10000;
 }
 
-void tp_text_yaml(tp_text *t, const char *s) {
-    tp_text_add(t, "\"", 1);
+void tp_str_yaml(tp_str *t, const char *s) {
+    tp_str_add(t, "\"", 1);
     for (size_t n = strlen(s); n;) {
         uint32_t code = 0;
         int len = tp_utf8_decode(&code, s, n);
         if (code == '"' || code == '\\')
-            tp_text_printf(t, "\\%c", (int)code);
+            tp_str_printf(t, "\\%c", (int)code);
         else if (code == '\n')
-            tp_text_puts(t, "\\n");
+            tp_str_puts(t, "\\n");
         else if (code == '\t')
-            tp_text_puts(t, "\\t");
+            tp_str_puts(t, "\\t");
         else if (len && yaml_plain(code))
-            tp_text_add(t, s, (size_t)len);
+            tp_str_add(t, s, (size_t)len);
         else
-            tp_text_printf(t, "\\u%04X", len ? (unsigned)code : 0xFFFDu);
+            tp_str_printf(t, "\\u%04X", len ? (unsigned)code : 0xFFFDu);
         s += len ? len : 1;
         n -= (size_t)(len ? len : 1);
     }
-    tp_text_add(t, "\"", 1);
+    tp_str_add(t, "\"", 1);
 }
 
 /* printf and strtod follow the thread's locale ("0,1"); every number in a file is in the C locale.
@@ -238,9 +238,9 @@ const char *tp_quote(char *out, size_t cap, const char *s, size_t n) {
 }
 
 tp_status tp_write_file(tp_ctx *c, const char *path, const void *bytes, size_t n) {
-    tp_text tmp;
-    tp_text_init(&tmp, c);
-    tp_text_printf(&tmp, "%s.tmp", path);
+    tp_str tmp;
+    tp_str_init(&tmp, c);
+    tp_str_printf(&tmp, "%s.tmp", path);
     if (tmp.failed) return TP_ENOMEM;
     tp_status st = TP_OK;
     int fd = open(tmp.at, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
@@ -257,6 +257,6 @@ tp_status tp_write_file(tp_ctx *c, const char *path, const void *bytes, size_t n
         st = tp_fail(c, TP_EIO, "%s: cannot write: %s", path, strerror(errno));
     if (!st) st = tp_commit_file(c, tmp.at, path);
     if (st && fd >= 0) unlink(tmp.at);
-    tp_text_clear(&tmp);
+    tp_str_clear(&tmp);
     return st;
 }

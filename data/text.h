@@ -9,25 +9,25 @@
 extern "C" {
 #endif
 
-/* Zero-initialise with tp_text_init; at is NUL-terminated once something was added. The first
+/* Zero-initialise with tp_str_init; at is NUL-terminated once something was added. The first
  * allocation that fails sets failed (and the ctx's sentence); later calls do nothing. */
-typedef struct tp_text {
+typedef struct tp_str {
     tp_ctx *c;
     char *at;
     size_t len, cap;
     bool failed;
-} tp_text;
+} tp_str;
 
-void tp_text_init(tp_text *t, tp_ctx *c);
-void tp_text_clear(tp_text *t); /* frees; the text may be used again */
-void tp_text_add(tp_text *t, const char *bytes, size_t n);
-void tp_text_puts(tp_text *t, const char *s);
-void tp_text_printf(tp_text *t, const char *fmt, ...) TP_PRINTF(2, 3);
+void tp_str_init(tp_str *t, tp_ctx *c);
+void tp_str_clear(tp_str *t); /* frees; the text may be used again */
+void tp_str_add(tp_str *t, const char *bytes, size_t n);
+void tp_str_puts(tp_str *t, const char *s);
+void tp_str_printf(tp_str *t, const char *fmt, ...) TP_PRINTF(2, 3);
 /* s as a JSON string (RFC 8259, section 7) with its quotes. Bytes that are not UTF-8 become U+FFFD.
  */
-void tp_text_json(tp_text *t, const char *s);
+void tp_str_json(tp_str *t, const char *s);
 /* s as a double-quoted YAML scalar that libyaml reads back to the same bytes; s must be UTF-8. */
-void tp_text_yaml(tp_text *t, const char *s);
+void tp_str_yaml(tp_str *t, const char *s);
 
 enum { TP_F64_TEXT = 32 };
 /* v with the fewest of 15, 16 or 17 digits that read back to v: "0.1", "1e-8". v must be finite. */

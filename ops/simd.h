@@ -7,6 +7,7 @@
  * of memory, 0 <= n <= 16, and read zeros beyond. */
 #ifndef TP_SIMD_H
 #define TP_SIMD_H
+#include "ops/convert.h"
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -297,17 +298,11 @@ static inline float v16_hmax(v16 a) {
     return f[0];
 }
 
-/* Rounds to bf16, ties to even; a NaN stays a (quiet) NaN. */
-static inline uint16_t tp_bf16_from(float x) {
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
-    if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 0x40u);
-    return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
-}
+/* Rounds to bf16 as convert.h says. */
 static inline void v16_store_bf16(uint16_t *p, v16 a) {
     float f[TP_LANES];
     v16_store(f, a);
-    for (int i = 0; i < TP_LANES; i++) p[i] = tp_bf16_from(f[i]);
+    for (int i = 0; i < TP_LANES; i++) p[i] = tp_f32_to_bf16(f[i]);
 }
 
 /* Transposes sixteen vectors in place: afterwards lane j of r[i] is what lane i of r[j] was. */

@@ -49,7 +49,7 @@ gemm_plan tp_gemm_plan(const tp_gemm *g, int threads, int mr, int nr) {
     gemm_plan p = {.mr = mr, .nr = nr, .tasks_m = 1, .tasks_n = 1};
     choose_stages(&p, g);
     if (g->m == 0 || g->n == 0) return p;
-    p.few = g->m <= GEMM_FEW && p.leaves == 1 && (g->b_rs == 1 || g->b_cs == 1);
+    p.few = g->m <= GEMM_FEW && p.leaves == 1 && !g->resume && (g->b_rs == 1 || g->b_cs == 1);
     if (p.few) { /* A's rows, interleaved */
         p.a_bytes = round_up((size_t)(g->m * g->k) * sizeof(float));
         return p;

@@ -75,6 +75,15 @@ static bool same_bits(const tp_op *op, const op_run *a, const op_run *b)
     return true;
 }
 
+/* Kernels may leave calls without work to the reference. */
+static bool empty(const tp_sample *s)
+{
+    for (int i = 0; i < op_sample_nin(s); i++)
+        for (int d = 0; d < s->in[i].ndim; d++)
+            if (!s->in[i].shape[d]) return true;
+    return false;
+}
+
 void op_check_kernels(op_report *r, const tp_op *op, const tp_sample *s)
 {
     static const char *const layouts[] = {"dense", "transposed", "sliced"};
@@ -105,7 +114,7 @@ void op_check_kernels(op_report *r, const tp_op *op, const tp_sample *s)
             first = q;
             first_name = list[i]->name;
         }
-        op_expect(r, taken || layout != OP_DENSE, op, "no fast kernel takes it %s", layouts[layout]);
+        op_expect(r, taken || layout != OP_DENSE || empty(s), op, "no fast kernel takes it %s", layouts[layout]);
         tp_ctx_free(first.c);
         op_run ref = run_with(op, s, TP_F32, layout, op->view ? NULL : &tp_reference_kernel, 1);
         op_expect(r, !ref.st, op, "reference, %s: %s", layouts[layout],
