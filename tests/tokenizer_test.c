@@ -69,6 +69,46 @@ static void splits(void **state) {
 
 /* ---- encoding and decoding ----------------------------------------------------------------------
  */
+typedef struct marks { /* at[i]: a piece begins at byte i of base */
+    const uint8_t *base;
+    bool at[4096];
+} marks;
+
+static void mark_piece(void *arg, const uint8_t *p, size_t n) {
+    marks *m = arg;
+    (void)n;
+    m->at[p - m->base] = true;
+}
+
+/* Splitting the two sides of any cut gives the pieces of the whole. */
+static void cuts(void **state) {
+    (void)state;
+    static char text[sizeof((marks *)0)->at];
+    static marks whole, parts;
+    size_t n = sample_text(text, sizeof text, 6), n_cuts = 0;
+    const uint8_t *p = whole.base = parts.base = (const uint8_t *)text;
+    tp_ctx *c = new_ctx(1, 0);
+    tp_splitter *s = NULL;
+    assert_int_equal(tp_splitter_new(&s, c), TP_OK);
+    for (int k = 0; k < 2; k++) {
+        tp_pretokenizer pre = {0};
+        const char *regex = k ? tp_pattern_cl100k : tp_pattern_gpt2;
+        assert_int_equal(tp_pretok_add(&pre, c, "test", regex), TP_OK);
+        memset(whole.at, 0, sizeof whole.at);
+        assert_int_equal(tp_pretok_split(&pre, s, p, n, mark_piece, &whole), 0);
+        for (size_t at = 0; (at = tp_pretok_cut(&pre, p, n, at + 1)) < n; n_cuts++) {
+            memset(parts.at, 0, sizeof parts.at);
+            assert_int_equal(tp_pretok_split(&pre, s, p, at, mark_piece, &parts), 0);
+            assert_int_equal(tp_pretok_split(&pre, s, p + at, n - at, mark_piece, &parts), 0);
+            assert_memory_equal(parts.at, whole.at, n);
+        }
+        tp_pretok_clear(&pre);
+    }
+    assert_true(n_cuts > 300);
+    tp_splitter_free(s);
+    tp_ctx_free(c);
+}
+
 static void cut_for_threads(void **state) {
     (void)state;
     static char text[300000];
@@ -121,6 +161,36 @@ static void batches(void **state) {
     tp_ctx_free(c);
 }
 
+/* A pattern that backtracks without end gives up on the text in words, and *out is as before. */
+static void hopeless_pattern(void **state) {
+    (void)state;
+    enum { N = 9000 }; /* more than one round of the encoder */
+    static tp_text texts[N];
+    static const char z[] = "zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz";
+    tp_ctx *c = new_ctx(1, 0);
+    tp_tokenizer *t = sample_tokenizer(c, "cl100k"), *u = NULL;
+    char *json =
+        replaced(tp_tokenizer_json(t, NULL), "(?i:'s|'t|'re|'ve|'m|'ll|'d)|", "(?:z+z+)+y|");
+    assert_int_equal(tp_tokenizer_from_json(&u, c, json, strlen(json), "u"), TP_OK);
+    for (int i = 0; i < N; i++) texts[i] = (tp_text){"ab", 2};
+    texts[N - 1] = (tp_text){z, sizeof z - 1};
+    tp_encoder *e = NULL;
+    tp_ids ids = {0};
+    int64_t ends[N];
+    assert_int_equal(tp_encoder_new(&e, c, u, NULL), TP_OK);
+    assert_int_equal(tp_encode(&ids, e, "ab", 2), TP_OK);
+    int64_t n = ids.n;
+    assert_int_equal(tp_encode_batch(&ids, ends, e, texts, N), TP_EARG);
+    assert_int_equal(ids.n, n);
+    assert_non_null(strstr(tp_error(c), "gave up"));
+    tp_ids_clear(&ids);
+    tp_encoder_free(e);
+    free(json);
+    tp_tokenizer_free(t);
+    tp_tokenizer_free(u);
+    tp_ctx_free(c);
+}
+
 static void identity(void **state) {
     (void)state;
     static const char *const texts[] = {
@@ -142,6 +212,12 @@ static void identity(void **state) {
             for (size_t x = 0; x < n; x++) buf[x] = (uint8_t)rnd(i << 32 | x, i & 1 ? 256 : 0xC4);
             assert_identity(c, t[k], buf, n);
         }
+        for (size_t i = 0; i + 8 <= sizeof buf;
+             i += 8) { /* alike words, so that cache slots clash */
+            memcpy(buf + i, " nat", 4);
+            for (size_t x = 0; x < 4; x++) buf[i + 4 + x] = (uint8_t)('a' + (i / 8 >> 4 * x) % 16);
+        }
+        assert_identity(c, t[k], buf, sizeof buf);
         memset(buf, k ? ' ' : 'n', sizeof buf); /* longer than a piece may be */
         assert_identity(c, t[k], buf, sizeof buf);
         for (size_t i = 0; i < sizeof buf; i++) buf[i] = (uint8_t) "日"[i % 3];
@@ -223,6 +299,7 @@ static void added_tokens(void **state) {
     assert_int_equal(tp_tokenizer_eos(t), 399);
     char *more = replaced(tp_tokenizer_json(t, NULL), "\"added_tokens\": [",
                           "\"added_tokens\": [{\"id\":401,\"content\":\"  \",\"special\":false},"
+                          "{\"id\":402,\"content\":\"日x\",\"special\":false},"
                           "{\"id\":403,\"content\":\"日本\",\"special\":true},");
     char *json = replaced(more, "\"post_processor\": null",
                           "\"post_processor\": {\"type\":\"TemplateProcessing\",\"single\":"
@@ -421,12 +498,13 @@ static void damage(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(alphabet),        cmocka_unit_test(splits),
-        cmocka_unit_test(cut_for_threads), cmocka_unit_test(batches),
-        cmocka_unit_test(identity),        cmocka_unit_test(streaming),
-        cmocka_unit_test(specials),        cmocka_unit_test(added_tokens),
-        cmocka_unit_test(merge_forms),     cmocka_unit_test(files),
-        cmocka_unit_test(refusals),        cmocka_unit_test(damage),
+        cmocka_unit_test(alphabet),    cmocka_unit_test(splits),
+        cmocka_unit_test(cuts),        cmocka_unit_test(cut_for_threads),
+        cmocka_unit_test(batches),     cmocka_unit_test(hopeless_pattern),
+        cmocka_unit_test(identity),    cmocka_unit_test(streaming),
+        cmocka_unit_test(specials),    cmocka_unit_test(added_tokens),
+        cmocka_unit_test(merge_forms), cmocka_unit_test(files),
+        cmocka_unit_test(refusals),    cmocka_unit_test(damage),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
