@@ -96,7 +96,8 @@ typedef struct tp_tensor {
     bool released;                  /* its scope was closed: nobody may use it any more */
     int node, out;                  /* which call of the tape made it; node < 0: a leaf */
     int id;                         /* %id in the printed tape; 0 until printed or recorded */
-    struct tp_tensor *grad;         /* leaves: d loss / d this, f32, summed by tp_backward */
+    struct tp_tensor *grad;         /* leaves: d loss / d this, summed by tp_backward; NULL: none */
+    struct tp_tensor *grad_header;  /* grad's header, kept from step to step */
 } tp_tensor;
 
 tp_tensor *tp_tensor_new(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape);  /* this step */

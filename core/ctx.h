@@ -38,6 +38,7 @@ struct tp_ctx {
     tp_status (*record)(tp_ctx *c, const struct tp_call *call);
     void (*tape_end)(tp_ctx *c);   /* called by tp_step_end */
     void (*tape_free)(tp_ctx *c);  /* called by tp_ctx_free */
+    bool recording;                /* gradients are being tracked */
     bool backward;                 /* running a vjp: calls print as (backward) */
     const struct tp_kernel *only_kernel; /* tests: no other kernel may be chosen */
 };

@@ -69,16 +69,16 @@ static tp_status translate(tp_ctx *c, const char *name, const char *re, tp_text_
         if (p[0] == '\\' && p[1]) {
             p++;
             if (*p == 's')
-                tp_text_puts(out, c, in_class ? WHITE : "[" WHITE "]");
+                tp_text_buf_puts(out, c, in_class ? WHITE : "[" WHITE "]");
             else if (*p == 'S' && !in_class)
-                tp_text_puts(out, c, "[^" WHITE "]");
+                tp_text_buf_puts(out, c, "[^" WHITE "]");
             else
-                tp_text_put(out, c, p - 1, 2);
+                tp_text_buf_put(out, c, p - 1, 2);
             continue;
         }
         if (p[0] == '[') in_class = true;
         if (p[0] == ']') in_class = false;
-        tp_text_put(out, c, p, 1);
+        tp_text_buf_put(out, c, p, 1);
     }
     return out->st;
 }

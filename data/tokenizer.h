@@ -39,14 +39,15 @@ const char *tp_tokenizer_json(const tp_tokenizer *t, size_t *n);
 /* Written to a temporary name, fsync, rename: never half a file under `path`. */
 tp_status tp_tokenizer_save(const tp_tokenizer *t, tp_ctx *c, const char *path);
 
-/* ---- training byte-level BPE ------------------------------------------------------------------- */
+/* ---- training byte-level BPE -------------------------------------------------------------------
+ */
 typedef struct tp_bpe_opts {
     int64_t vocab_size;          /* ids in all: 256 bytes + merges + specials */
     const char *pattern;         /* how text is cut before merging: "gpt2" (NULL) or "cl100k" */
     const char *const *specials; /* see above */
     int n_specials;
-    int64_t min_count;           /* rarer pairs are not merged; 0: 2 */
-    tp_progress_fn progress;     /* may be NULL */
+    int64_t min_count;       /* rarer pairs are not merged; 0: 2 */
+    tp_progress_fn progress; /* may be NULL */
     void *progress_arg;
 } tp_bpe_opts;
 
@@ -60,7 +61,8 @@ tp_status tp_bpe_trainer_add(tp_bpe_trainer *b, const void *text, int64_t n); /*
 tp_status tp_bpe_trainer_finish(tp_tokenizer **out, tp_bpe_trainer *b);
 void tp_bpe_trainer_free(tp_bpe_trainer *b);
 
-/* ---- asking ------------------------------------------------------------------------------------ */
+/* ---- asking ------------------------------------------------------------------------------------
+ */
 typedef enum tp_token_kind {
     TP_TOKEN_BYTE,    /* a single byte */
     TP_TOKEN_TEXT,    /* several bytes, made by merges */
@@ -69,10 +71,10 @@ typedef enum tp_token_kind {
     TP_TOKEN_UNUSED   /* an id that the file leaves free */
 } tp_token_kind;
 
-int64_t tp_tokenizer_vocab_size(const tp_tokenizer *t);     /* highest id + 1 */
-int64_t tp_tokenizer_longest(const tp_tokenizer *t);        /* bytes of the longest token */
+int64_t tp_tokenizer_vocab_size(const tp_tokenizer *t);             /* highest id + 1 */
+int64_t tp_tokenizer_longest(const tp_tokenizer *t);                /* bytes of the longest token */
 tp_token_kind tp_tokenizer_kind(const tp_tokenizer *t, int32_t id); /* UNUSED out of range */
-const char *tp_token_kind_name(tp_token_kind k);            /* "special" */
+const char *tp_token_kind_name(tp_token_kind k);                    /* "special" */
 /* The token's bytes (a special's name); NULL and *n = 0 for an unused id or one out of range. */
 const uint8_t *tp_tokenizer_token(const tp_tokenizer *t, int32_t id, size_t *n);
 /* The id whose bytes these are: an added or special token first, else text; -1 if there is none. */
@@ -83,7 +85,8 @@ int32_t tp_tokenizer_eos(const tp_tokenizer *t);
 /* The special with which the file's post-processor begins every text; -1 if none. */
 int32_t tp_tokenizer_bos(const tp_tokenizer *t);
 
-/* ---- encoding ---------------------------------------------------------------------------------- */
+/* ---- encoding ----------------------------------------------------------------------------------
+ */
 /* A growing list of ids. Start with {0}. */
 typedef struct tp_ids {
     int32_t *data;
@@ -102,8 +105,8 @@ tp_status tp_encoder_new(tp_encoder **out, tp_ctx *c, const tp_tokenizer *t,
 void tp_encoder_free(tp_encoder *e);
 
 /* Appends the ids of a text of n bytes to *out. A stretch that the pre-tokenizer would not cut for
- * more than TP_PIECE_MAX bytes is cut there, so that time stays near linear in n. On failure *out is
- * as before. */
+ * more than TP_PIECE_MAX bytes is cut there, so that time stays near linear in n. On failure *out
+ * is as before. */
 enum { TP_PIECE_MAX = 1 << 16 };
 tp_status tp_encode(tp_ids *out, tp_encoder *e, const void *text, int64_t n);
 
@@ -116,13 +119,15 @@ typedef struct tp_text {
 tp_status tp_encode_batch(tp_ids *out, int64_t *ends, tp_encoder *e, const tp_text *texts,
                           int64_t n_texts);
 
-/* ---- decoding ---------------------------------------------------------------------------------- */
+/* ---- decoding ----------------------------------------------------------------------------------
+ */
 /* *out gets the bytes of ids[0..n) and a NUL; free it with tp_free. TP_EARG for an unknown id. */
 tp_status tp_decode(char **out, size_t *n_out, tp_ctx *c, const tp_tokenizer *t, const int32_t *ids,
                     int64_t n);
 
 /* One token at a time, for terminals: holds back the bytes of a UTF-8 character that is not yet
- * complete. All that push and flush write, put together, is what tp_decode gives. Start with {0}. */
+ * complete. All that push and flush write, put together, is what tp_decode gives. Start with {0}.
+ */
 typedef struct tp_decoder {
     uint8_t held[4];
     int n_held;
@@ -130,7 +135,8 @@ typedef struct tp_decoder {
 /* Writes to `out`, room for tp_tokenizer_longest(t) + 3 bytes; returns how many. An id that is
  * unused or out of range writes nothing. */
 size_t tp_decoder_push(tp_decoder *d, const tp_tokenizer *t, int32_t id, char *out);
-size_t tp_decoder_flush(tp_decoder *d, char *out); /* at the end: what is still held, 3 bytes at most */
+size_t tp_decoder_flush(tp_decoder *d,
+                        char *out); /* at the end: what is still held, 3 bytes at most */
 
 #ifdef __cplusplus
 }

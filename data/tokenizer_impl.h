@@ -35,8 +35,8 @@ typedef struct tp_text_buf {
     size_t n, cap;
     tp_status st; /* the first failure; later appends do nothing */
 } tp_text_buf;
-void tp_text_put(tp_text_buf *b, tp_ctx *c, const char *s, size_t n);
-void tp_text_puts(tp_text_buf *b, tp_ctx *c, const char *s);
+void tp_text_buf_put(tp_text_buf *b, tp_ctx *c, const char *s, size_t n);
+void tp_text_buf_puts(tp_text_buf *b, tp_ctx *c, const char *s);
 
 /* ---- pretokenize.c: cutting text into pieces that no merge crosses
  * ---------------------------------- */

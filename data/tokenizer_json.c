@@ -381,8 +381,8 @@ static tp_status read_merges(reader *r) {
 static tp_status quote(const reader *r, const char *s, tp_text_buf *out) {
     for (; *s; s++) {
         bool word = (*s >= '0' && *s <= '9') || ((*s | 32) >= 'a' && (*s | 32) <= 'z') || *s & 0x80;
-        if (!word) tp_text_puts(out, r->c, "\\");
-        tp_text_put(out, r->c, s, 1);
+        if (!word) tp_text_buf_puts(out, r->c, "\\");
+        tp_text_buf_put(out, r->c, s, 1);
     }
     return out->st;
 }

@@ -104,7 +104,7 @@ void tp_bytemap_clear(tp_bytemap *m) {
     *m = (tp_bytemap){0};
 }
 
-void tp_text_put(tp_text_buf *b, tp_ctx *c, const char *s, size_t n) {
+void tp_text_buf_put(tp_text_buf *b, tp_ctx *c, const char *s, size_t n) {
     if (b->st) return;
     if (b->cap - b->n < n + 1) {
         size_t cap = 2 * b->cap + n + 256;
@@ -121,6 +121,6 @@ void tp_text_put(tp_text_buf *b, tp_ctx *c, const char *s, size_t n) {
     b->data[b->n] = 0;
 }
 
-void tp_text_puts(tp_text_buf *b, tp_ctx *c, const char *s) {
-    tp_text_put(b, c, s, strlen(s));
+void tp_text_buf_puts(tp_text_buf *b, tp_ctx *c, const char *s) {
+    tp_text_buf_put(b, c, s, strlen(s));
 }

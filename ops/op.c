@@ -75,13 +75,14 @@ static tp_status run_kernel(tp_call *k)
     return st ? st : c->status;
 }
 
+/* An op without a vjp passes the mark on too: whoever walks back through it is told why it cannot. */
 static void mark_gradients(tp_call *k)
 {
     bool any = false;
     for (int i = 0; i < k->nin; i++) any |= k->in[i] && k->in[i]->requires_grad;
     for (int i = 0; i < k->nout; i++)
-        k->out[i]->requires_grad =
-            any && k->op->vjp && k->ctx->record && tp_is_float(k->out[i]->dtype);
+        k->out[i]->requires_grad = any && k->ctx->recording && tp_is_float(k->out[i]->dtype) &&
+                                   !((k->op->aux_out >> i) & 1);
 }
 
 tp_status tp_op_run(tp_ctx *c, const tp_op *op, const void *attr, int nin, tp_tensor *const in[],

@@ -79,6 +79,7 @@ struct tp_op {
     unsigned saves_in, saves_out;           /* bits: what the vjp reads; all else may be freed */
     unsigned optional;                      /* bits: inputs that may be absent */
     unsigned inplace;                       /* bits: inputs that are changed in place */
+    unsigned aux_out;                       /* bits: outputs that carry no gradient (statistics) */
     bool view;                              /* out shares in[0]'s bytes: infer does it all */
     double (*flops)(const tp_call *);
     const tp_attr *attrs;                   /* for printing; END-terminated */

@@ -1,0 +1,119 @@
+/* tapir eval: how well a run predicts a corpus. */
+#include "cli/cli.h"
+#include "data/corpus.h"
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static char *run_path, *corpus_path;
+static bool json, best;
+static const struct argp_option options[] = {
+    {"json", 'J', NULL, 0, "One line for machines", 0},
+    {"best", 'b', NULL, 0, "Use the checkpoint with the best validation loss", 0},
+    {0}};
+
+static error_t parse(int key, char *arg, struct argp_state *s)
+{
+    switch (key) {
+    case 'J': json = true; break;
+    case 'b': best = true; break;
+    case ARGP_KEY_ARG:
+        if (!run_path) run_path = arg;
+        else if (!corpus_path) corpus_path = arg;
+        else argp_error(s, "one corpus only");
+        break;
+    case ARGP_KEY_NO_ARGS: argp_error(s, "which run?"); break;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+    return 0;
+}
+
+/* Ids mean nothing without their tokenizer, so it must be the very same. */
+tp_status tp_same_tokenizer(tp_ctx *c, const tp_tokenizer *t, const tp_corpus *co)
+{
+    const tp_corpus_info *i = tp_corpus_get_info(co);
+    size_t n;
+    const char *mine = tp_tokenizer_json(t, &n);
+    if (n == i->tokenizer_bytes && !memcmp(mine, i->tokenizer, n)) return TP_OK;
+    return tp_fail(c, TP_EARG,
+                   "%s was made with another tokenizer than this model's; prepare the text again "
+                   "with --tokenizer",
+                   i->path);
+}
+
+tp_status tp_evaluate(tp_trainer *t, tp_corpus *co, int64_t max_batches, bool progress,
+                      tp_eval_result *out)
+{
+    tp_ctx *c = t->c;
+    tp_loader *l = NULL;
+    *out = (tp_eval_result){0};
+    double start = tp_now();
+    tp_loader_opts o = {.batch = t->cfg.train.batch / t->cfg.train.micro_batches,
+                        .T = t->cfg.model.context, .sequential = true,
+                        .packing = t->cfg.data.packing == TP_CFG_DOCUMENTS ? TP_PACK_DOCUMENTS
+                                                                           : TP_PACK_STREAM};
+    tp_status st = tp_loader_new(&l, c, co, &o);
+    int64_t rows = st ? 0 : tp_loader_rows(l), done = 0;
+    for (int64_t i = 0; !st && (!max_batches || i < max_batches); i++) {
+        tp_batch b;
+        if ((st = tp_loader_next(l, c, &b)) || !b.rows) break;
+        if (tp_interrupted()) {
+            st = TP_EINTERRUPT;
+            break;
+        }
+        int64_t real = b.rows;
+        b.rows = o.batch; /* the rest is padding, ignored; one shape means one set of addresses */
+        st = tp_trainer_eval(t, &b, &out->nll);
+        out->targets += b.n_targets;
+        out->bytes += b.target_bytes;
+        done += real;
+        if (progress)
+            tp_progress(false, "evaluating  %3.0f %%", 100.0 * (double)done / (double)rows);
+    }
+    if (progress) tp_progress_clear();
+    tp_loader_free(l);
+    out->loss = out->targets ? out->nll / (double)out->targets : NAN;
+    out->bpb = out->bytes ? out->nll / log(2) / (double)out->bytes : NAN;
+    out->seconds = tp_now() - start;
+    return st;
+}
+
+int cmd_eval(int argc, char **argv)
+{
+    const struct argp argp = {
+        .options = options, .parser = parse, .args_doc = "RUN [CORPUS]",
+        .doc = "Prints loss (nats per token), perplexity and bits per byte of a run's newest checkpoint "
+               "on a corpus: every token once, each row of context on its own. Without CORPUS: the run's "
+               "data.val."};
+    argp_parse(&argp, argc, argv, 0, NULL, NULL);
+    tp_catch_signals();
+    tp_ctx *c;
+    tp_status st = tp_ctx_new(&c, NULL);
+    if (st) return tp_say_failure(argv[0], NULL, st);
+    tp_run r;
+    tp_corpus *co = NULL;
+    tp_eval_result e;
+    st = tp_run_open(&r, c, run_path, best);
+    if (!st && !corpus_path) {
+        st = tp_config_require(c, &r.cfg, "data.val");
+        corpus_path = r.cfg.data.val;
+    }
+    if (!st) st = tp_corpus_open(&co, c, corpus_path);
+    if (!st) st = tp_same_tokenizer(c, r.tokenizer, co);
+    if (!st) st = tp_evaluate(&r.trainer, co, 0, true, &e);
+    int code = st ? tp_say_failure(argv[0], c, st) : EXIT_DONE;
+    if (!code && json)
+        printf("{\"step\":%lld,\"loss\":%.9g,\"perplexity\":%.9g,\"bpb\":%.9g,\"tokens\":%lld,"
+               "\"bytes\":%lld}\n",
+               (long long)r.step, e.loss, exp(e.loss), e.bpb, (long long)e.targets,
+               (long long)e.bytes);
+    else if (!code)
+        printf("loss %.4f nats per token   perplexity %.2f   %.4f bits per byte   (%lld tokens, %lld "
+               "bytes, step %lld)\n",
+               e.loss, exp(e.loss), e.bpb, (long long)e.targets, (long long)e.bytes,
+               (long long)r.step);
+    tp_corpus_close(co);
+    tp_run_close(&r);
+    tp_ctx_free(c);
+    return code;
+}

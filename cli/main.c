@@ -1,0 +1,81 @@
+/* tapir: one program, a word for what to do. */
+#include "cli/cli.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+const tp_command tp_commands[] = {
+    {"prepare", "turn text into a corpus of tokens", cmd_prepare},
+    {"train", "train a model as a config says; --resume goes on", cmd_train},
+    {"generate", "write text with a trained model", cmd_generate},
+    {"eval", "loss, perplexity and bits per byte of a run on a corpus", cmd_eval},
+    {"tape", "print the recorded computation, forward and backward", cmd_tape},
+    {"plan", "parameters, FLOPs and memory of a config, before running it", cmd_plan},
+    {"ops", "the operations and their kernels", cmd_ops},
+    {"bench", "measure training steps on this machine", cmd_bench},
+    {"hash", "the sha256 of a run's weights", cmd_hash},
+    {"version", "the version and what it was built with", cmd_version},
+    {NULL, NULL, NULL},
+};
+
+static void usage(FILE *f)
+{
+    fputs("Usage: tapir COMMAND [ARGUMENTS…]\n\n", f);
+    for (const tp_command *k = tp_commands; k->name; k++) fprintf(f, "  %-10s %s\n", k->name, k->about);
+    fputs("\n`tapir COMMAND --help` explains a command. A first run, from a clean machine: ./quickstart.sh\n",
+          f);
+}
+
+/* The command that differs from `word` in the fewest letters, if few. */
+static const char *nearest(const char *word)
+{
+    const char *best = NULL;
+    size_t best_d = 3, n = strlen(word);
+    if (n > 32) return NULL;
+    for (const tp_command *k = tp_commands; k->name; k++) {
+        size_t row[40], m = strlen(k->name);
+        for (size_t j = 0; j <= m; j++) row[j] = j;
+        for (size_t i = 1; i <= n; i++) {
+            size_t diagonal = row[0];
+            row[0] = i;
+            for (size_t j = 1; j <= m; j++) {
+                size_t cost = diagonal + (word[i - 1] != k->name[j - 1]);
+                diagonal = row[j];
+                if (row[j] + 1 < cost) cost = row[j] + 1;
+                if (row[j - 1] + 1 < cost) cost = row[j - 1] + 1;
+                row[j] = cost;
+            }
+        }
+        if (row[m] < best_d) {
+            best_d = row[m];
+            best = k->name;
+        }
+    }
+    return best;
+}
+
+int main(int argc, char **argv)
+{
+    argp_err_exit_status = EXIT_USAGE_;
+    if (argc < 2) {
+        usage(stderr);
+        return EXIT_USAGE_;
+    }
+    const char *word = argv[1];
+    if (!strcmp(word, "--help") || !strcmp(word, "-h") || !strcmp(word, "help")) {
+        usage(stdout);
+        return EXIT_DONE;
+    }
+    if (!strcmp(word, "--version") || !strcmp(word, "-V")) word = "version";
+    for (const tp_command *k = tp_commands; k->name; k++) {
+        if (strcmp(word, k->name)) continue;
+        char name[64];
+        snprintf(name, sizeof name, "tapir %s", k->name);
+        argv[1] = name;
+        return k->run(argc - 1, argv + 1);
+    }
+    const char *hint = nearest(word);
+    fprintf(stderr, "tapir: there is no command \"%s\"%s%s%s; tapir --help lists them\n", word,
+            hint ? "; did you mean \"" : "", hint ? hint : "", hint ? "\"?" : "");
+    return EXIT_USAGE_;
+}

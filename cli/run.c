@@ -1,0 +1,98 @@
+/* Owns opening a run: its config, tokenizer and weights from a checkpoint. */
+#include "cli/cli.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+tp_status tp_save_weights(tp_checkpoint_writer *w, const tp_params *p)
+{
+    tp_status st = TP_OK;
+    for (int i = 0; i < p->n && !st; i++) {
+        char name[TP_CHECKPOINT_NAME];
+        const tp_tensor *t = p->p[i].t;
+        snprintf(name, sizeof name, "weights/%s", p->p[i].name);
+        st = tp_checkpoint_put(w, name, t->dtype, t->ndim, t->shape, t->data,
+                               (size_t)tp_numel(t) * tp_dtype_size(t->dtype));
+    }
+    return st;
+}
+
+tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p)
+{
+    for (int i = 0; i < p->n; i++) {
+        char name[TP_CHECKPOINT_NAME];
+        tp_tensor *t = p->p[i].t;
+        snprintf(name, sizeof name, "weights/%s", p->p[i].name);
+        tp_status st = tp_checkpoint_get(from, name, t->dtype, t->ndim, t->shape, t->data,
+                                         (size_t)tp_numel(t) * tp_dtype_size(t->dtype));
+        if (st) return st;
+        tp_touch(t);
+    }
+    return tp_error_status(c);
+}
+
+static tp_status open_checkpoint(tp_run *r, const char *path, bool best)
+{
+    tp_ctx *c = r->c;
+    struct stat s;
+    if (stat(path, &s))
+        return tp_fail(c, TP_EIO, "%s: there is no such run or checkpoint", path);
+    if (!S_ISDIR(s.st_mode)) return tp_checkpoint_open(&r->from, c, path);
+    char dir[TP_CONFIG_TEXT + 32], warning[512] = "";
+    if (best) {
+        snprintf(dir, sizeof dir, "%s/checkpoints/best.h5", path);
+        return tp_checkpoint_open(&r->from, c, dir);
+    }
+    snprintf(dir, sizeof dir, "%s/checkpoints", path);
+    if (stat(dir, &s))
+        return tp_fail(c, TP_EIO, "%s is no run: it has no folder \"checkpoints\"", path);
+    tp_status st = tp_checkpoint_latest(&r->from, c, dir, warning, sizeof warning);
+    if (*warning) tp_progress(true, "warning: %s", warning);
+    if (!st && !r->from)
+        st = tp_fail(c, TP_EIO, "%s has no checkpoint yet", path);
+    return st;
+}
+
+static tp_status read_texts(tp_run *r)
+{
+    char *config = NULL, *json = NULL;
+    tp_status st = tp_checkpoint_get_text(r->from, "config", &config);
+    if (!st) {
+        tp_config_defaults(&r->cfg);
+        st = tp_config_read(r->c, &r->cfg, "the checkpoint's config", config, strlen(config));
+    }
+    if (!st) st = tp_config_resolve(r->c, &r->cfg);
+    if (!st && r->cfg.model.vocab < 1)
+        st = tp_fail(r->c, TP_EFORMAT, "%s: its config has no model.vocab",
+                     tp_checkpoint_path(r->from));
+    if (!st) st = tp_checkpoint_get_text(r->from, "tokenizer", &json);
+    if (!st)
+        st = tp_tokenizer_from_json(&r->tokenizer, r->c, json, strlen(json),
+                                    "the checkpoint's tokenizer");
+    tp_free(config);
+    tp_free(json);
+    return st;
+}
+
+tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best)
+{
+    *r = (tp_run){.c = c};
+    tp_status st = open_checkpoint(r, path, best);
+    if (!st) {
+        r->step = tp_checkpoint_step(r->from);
+        st = read_texts(r);
+    }
+    if (!st) st = tp_trainer_model(&r->trainer, c, &r->cfg);
+    if (!st) st = tp_load_weights(c, r->from, tp_model_params(r->trainer.model));
+    return st;
+}
+
+void tp_run_close(tp_run *r)
+{
+    tp_checkpoint_close(r->from);
+    tp_tokenizer_free(r->tokenizer);
+    tp_trainer_clear(&r->trainer);
+    r->from = NULL;
+    r->tokenizer = NULL;
+}

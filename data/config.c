@@ -1,0 +1,173 @@
+/* config: defaults, overrides, checks across keys, derived values, help. */
+#include "data/config.h"
+#include "data/config_schema.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { WORDS = 256, WHERE = TP_CONFIG_TEXT + 64 };
+static const int64_t TOKENS_MOST = (int64_t)1 << 32; /* see the limits in config_schema.c */
+
+void tp_config_defaults(tp_config *cfg) {
+    char words[WORDS];
+    memset(cfg, 0, sizeof *cfg);
+    /* tests/config_test.c shows that every row's default is one that the row allows */
+    for (int i = 0; i < tp_config_nkeys; i++)
+        tp_config_put(cfg, i, tp_config_keys[i].initial, strlen(tp_config_keys[i].initial), words,
+                      sizeof words);
+}
+
+tp_status tp_config_set(tp_ctx *c, tp_config *cfg, const char *word) {
+    char shown[96], words[WORDS], name[64];
+    const char *eq = strchr(word, '=');
+    tp_quote(shown, sizeof shown, word, strlen(word));
+    if (!eq || eq == word)
+        return tp_fail(c, TP_EARG, "command line: %s: write key=value, such as model.layers=12",
+                       shown);
+    size_t n = (size_t)(eq - word);
+    int row = tp_config_find(word, n);
+    if (row < 0) {
+        tp_quote(name, sizeof name, word, n);
+        if (tp_config_group_row(word, n) >= 0)
+            return tp_fail(c, TP_EARG, "command line: %s is a group of keys; name one as %s.KEY",
+                           name, name);
+        const char *near = tp_config_nearest(name);
+        return tp_fail(c, TP_EARG, "command line: %s: unknown key%s%s%s", name,
+                       near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
+    }
+    const char *why = tp_config_put(cfg, row, eq + 1, strlen(eq + 1), words, sizeof words);
+    if (why) {
+        tp_quote(shown, sizeof shown, eq + 1, strlen(eq + 1));
+        return tp_fail(c, TP_EARG, "command line: %s must %s, got \"%s\"", tp_config_keys[row].name,
+                       why, shown);
+    }
+    cfg->line[row] = -1;
+    return TP_OK;
+}
+
+const char *tp_config_where(char *out, size_t cap, const tp_config *cfg, const char *key) {
+    char origin[WHERE] = "";
+    int row = tp_config_find(key, strlen(key));
+    if (row >= 0) tp_config_origin(origin, sizeof origin, cfg, row);
+    snprintf(out, cap, "%s%s", origin, key);
+    return out;
+}
+
+tp_status tp_config_require(tp_ctx *c, const tp_config *cfg, const char *key) {
+    int row = tp_config_find(key, strlen(key));
+    if (row < 0 || tp_config_keys[row].type != TP_KEY_TEXT)
+        return tp_fail(c, TP_EARG, "%s: not a text key of the configuration", key);
+    if (*((const char *)cfg + tp_config_keys[row].offset)) return TP_OK;
+    return tp_fail(c, TP_EARG, "%s is required (%s): set it in the config or as %s=VALUE", key,
+                   tp_config_keys[row].doc, key);
+}
+
+static tp_status check_heads(tp_ctx *c, const tp_config *cfg) {
+    char at[WHERE];
+    long long heads = cfg->model.heads, kv = cfg->model.kv_heads, channels = cfg->model.channels;
+    if (kv && heads % kv)
+        return tp_fail(c, TP_EARG, "%s: %lld does not divide model.heads = %lld",
+                       tp_config_where(at, sizeof at, cfg, "model.kv_heads"), kv, heads);
+    if (!cfg->model.head_dim && channels % heads)
+        return tp_fail(c, TP_EARG,
+                       "%s: %lld does not divide model.channels = %lld; change one of them or set "
+                       "model.head_dim",
+                       tp_config_where(at, sizeof at, cfg, "model.heads"), heads, channels);
+    long long dim = cfg->model.head_dim ? cfg->model.head_dim : channels / heads;
+    if (cfg->model.family == TP_CFG_LLAMA && dim % 2)
+        return tp_fail(c, TP_EARG,
+                       "%s: heads are %lld wide, but rotary positions turn pairs: make it even",
+                       tp_config_where(at, sizeof at, cfg, "model.head_dim"), dim);
+    return TP_OK;
+}
+
+/* lr_scheduler_type wsd: 0 leaves the length of the decay to us. */
+static int64_t decay_steps(const tp_config *cfg) {
+    if (cfg->train.decay_steps || cfg->train.lr_scheduler_type != TP_CFG_WSD)
+        return cfg->train.decay_steps;
+    int64_t fifth = cfg->run.steps / 5, left = cfg->run.steps - cfg->train.warmup_steps;
+    return fifth < left ? fifth : left;
+}
+
+static tp_status check_schedule(tp_ctx *c, const tp_config *cfg) {
+    char at[WHERE];
+    long long warm = cfg->train.warmup_steps, steps = cfg->run.steps;
+    if (warm > steps)
+        return tp_fail(c, TP_EARG, "%s: %lld is more than run.steps = %lld",
+                       tp_config_where(at, sizeof at, cfg, "train.warmup_steps"), warm, steps);
+    if (cfg->train.lr_scheduler_type == TP_CFG_WSD && decay_steps(cfg) > steps - warm)
+        return tp_fail(c, TP_EARG,
+                       "%s: a decay of %lld steps after %lld of warm-up does not fit in run.steps "
+                       "= %lld",
+                       tp_config_where(at, sizeof at, cfg, "train.decay_steps"),
+                       (long long)decay_steps(cfg), warm, steps);
+    return TP_OK;
+}
+
+tp_status tp_config_check(tp_ctx *c, const tp_config *cfg) {
+    char at[WHERE];
+    tp_status st;
+    if ((st = check_heads(c, cfg)) || (st = check_schedule(c, cfg))) return st;
+    if (cfg->train.batch % cfg->train.micro_batches)
+        return tp_fail(c, TP_EARG, "%s: %lld does not divide train.batch = %lld",
+                       tp_config_where(at, sizeof at, cfg, "train.micro_batches"),
+                       (long long)cfg->train.micro_batches, (long long)cfg->train.batch);
+    if (cfg->train.batch > TOKENS_MOST / cfg->model.context)
+        return tp_fail(c, TP_EARG, "%s: %lld rows of %lld tokens; a step has at most %lld tokens",
+                       tp_config_where(at, sizeof at, cfg, "train.batch"),
+                       (long long)cfg->train.batch, (long long)cfg->model.context,
+                       (long long)TOKENS_MOST);
+    if (cfg->eval.every && !*cfg->data.val)
+        return tp_fail(c, TP_EARG, "%s: an evaluation every %lld steps needs data.val",
+                       tp_config_where(at, sizeof at, cfg, "eval.every"),
+                       (long long)cfg->eval.every);
+    return TP_OK;
+}
+
+tp_status tp_config_resolve(tp_ctx *c, tp_config *cfg) {
+    tp_status st = tp_config_check(c, cfg);
+    if (st) return st;
+    bool gpt2 = cfg->model.family == TP_CFG_GPT2;
+    int64_t channels = cfg->model.channels;
+    if (!cfg->model.kv_heads) cfg->model.kv_heads = cfg->model.heads;
+    if (!cfg->model.head_dim) cfg->model.head_dim = channels / cfg->model.heads;
+    /* SwiGLU has three matrices where GELU has two: 8/3 keeps the weights of 4*channels */
+    if (!cfg->model.ffn)
+        cfg->model.ffn = gpt2 ? 4 * channels : ((8 * channels + 2) / 3 + 31) / 32 * 32;
+    tp_cfg_auto bias = gpt2 ? TP_CFG_TRUE : TP_CFG_FALSE;
+    if (cfg->model.attention_bias == TP_CFG_AUTO) cfg->model.attention_bias = bias;
+    if (cfg->model.mlp_bias == TP_CFG_AUTO) cfg->model.mlp_bias = bias;
+    cfg->train.decay_steps = decay_steps(cfg);
+    return TP_OK;
+}
+
+bool tp_config_equal(const tp_config *a, const tp_config *b) {
+    for (int i = 0; i < tp_config_nkeys; i++) {
+        const tp_key *k = &tp_config_keys[i];
+        const char *pa = (const char *)a + k->offset, *pb = (const char *)b + k->offset;
+        static const size_t sizes[] = {[TP_KEY_BOOL] = sizeof(bool),
+                                       [TP_KEY_I64] = sizeof(int64_t),
+                                       [TP_KEY_F64] = sizeof(double),
+                                       [TP_KEY_CHOICE] = sizeof(int)};
+        if (k->type == TP_KEY_TEXT ? strcmp(pa, pb) : memcmp(pa, pb, sizes[k->type])) return false;
+    }
+    return true;
+}
+
+char *tp_config_help(tp_ctx *c) {
+    char words[WORDS];
+    tp_str t;
+    tp_str_init(&t, c);
+    for (int i = 0; i < tp_config_nkeys; i++) {
+        const tp_key *k = &tp_config_keys[i];
+        tp_config_allowed(words, sizeof words, k);
+        const char *what = words + 3; /* after "be " */
+        const char *unit = k->type == TP_KEY_TEXT ? "" : k->unit;
+        tp_str_printf(&t, "%-30s %s\n%-30s %s%s%s%s, default %s\n", k->name, k->doc, "", what,
+                       *unit ? " (" : "", unit, *unit ? ")" : "",
+                       *k->initial ? k->initial : "\"\"");
+    }
+    if (!t.failed) return t.at;
+    tp_str_clear(&t);
+    return NULL;
+}

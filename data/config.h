@@ -1,0 +1,115 @@
+/* config: everything a run can be told, from YAML files and key=value words.
+ *
+ * One table (config_schema.c) has a row per key: its type, default, allowed values, unit and
+ * meaning. Reading, overriding, checking, writing back and the printed help all walk that table, so
+ * adding a key is adding a member here and a row there.
+ *
+ * A tp_config is a plain value without pointers: copy it by assignment; nothing is to be freed. */
+#ifndef TP_CONFIG_H
+#define TP_CONFIG_H
+#include "core/core.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { TP_CONFIG_TEXT = 1024, TP_CONFIG_KEYS = 96 }; /* bytes of a text with its NUL; most keys */
+
+typedef enum tp_cfg_auto { TP_CFG_AUTO, TP_CFG_FALSE, TP_CFG_TRUE } tp_cfg_auto;
+typedef enum tp_cfg_numerics { TP_CFG_EXACT, TP_CFG_FAST } tp_cfg_numerics;
+typedef enum tp_cfg_packing { TP_CFG_STREAM, TP_CFG_DOCUMENTS } tp_cfg_packing;
+typedef enum tp_cfg_family { TP_CFG_GPT2, TP_CFG_LLAMA } tp_cfg_family;
+typedef enum tp_cfg_optimizer { TP_CFG_ADAMW, TP_CFG_MUON, TP_CFG_SGD } tp_cfg_optimizer;
+typedef enum tp_cfg_schedule {
+    TP_CFG_COSINE,
+    TP_CFG_LINEAR,
+    TP_CFG_WSD,
+    TP_CFG_CONSTANT
+} tp_cfg_schedule;
+
+/* Meanings, units and ranges: config_schema.c, or tp_config_help. */
+typedef struct tp_config {
+    int64_t seed, threads;
+    tp_device device;
+    tp_cfg_numerics numerics;
+    struct {
+        char dir[TP_CONFIG_TEXT];
+        int64_t steps;
+    } run;
+    struct {
+        char train[TP_CONFIG_TEXT], val[TP_CONFIG_TEXT];
+        tp_cfg_packing packing;
+        bool prefetch;
+    } data;
+    struct {
+        tp_cfg_family family;
+        int64_t layers, heads, kv_heads, channels, head_dim, ffn, context, vocab, sliding_window;
+        double rope_theta, norm_eps, logit_softcap, attn_softcap, dropout, init_std;
+        bool tie_embeddings, qk_norm, activation_checkpointing;
+        tp_cfg_auto attention_bias, mlp_bias;
+    } model;
+    struct {
+        int64_t batch, micro_batches, warmup_steps, decay_steps, max_bad_steps;
+        tp_cfg_optimizer optimizer;
+        tp_cfg_schedule lr_scheduler_type;
+        double learning_rate, min_lr_ratio, muon_learning_rate, muon_momentum, momentum;
+        double adam_beta1, adam_beta2, adam_epsilon, weight_decay, max_grad_norm, z_loss;
+    } train;
+    struct {
+        int64_t every, batches;
+    } eval;
+    struct {
+        int64_t every, tokens, top_k, seed;
+        char prompt[TP_CONFIG_TEXT];
+        double temperature, top_p, min_p, repetition_penalty;
+    } sample;
+    struct {
+        int64_t every, keep;
+        bool best;
+    } checkpoint;
+    struct {
+        int64_t every;
+        bool tensorboard;
+    } log;
+    /* Where each value came from, by row of the table: a line of file, 0 the default, -1 the
+     * command line. Messages of later checks name it. */
+    char file[TP_CONFIG_TEXT];
+    int32_t line[TP_CONFIG_KEYS];
+} tp_config;
+
+/* Every key at its default. */
+void tp_config_defaults(tp_config *cfg);
+
+/* Reads a YAML file over cfg. TP_EIO: it cannot be read; TP_EFORMAT: not YAML, or YAML that configs
+ * do not use (sequences, anchors, aliases, tags, several documents); TP_EARG: an unknown or
+ * repeated key, a wrong type or an impossible value. The sentence names file, line, key and what is
+ * allowed; cfg is unchanged on failure. */
+tp_status tp_config_load(tp_ctx *c, tp_config *cfg, const char *path);
+/* The same from n bytes of memory; name stands for the file in messages. */
+tp_status tp_config_read(tp_ctx *c, tp_config *cfg, const char *name, const char *yaml, size_t n);
+/* One word of the command line, "model.layers=12". A later word for the same key wins. */
+tp_status tp_config_set(tp_ctx *c, tp_config *cfg, const char *word);
+
+/* What no single key can tell: heads divide channels, micro-batches divide the batch, … */
+tp_status tp_config_check(tp_ctx *c, const tp_config *cfg);
+/* TP_EARG where the text key (e.g. "data.train") is empty: for commands that cannot do without. */
+tp_status tp_config_require(tp_ctx *c, const tp_config *cfg, const char *key);
+/* tp_config_check, then replaces what a default leaves open by its value: kv_heads, head_dim, ffn,
+ * the two biases, decay_steps. model.vocab = 0 stays: only the corpus knows. Idempotent. */
+tp_status tp_config_resolve(tp_ctx *c, tp_config *cfg);
+/* "config.yaml:12: model.heads" for a caller's own message about a key. */
+const char *tp_config_where(char *out, size_t cap, const tp_config *cfg, const char *key);
+
+/* The whole config as YAML: every key under its doc. Reading it back gives the same values, bit for
+ * bit. Heap text, to be given to tp_free; NULL on failure. */
+char *tp_config_text(tp_ctx *c, const tp_config *cfg);
+tp_status tp_config_write(tp_ctx *c, const tp_config *cfg, const char *path);
+/* A table of every key: type or choices, range, unit, default, meaning. Heap text; NULL on failure.
+ */
+char *tp_config_help(tp_ctx *c);
+/* True where every key has the same value (where the values came from does not matter). */
+bool tp_config_equal(const tp_config *a, const tp_config *b);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

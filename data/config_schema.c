@@ -1,0 +1,354 @@
+/* config_schema: the one table of configuration keys, and what can be said about a row of it. */
+#include "data/config_schema.h"
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char *const devices[] = {"cpu", "cuda", NULL};
+static const char *const numerics[] = {"exact", "fast", NULL};
+static const char *const packings[] = {"stream", "documents", NULL};
+static const char *const families[] = {"gpt2", "llama", NULL};
+static const char *const autos[] = {"auto", "false", "true", NULL};
+static const char *const optimizers[] = {"adamw", "muon", "sgd", NULL};
+static const char *const schedules[] = {"cosine", "linear", "wsd", "constant", NULL};
+
+typedef char text_member[TP_CONFIG_TEXT];
+
+/* A row's member and name are the same words, so they cannot drift apart; the sizeof of a
+ * comparison makes the compiler look at the member's type without running anything. */
+#define AT(member, type)                                                                           \
+    (offsetof(tp_config, member) + 0 * sizeof((type *)0 == &((tp_config *)0)->member))
+#define BOOL(member, initial_, doc_)                                                               \
+    {                                                                                              \
+        .name = #member, .type = TP_KEY_BOOL, .offset = AT(member, bool), .initial = initial_,     \
+        .unit = "", .doc = doc_                                                                    \
+    }
+#define I64(member, initial_, lo_, hi_, unit_, doc_)                                               \
+    {                                                                                              \
+        .name = #member, .type = TP_KEY_I64, .offset = AT(member, int64_t), .initial = initial_,   \
+        .lo = lo_, .hi = hi_, .unit = unit_, .doc = doc_                                           \
+    }
+#define F64(member, initial_, lo_, lo_open_, hi_, hi_open_, unit_, doc_)                           \
+    {                                                                                              \
+        .name = #member, .type = TP_KEY_F64, .offset = AT(member, double), .initial = initial_,    \
+        .lo = lo_, .lo_open = lo_open_, .hi = hi_, .hi_open = hi_open_, .unit = unit_, .doc = doc_ \
+    }
+#define TEXT(member, initial_, unit_, doc_)                                                        \
+    {                                                                                              \
+        .name = #member, .type = TP_KEY_TEXT, .offset = AT(member, text_member),                   \
+        .initial = initial_, .unit = unit_, .doc = doc_                                            \
+    }
+#define CHOICE(member, ctype, choices_, initial_, doc_)                                            \
+    {                                                                                              \
+        .name = #member, .type = TP_KEY_CHOICE, .offset = AT(member, ctype), .initial = initial_,  \
+        .choices = choices_, .unit = "", .doc = doc_                                               \
+    }
+#define OPEN true
+#define SHUT false
+#define ANY INFINITY
+
+/* The upper limits of shapes, with the limit on tokens per step in tp_config_check, keep tokens
+ * times any width below 2^57, so that sizes in bytes fit in 64 bits. */
+const tp_key tp_config_keys[] = {
+    I64(seed, "1", 0, ANY, "", "keys every random number of the run"),
+    CHOICE(device, tp_device, devices, "cpu", "where tensors live and kernels run"),
+    I64(threads, "0", 0, 4096, "", "CPU threads; 0: every core this process may use"),
+    CHOICE(numerics, tp_cfg_numerics, numerics, "exact",
+           "exact: same bits for any number of threads and any batch split; fast: may use oneDNN"),
+
+    TEXT(run.dir, "runs/default", "path", "folder of config.yaml, metrics, checkpoints, samples"),
+    I64(run.steps, "1000", 1, 1e12, "steps", "optimizer steps to train"),
+
+    TEXT(data.train, "", "path", "corpus to train on, made by `tapir prepare`"),
+    TEXT(data.val, "", "path", "corpus held out for evaluation; empty: none"),
+    CHOICE(
+        data.packing, tp_cfg_packing, packings, "stream",
+        "stream: rows cut from one stream of tokens; documents: attention stays in its document"),
+    BOOL(data.prefetch, "true", "read the next batch in a thread of its own; same data either way"),
+
+    CHOICE(model.family, tp_cfg_family, families, "gpt2",
+           "gpt2: LayerNorm, GELU, learned positions; llama: RMSNorm, SwiGLU, rotary positions"),
+    I64(model.layers, "4", 1, 10000, "", "transformer blocks"),
+    I64(model.heads, "4", 1, 4096, "", "query heads per block"),
+    I64(model.kv_heads, "0", 0, 4096, "", "key and value heads; must divide heads; 0: as heads"),
+    I64(model.channels, "128", 1, 1 << 20, "", "width of the residual stream"),
+    I64(model.head_dim, "0", 0, 4096, "", "width of a head; 0: channels / heads"),
+    I64(model.ffn, "0", 0, 1 << 22, "",
+        "hidden width of the feed-forward; 0: 4*channels for gpt2, for llama 8/3*channels rounded "
+        "up to a multiple of 32"),
+    I64(model.context, "128", 1, 1 << 24, "tokens", "length of a training row"),
+    I64(model.vocab, "0", 0, INT32_MAX, "tokens", "vocabulary size; 0: as the corpus says"),
+    F64(model.rope_theta, "10000", 0, OPEN, INFINITY, OPEN, "",
+        "base of the rotary frequencies (llama)"),
+    F64(model.norm_eps, "1e-5", 0, OPEN, 1, OPEN, "", "added to the variance in every norm"),
+    BOOL(model.tie_embeddings, "true", "the output head shares the token embedding's weights"),
+    BOOL(model.qk_norm, "false", "RMSNorm on queries and keys before attention"),
+    CHOICE(model.attention_bias, tp_cfg_auto, autos, "auto",
+           "biases in the attention projections; auto: true for gpt2, false for llama"),
+    CHOICE(model.mlp_bias, tp_cfg_auto, autos, "auto",
+           "biases in the feed-forward; auto: true for gpt2, false for llama"),
+    F64(model.logit_softcap, "0", 0, SHUT, INFINITY, OPEN, "",
+        "cap: logits become cap*tanh(logits/cap); 0: off"),
+    F64(model.attn_softcap, "0", 0, SHUT, INFINITY, OPEN, "",
+        "the same cap on attention scores; 0: off"),
+    I64(model.sliding_window, "0", 0, 1 << 24, "tokens",
+        "a query sees this many latest keys, itself included; 0: all"),
+    F64(model.dropout, "0", 0, SHUT, 1, OPEN, "", "probability of dropping an activation"),
+    BOOL(model.activation_checkpointing, "false",
+         "recompute each block in the backward pass: less memory, about a third more work"),
+    F64(model.init_std, "0.02", 0, OPEN, INFINITY, OPEN, "",
+        "standard deviation of the initial weights"),
+
+    I64(train.batch, "16", 1, 1 << 24, "rows", "rows of context tokens per optimizer step"),
+    I64(train.micro_batches, "1", 1, 1 << 24, "",
+        "parts a batch is computed in; must divide batch; the result is the same bits"),
+    CHOICE(train.optimizer, tp_cfg_optimizer, optimizers, "adamw",
+           "muon: Muon on hidden matrices, AdamW on the rest"),
+    F64(train.learning_rate, "0.001", 0, OPEN, INFINITY, OPEN, "",
+        "peak learning rate (of the AdamW part under muon)"),
+    F64(train.min_lr_ratio, "0.1", 0, SHUT, 1, SHUT, "",
+        "where a decaying learning rate ends, as a part of its peak"),
+    F64(train.muon_learning_rate, "0.02", 0, OPEN, INFINITY, OPEN, "",
+        "peak learning rate of Muon's matrices"),
+    F64(train.muon_momentum, "0.95", 0, SHUT, 1, OPEN, "", "Nesterov momentum of Muon"),
+    F64(train.momentum, "0.9", 0, SHUT, 1, OPEN, "", "momentum of sgd"),
+    F64(train.adam_beta1, "0.9", 0, SHUT, 1, OPEN, "", "decay of AdamW's first moment"),
+    F64(train.adam_beta2, "0.95", 0, SHUT, 1, OPEN, "", "decay of AdamW's second moment"),
+    F64(train.adam_epsilon, "1e-8", 0, OPEN, 1, OPEN, "", "added to AdamW's denominator"),
+    F64(train.weight_decay, "0.1", 0, SHUT, INFINITY, OPEN, "", "decoupled, on matrices only"),
+    F64(train.max_grad_norm, "1", 0, SHUT, INFINITY, OPEN, "",
+        "gradients are scaled down to this global 2-norm; 0: off"),
+    CHOICE(train.lr_scheduler_type, tp_cfg_schedule, schedules, "cosine",
+           "after the warm-up; wsd: constant, then a linear decay over decay_steps"),
+    I64(train.warmup_steps, "0", 0, 1e12, "steps", "linear warm-up from 0"),
+    I64(train.decay_steps, "0", 0, 1e12, "steps",
+        "length of the final decay of wsd; 0: a fifth of run.steps"),
+    F64(train.z_loss, "0", 0, SHUT, INFINITY, OPEN, "",
+        "weight of the squared log-partition in the loss; 0: off"),
+    I64(train.max_bad_steps, "10", 0, 1e12, "steps",
+        "consecutive steps with NaN or infinity that are skipped before the run stops"),
+
+    I64(eval.every, "0", 0, 1e12, "steps", "evaluate on data.val this often; 0: at the end only"),
+    I64(eval.batches, "0", 0, 1e12, "batches", "batches per evaluation; 0: all of data.val"),
+
+    I64(sample.every, "0", 0, 1e12, "steps", "print a sample of the model this often; 0: never"),
+    TEXT(sample.prompt, "", "", "text that samples continue; empty: the start of a document"),
+    I64(sample.tokens, "128", 1, 1 << 24, "tokens", "length of a sample"),
+    F64(sample.temperature, "0.8", 0, SHUT, INFINITY, OPEN, "", "0: the likeliest token always"),
+    I64(sample.top_k, "0", 0, INT32_MAX, "tokens", "draw from the k likeliest only; 0: off"),
+    F64(sample.top_p, "1", 0, OPEN, 1, SHUT, "",
+        "draw from the likeliest tokens that hold this probability together; 1: off"),
+    F64(sample.min_p, "0", 0, SHUT, 1, SHUT, "",
+        "drop tokens less likely than this part of the likeliest; 0: off"),
+    F64(sample.repetition_penalty, "1", 0, OPEN, INFINITY, OPEN, "",
+        "divides the positive logits of tokens seen before, multiplies the negative; 1: off"),
+    I64(sample.seed, "1", 0, ANY, "", "keys the random numbers of samples"),
+
+    I64(checkpoint.every, "1000", 0, 1e12, "steps",
+        "save this often; 0: at the end and on interrupt only"),
+    I64(checkpoint.keep, "3", 0, 1 << 20, "files", "newest checkpoints that stay; 0: all"),
+    BOOL(checkpoint.best, "true", "also keep the one with the lowest validation loss as best.h5"),
+
+    I64(log.every, "10", 1, 1e12, "steps", "a line of metrics this often"),
+    BOOL(log.tensorboard, "true", "write TensorBoard event files next to metrics.jsonl"),
+};
+const int tp_config_nkeys = sizeof tp_config_keys / sizeof tp_config_keys[0];
+_Static_assert(sizeof tp_config_keys / sizeof tp_config_keys[0] <= TP_CONFIG_KEYS,
+               "raise TP_CONFIG_KEYS");
+_Static_assert(sizeof(tp_cfg_auto) == sizeof(int), "choices are stored as int");
+
+int tp_config_find(const char *name, size_t n) {
+    for (int i = 0; i < tp_config_nkeys; i++)
+        if (strlen(tp_config_keys[i].name) == n && !memcmp(tp_config_keys[i].name, name, n))
+            return i;
+    return -1;
+}
+
+int tp_config_group_row(const char *name, size_t n) {
+    for (int i = 0; i < tp_config_nkeys; i++) {
+        const char *key = tp_config_keys[i].name;
+        if (strlen(key) > n && key[n] == '.' && !memcmp(key, name, n)) return i;
+    }
+    return -1;
+}
+
+/* Levenshtein distance with swaps of neighbours (optimal string alignment); both short. */
+static int edit_distance(const char *a, const char *b) {
+    enum { LONGEST = 48 };
+    int d[3][LONGEST + 1];
+    int na = (int)strnlen(a, LONGEST), nb = (int)strnlen(b, LONGEST);
+    for (int j = 0; j <= nb; j++) d[0][j] = j;
+    for (int i = 1; i <= na; i++) {
+        int *row = d[i % 3], *up = d[(i + 2) % 3], *up2 = d[(i + 1) % 3];
+        row[0] = i;
+        for (int j = 1; j <= nb; j++) {
+            int best = up[j - 1] + (a[i - 1] != b[j - 1]);
+            if (up[j] + 1 < best) best = up[j] + 1;
+            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] &&
+                up2[j - 2] + 1 < best)
+                best = up2[j - 2] + 1;
+            row[j] = best;
+        }
+    }
+    return d[na % 3][nb];
+}
+
+static const char *leaf_of(const char *name) {
+    const char *dot = strrchr(name, '.');
+    return dot ? dot + 1 : name;
+}
+
+const char *tp_config_nearest(const char *name) {
+    const char *best = NULL, *leaf = leaf_of(name);
+    int least = 1000;
+    for (int i = 0; i < tp_config_nkeys; i++) {
+        const char *key = tp_config_keys[i].name;
+        int whole = edit_distance(name, key);
+        /* the right leaf in the wrong group is nearer than its spelling says */
+        int last = edit_distance(leaf, leaf_of(key)) + 1;
+        int d = whole < last ? whole : last;
+        if (d < least) {
+            least = d;
+            best = key;
+        }
+    }
+    int allowed = 1 + (int)strnlen(leaf, 48) / 3;
+    return least <= allowed ? best : NULL;
+}
+
+/* " >= 1 and <= 10": the limits of a number, "" where it has none. */
+static void range_words(char out[96], const tp_key *k) {
+    char lo[TP_F64_TEXT], hi[TP_F64_TEXT];
+    size_t o = 0;
+    out[0] = 0;
+    if (isfinite(k->lo)) {
+        tp_f64_print(lo, k->lo);
+        o = (size_t)snprintf(out, 96, " %s %s", k->lo_open ? ">" : ">=", lo);
+    }
+    if (isfinite(k->hi)) {
+        tp_f64_print(hi, k->hi);
+        snprintf(out + o, 96 - o, "%s %s %s", o ? " and" : "", k->hi_open ? "<" : "<=", hi);
+    }
+}
+
+void tp_config_allowed(char *out, size_t cap, const tp_key *k) {
+    char range[96];
+    switch (k->type) {
+    case TP_KEY_BOOL:
+        snprintf(out, cap, "be true or false");
+        break;
+    case TP_KEY_TEXT:
+        snprintf(out, cap, "be a %s", *k->unit ? k->unit : "text");
+        break;
+    case TP_KEY_CHOICE: {
+        size_t o = (size_t)snprintf(out, cap, "be one of");
+        for (int i = 0; k->choices[i] && o < cap; i++)
+            o += (size_t)snprintf(out + o, cap - o, "%s %s", i ? "," : "", k->choices[i]);
+        break;
+    }
+    case TP_KEY_I64:
+    case TP_KEY_F64:
+        range_words(range, k);
+        snprintf(out, cap, "be a %snumber%s", k->type == TP_KEY_I64 ? "whole " : "", range);
+        break;
+    }
+}
+
+static bool in_range(const tp_key *k, double v) {
+    bool low = k->lo_open ? v > k->lo : v >= k->lo;
+    bool high = k->hi_open ? v < k->hi : v <= k->hi;
+    return low && high;
+}
+
+static const char *put_text(void *at, const char *s, size_t n) {
+    for (size_t i = 0; i < n;) {
+        uint32_t code;
+        int len = tp_utf8_decode(&code, s + i, n - i);
+        if (!len) return "be UTF-8 text";
+        if (!code) return "hold no zero byte";
+        i += (size_t)len;
+    }
+    if (n >= TP_CONFIG_TEXT) return "be shorter than 1024 bytes";
+    memset(at, 0, TP_CONFIG_TEXT);
+    memcpy(at, s, n);
+    return NULL;
+}
+
+const char *tp_config_put(tp_config *cfg, int row, const char *s, size_t n, char *out, size_t cap) {
+    const tp_key *k = &tp_config_keys[row];
+    void *at = (char *)cfg + k->offset;
+    const char *why = NULL;
+    tp_config_allowed(out, cap, k);
+    switch (k->type) {
+    case TP_KEY_BOOL: {
+        bool yes = n == 4 && !memcmp(s, "true", 4), no = n == 5 && !memcmp(s, "false", 5);
+        if (!yes && !no) return out;
+        *(bool *)at = yes;
+        return NULL;
+    }
+    case TP_KEY_CHOICE:
+        for (int i = 0; k->choices[i]; i++)
+            if (strlen(k->choices[i]) == n && !memcmp(k->choices[i], s, n)) {
+                memcpy(at, &i, sizeof i);
+                return NULL;
+            }
+        return out;
+    case TP_KEY_I64: {
+        int64_t v;
+        if ((why = tp_i64_parse(&v, s, n))) break;
+        if (!in_range(k, (double)v)) return out;
+        *(int64_t *)at = v;
+        return NULL;
+    }
+    case TP_KEY_F64: {
+        double v;
+        if ((why = tp_f64_parse(&v, s, n))) break;
+        if (!in_range(k, v)) return out;
+        *(double *)at = v;
+        return NULL;
+    }
+    case TP_KEY_TEXT:
+        if (!(why = put_text(at, s, n))) return NULL;
+        break;
+    }
+    char range[96] = "";
+    if (k->type != TP_KEY_TEXT) range_words(range, k);
+    snprintf(out, cap, "%s%s%s", why, *range ? "," : "", range);
+    return out;
+}
+
+void tp_config_value(tp_str *t, const tp_config *cfg, int row) {
+    const tp_key *k = &tp_config_keys[row];
+    const void *at = (const char *)cfg + k->offset;
+    char number[TP_F64_TEXT];
+    int choice;
+    switch (k->type) {
+    case TP_KEY_BOOL:
+        tp_str_puts(t, *(const bool *)at ? "true" : "false");
+        break;
+    case TP_KEY_I64:
+        tp_str_printf(t, "%lld", (long long)*(const int64_t *)at);
+        break;
+    case TP_KEY_F64:
+        tp_f64_print(number, *(const double *)at);
+        tp_str_puts(t, number);
+        break;
+    case TP_KEY_TEXT:
+        tp_str_yaml(t, at);
+        break;
+    case TP_KEY_CHOICE:
+        memcpy(&choice, at, sizeof choice);
+        tp_str_puts(t, k->choices[choice]);
+        break;
+    }
+}
+
+const char *tp_config_origin(char *out, size_t cap, const tp_config *cfg, int row) {
+    int32_t line = cfg->line[row];
+    if (line > 0)
+        snprintf(out, cap, "%s:%d: ", cfg->file, (int)line);
+    else
+        snprintf(out, cap, "%s", line < 0 ? "command line: " : "");
+    return out;
+}

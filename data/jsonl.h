@@ -1,0 +1,13 @@
+/* One line of a JSON-lines file: takes the text out of {"text": "…"}. Strict JSON (RFC 8259), one
+ * object a line. Written here because the text may hold \u0000, which a C string cannot. */
+#ifndef TP_JSONL_H
+#define TP_JSONL_H
+#include <stddef.h>
+
+/* Writes the string under `key` of the outermost object to out (room for n bytes) and its length
+ * to *n_out. A \u escape that is half a surrogate pair becomes U+FFFD; all other bytes stay as they
+ * are, valid UTF-8 or not. Returns NULL, or why the line was refused, with *at the byte of the line
+ * (from 0) where. `out` may hold anything after a refusal. */
+const char *tp_jsonl_text(const char *line, size_t n, const char *key, char *out, size_t *n_out,
+                          size_t *at);
+#endif

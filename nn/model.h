@@ -1,0 +1,54 @@
+/* The inside of a model, shared by the files of nn/. */
+#ifndef TP_MODEL_H
+#define TP_MODEL_H
+#include "core/ctx.h"
+#include "nn/nn.h"
+#include "ops/op.h"
+
+/* One block's parameters, in the order of the table; unused ones are NULL. */
+typedef struct tp_block {
+    tp_tensor *norm1, *norm1_bias, *norm2, *norm2_bias;
+    tp_tensor *qkv, *qkv_bias;                        /* GPT-2: one fused matrix (C,3C) */
+    tp_tensor *q, *k, *v, *q_bias, *k_bias, *v_bias;  /* Llama: (out,in) each */
+    tp_tensor *q_norm, *k_norm;
+    tp_tensor *proj, *proj_bias;
+    tp_tensor *fc, *fc_bias, *gate, *gate_bias, *up, *up_bias, *down, *down_bias;
+} tp_block;
+
+struct tp_model {
+    tp_model_cfg cfg;
+    tp_params params;
+    tp_block *block;
+    tp_tensor *wte, *wpe, *final_norm, *final_norm_bias, *head;
+};
+
+/* A parameter of the table. kind: how it begins. */
+typedef enum tp_init { TP_INIT_NORMAL, TP_INIT_RESIDUAL, TP_INIT_ZERO, TP_INIT_ONE } tp_init;
+typedef struct tp_param_spec {
+    int ndim;
+    int64_t shape[2];
+    tp_init init;
+    unsigned flags;
+    int blocks;
+    bool out_first;
+} tp_param_spec;
+tp_tensor *tp_model_add(tp_ctx *c, tp_model *m, const tp_param_spec *s, const char *fmt, ...)
+    TP_PRINTF(4, 5);
+tp_status tp_gpt2_params(tp_ctx *c, tp_model *m);
+tp_status tp_llama_params(tp_ctx *c, tp_model *m);
+
+/* What a block reads and what it leaves: the residual stream and the branch still to be added to it,
+ * so that the addition and the next norm are one op. */
+typedef struct tp_stream {
+    tp_tensor *sum, *branch; /* (B,T,C); branch may be NULL */
+} tp_stream;
+typedef struct tp_stage {    /* one block, one input: what checkpointing replays */
+    tp_model *m;
+    int layer;
+    bool training, positions, segments;
+} tp_stage;
+tp_stream tp_block_forward(tp_ctx *c, tp_model *m, int layer, tp_stream x, const tp_model_in *in);
+/* sum += branch, then the family's norm of it; sum is updated in *x. */
+tp_tensor *tp_stream_norm(tp_ctx *c, const tp_model_cfg *cfg, tp_stream *x, tp_tensor *weight,
+                          tp_tensor *bias);
+#endif

@@ -1,0 +1,29 @@
+/* A model's parameters as a table: what optimisers, checkpoints and `tapir hash` walk over. */
+#ifndef TP_PARAM_H
+#define TP_PARAM_H
+#include "core/core.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+    TP_P_DECAY = 1,  /* weight decay applies */
+    TP_P_MATRIX = 2, /* a 2-D weight between hidden layers: Muon's */
+    TP_P_EMBED = 4,  /* an embedding table */
+    TP_P_HEAD = 8    /* the output head */
+};
+typedef struct tp_param {
+    const char *name;    /* Hugging Face's name, "transformer.h.0.attn.c_attn.weight" */
+    tp_tensor *t;        /* f32; t->grad is its gradient, NULL while there is none */
+    unsigned flags;
+    int blocks;          /* a fused matrix is this many side by side along its output dimension */
+    bool out_first;      /* the output dimension is dim 0 (Linear), not dim 1 (GPT-2's Conv1D) */
+} tp_param;
+typedef struct tp_params {
+    tp_param *p;
+    int n, cap;
+} tp_params;
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,172 @@
+/* Owns the parameter table: which parameters a family has, their names, and how they begin. */
+#include "nn/model.h"
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef struct init_job {
+    float *dst;
+    double std;
+    uint64_t seed, name;
+    int64_t n;
+} init_job;
+
+/* Two normals a call of Philox, by Box and Muller. */
+static void init_range(void *arg, int64_t begin, int64_t end)
+{
+    const init_job *j = arg;
+    for (int64_t i = begin; i < end; i++) {
+        uint32_t w[4];
+        tp_philox(w, j->seed, TP_RNG_INIT, j->name, (uint64_t)i);
+        double u = ((double)(((uint64_t)w[0] << 21) ^ (w[1] >> 11)) + 0.5) * 0x1p-53;
+        double v = ((double)(((uint64_t)w[2] << 21) ^ (w[3] >> 11)) + 0.5) * 0x1p-53;
+        double r = j->std * sqrt(-2 * log(u)), a = 6.283185307179586476925286766559 * v;
+        j->dst[2 * i] = (float)(r * cos(a));
+        if (2 * i + 1 < j->n) j->dst[2 * i + 1] = (float)(r * sin(a));
+    }
+}
+
+static uint64_t hash_name(const char *s) /* FNV-1a */
+{
+    uint64_t h = 14695981039346656037u;
+    for (; *s; s++) h = (h ^ (unsigned char)*s) * 1099511628211u;
+    return h;
+}
+
+static void init(tp_ctx *c, const tp_model *m, tp_init kind, tp_tensor *t)
+{
+    int64_t n = tp_numel(t);
+    float *dst = tp_f32(t);
+    if (!dst) return;
+    if (kind == TP_INIT_ZERO || kind == TP_INIT_ONE) {
+        for (int64_t i = 0; i < n; i++) dst[i] = kind == TP_INIT_ONE;
+        return;
+    }
+    double std = m->cfg.init_std;
+    if (kind == TP_INIT_RESIDUAL) std /= sqrt(2.0 * (double)m->cfg.layers);
+    init_job j = {dst, std, c->seed, hash_name(t->name), n};
+    tp_parallel_for(c, (n + 1) / 2, 1 << 14, init_range, &j);
+}
+
+tp_tensor *tp_model_add(tp_ctx *c, tp_model *m, const tp_param_spec *s, const char *fmt, ...)
+{
+    if (c->status) return NULL;
+    char name[128];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(name, sizeof name, fmt, ap);
+    va_end(ap);
+    if (m->params.n == m->params.cap) {
+        int cap = m->params.cap ? 2 * m->params.cap : 64;
+        tp_param *grown = tp_realloc(c, m->params.p, (size_t)cap * sizeof *grown);
+        if (!grown) return NULL;
+        m->params.p = grown;
+        m->params.cap = cap;
+    }
+    tp_tensor *t = tp_tensor_keep(c, TP_F32, s->ndim, s->shape);
+    char *kept = t ? tp_strdup(c, name) : NULL;
+    if (!kept) return NULL;
+    t->name = kept;
+    t->requires_grad = true;
+    unsigned flags = s->flags | (s->ndim > 1 ? TP_P_DECAY : 0);
+    m->params.p[m->params.n++] =
+        (tp_param){kept, t, flags, s->blocks ? s->blocks : 1, s->out_first};
+    init(c, m, s->init, t);
+    return t;
+}
+
+/* ---- shapes, short ------------------------------------------------------------------------------- */
+static tp_param_spec matrix(int64_t rows, int64_t cols, tp_init init, bool out_first)
+{
+    return (tp_param_spec){
+        .ndim = 2, .shape = {rows, cols}, .init = init, .flags = TP_P_MATRIX, .out_first = out_first};
+}
+static tp_param_spec table(int64_t rows, int64_t cols, unsigned flag)
+{
+    return (tp_param_spec){
+        .ndim = 2, .shape = {rows, cols}, .init = TP_INIT_NORMAL, .flags = flag, .out_first = true};
+}
+static tp_param_spec vector(int64_t n, tp_init init)
+{
+    return (tp_param_spec){.ndim = 1, .shape = {n}, .init = init};
+}
+
+tp_status tp_gpt2_params(tp_ctx *c, tp_model *m)
+{
+    const tp_model_cfg *f = &m->cfg;
+    int64_t C = f->channels, A = f->heads * f->head_dim, F = f->ffn;
+    tp_param_spec wte = table(f->vocab, C, TP_P_EMBED), wpe = table(f->context, C, TP_P_EMBED);
+    tp_param_spec one = vector(C, TP_INIT_ONE), zero = vector(C, TP_INIT_ZERO);
+    tp_param_spec qkv = matrix(C, 3 * A, TP_INIT_NORMAL, false), qkv_b = vector(3 * A, TP_INIT_ZERO);
+    tp_param_spec proj = matrix(A, C, TP_INIT_RESIDUAL, false);
+    tp_param_spec fc = matrix(C, F, TP_INIT_NORMAL, false), fc_b = vector(F, TP_INIT_ZERO);
+    tp_param_spec down = matrix(F, C, TP_INIT_RESIDUAL, false);
+    qkv.blocks = 3;
+    m->wte = tp_model_add(c, m, &wte, "transformer.wte.weight");
+    m->wpe = tp_model_add(c, m, &wpe, "transformer.wpe.weight");
+    for (int i = 0; i < f->layers; i++) {
+        tp_block *b = &m->block[i];
+#define P(member, spec, suffix)                                                                    \
+    b->member = tp_model_add(c, m, &spec, "transformer.h.%d." suffix, i)
+        P(norm1, one, "ln_1.weight");
+        P(norm1_bias, zero, "ln_1.bias");
+        P(qkv, qkv, "attn.c_attn.weight");
+        if (f->attention_bias) P(qkv_bias, qkv_b, "attn.c_attn.bias");
+        P(proj, proj, "attn.c_proj.weight");
+        if (f->attention_bias) P(proj_bias, zero, "attn.c_proj.bias");
+        P(norm2, one, "ln_2.weight");
+        P(norm2_bias, zero, "ln_2.bias");
+        P(fc, fc, "mlp.c_fc.weight");
+        if (f->mlp_bias) P(fc_bias, fc_b, "mlp.c_fc.bias");
+        P(down, down, "mlp.c_proj.weight");
+        if (f->mlp_bias) P(down_bias, zero, "mlp.c_proj.bias");
+#undef P
+    }
+    m->final_norm = tp_model_add(c, m, &one, "transformer.ln_f.weight");
+    m->final_norm_bias = tp_model_add(c, m, &zero, "transformer.ln_f.bias");
+    return c->status;
+}
+
+tp_status tp_llama_params(tp_ctx *c, tp_model *m)
+{
+    const tp_model_cfg *f = &m->cfg;
+    int64_t C = f->channels, D = f->head_dim, A = f->heads * D, K = f->kv_heads * D, F = f->ffn;
+    tp_param_spec wte = table(f->vocab, C, TP_P_EMBED), one = vector(C, TP_INIT_ONE);
+    tp_param_spec per_head = vector(D, TP_INIT_ONE), zero = vector(C, TP_INIT_ZERO);
+    tp_param_spec q = matrix(A, C, TP_INIT_NORMAL, true), q_b = vector(A, TP_INIT_ZERO);
+    tp_param_spec kv = matrix(K, C, TP_INIT_NORMAL, true), kv_b = vector(K, TP_INIT_ZERO);
+    tp_param_spec o = matrix(C, A, TP_INIT_RESIDUAL, true);
+    tp_param_spec in = matrix(F, C, TP_INIT_NORMAL, true), in_b = vector(F, TP_INIT_ZERO);
+    tp_param_spec down = matrix(C, F, TP_INIT_RESIDUAL, true);
+    m->wte = tp_model_add(c, m, &wte, "model.embed_tokens.weight");
+    for (int i = 0; i < f->layers; i++) {
+        tp_block *b = &m->block[i];
+#define P(member, spec, suffix) b->member = tp_model_add(c, m, &spec, "model.layers.%d." suffix, i)
+        P(norm1, one, "input_layernorm.weight");
+        P(q, q, "self_attn.q_proj.weight");
+        P(k, kv, "self_attn.k_proj.weight");
+        P(v, kv, "self_attn.v_proj.weight");
+        if (f->attention_bias) {
+            P(q_bias, q_b, "self_attn.q_proj.bias");
+            P(k_bias, kv_b, "self_attn.k_proj.bias");
+            P(v_bias, kv_b, "self_attn.v_proj.bias");
+        }
+        if (f->qk_norm) {
+            P(q_norm, per_head, "self_attn.q_norm.weight");
+            P(k_norm, per_head, "self_attn.k_norm.weight");
+        }
+        P(proj, o, "self_attn.o_proj.weight");
+        P(norm2, one, "post_attention_layernorm.weight");
+        P(gate, in, "mlp.gate_proj.weight");
+        P(up, in, "mlp.up_proj.weight");
+        P(down, down, "mlp.down_proj.weight");
+        if (f->mlp_bias) {
+            P(gate_bias, in_b, "mlp.gate_proj.bias");
+            P(up_bias, in_b, "mlp.up_proj.bias");
+            P(down_bias, zero, "mlp.down_proj.bias");
+        }
+#undef P
+    }
+    m->final_norm = tp_model_add(c, m, &one, "model.norm.weight");
+    return c->status;
+}

@@ -1,0 +1,81 @@
+/* gemm: the cut of a matrix product into tasks and blocks, and the workspace that follows from it.
+ * The arithmetic is in gemm_cpu.c. */
+#include "ops/matmul/gemm_plan.h"
+
+static size_t round_up(size_t bytes) {
+    return (bytes + 63) / 64 * 64;
+}
+
+/* Finds the grid of tasks whose largest task is cheapest. Costs are in multiply-adds per k step;
+ * packing a row or column of a task costs about as much as 12 or 6 of them per element. */
+static void choose_grid(gemm_plan *p, const tp_gemm *g, int threads) {
+    int64_t panels = gemm_ceil_div(g->n, p->nr);
+    double best = 0;
+    p->tasks_m = p->tasks_n = 1;
+    /* below some 10 us of work a second thread costs more than it brings */
+    if ((double)g->m * (double)g->n * (double)g->k < 3e5) threads = 1;
+    for (int64_t tn = 1; tn <= threads && tn <= panels; tn++) {
+        int64_t tm = gemm_min(threads / tn, g->m);
+        double rows = (double)gemm_ceil_div(g->m, tm);
+        double cols = (double)(gemm_ceil_div(panels, tn) * p->nr);
+        double cost = rows * cols + 12 * rows + 6 * cols;
+        if (tn == 1 || cost < best) {
+            best = cost;
+            p->tasks_m = tm;
+            p->tasks_n = tn;
+        }
+    }
+}
+
+static void choose_stages(gemm_plan *p, const tp_gemm *g) {
+    p->leaf = g->leaf > 0 && g->leaf < g->k ? g->leaf : g->k;
+    p->leaves = p->leaf > 0 ? gemm_ceil_div(g->k, p->leaf) : 1;
+    if (p->leaf > GEMM_KC) { /* equal parts, whole blocks of 16 for the transposing packer */
+        p->kc = gemm_ceil_div(gemm_ceil_div(p->leaf, gemm_ceil_div(p->leaf, GEMM_KC)), 16) * 16;
+        p->stages_per_leaf = gemm_ceil_div(p->leaf, p->kc);
+        p->leaves_per_stage = 1;
+    } else {
+        p->stages_per_leaf = 1;
+        p->leaves_per_stage = p->leaf > 0 ? gemm_min(GEMM_KC / p->leaf, p->leaves) : 1;
+        p->kc = p->leaf * p->leaves_per_stage;
+    }
+    p->local = p->stages_per_leaf == 1 && p->leaves_per_stage == p->leaves;
+    p->levels = 0;
+    for (int64_t waiting = p->leaves - 1; waiting > 0; waiting >>= 1) p->levels++;
+    p->carry = g->accumulate && p->stages_per_leaf > 1;
+}
+
+gemm_plan tp_gemm_plan(const tp_gemm *g, int threads, int mr, int nr) {
+    gemm_plan p = {.mr = mr, .nr = nr, .tasks_m = 1, .tasks_n = 1};
+    choose_stages(&p, g);
+    if (g->m == 0 || g->n == 0) return p;
+    p.few = g->m <= GEMM_FEW && p.leaves == 1 && !g->resume && (g->b_rs == 1 || g->b_cs == 1);
+    if (p.few) { /* A's rows, interleaved */
+        p.a_bytes = round_up((size_t)(g->m * g->k) * sizeof(float));
+        return p;
+    }
+    choose_grid(&p, g, threads);
+    int64_t rows = gemm_ceil_div(g->m, p.tasks_m);
+    int64_t panels = gemm_ceil_div(gemm_ceil_div(g->n, nr), p.tasks_n);
+    bool buffers = p.levels > 0 || p.carry;
+    int64_t nc = buffers && !p.local ? GEMM_NC_TREE : GEMM_NC;
+    p.mc = gemm_ceil_div(rows, gemm_ceil_div(rows, GEMM_MC));
+    p.nc = gemm_min(nc / nr, panels) * nr;
+    int64_t tiles = p.local ? 1 : gemm_ceil_div(p.mc, mr) * (p.nc / nr);
+    int64_t nbuf = p.levels + (p.carry ? 1 : 0);
+    p.a_bytes = round_up((size_t)(gemm_ceil_div(p.mc, mr) * mr * p.kc) * sizeof(float));
+    p.b_bytes = round_up((size_t)(GEMM_GROUP * nr * p.kc) * sizeof(float));
+    p.buf_bytes = round_up((size_t)(nbuf * tiles * mr * nr) * sizeof(float));
+    return p;
+}
+
+size_t tp_gemm_workspace(const tp_gemm *g, int threads) {
+    static const int tile[3][2] = {{14, 32}, {6, 16}, {4, 16}}; /* as in gemm_cpu.c */
+    size_t most = 0;
+    for (int i = 0; i < 3; i++) {
+        gemm_plan p = tp_gemm_plan(g, threads, tile[i][0], tile[i][1]);
+        size_t bytes = (size_t)(p.tasks_m * p.tasks_n) * gemm_task_bytes(&p);
+        if (bytes > most) most = bytes;
+    }
+    return most;
+}

@@ -1,0 +1,39 @@
+/* matmul: matrix products, and the gradient of a weight that many samples share.
+ *
+ * Every element of a product is one chain of fused multiply-adds in the order of k, so that a row's
+ * result has the same bits alone and among others (ops/matmul/gemm.h says it exactly). */
+#ifndef TP_MATMUL_H
+#define TP_MATMUL_H
+#include "ops/op.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct tp_matmul_opts {
+    bool trans_a;    /* a is (…,K,M) */
+    bool trans_b;    /* b is (N,K) or (…,N,K), as the weight of a Linear */
+    tp_tensor *bias; /* (N), added to every row; only with a shared b and without trans_a */
+} tp_matmul_opts;
+
+/* y = a b (+ bias): a (…,M,K), b (K,N) for all leading dimensions, y (…,M,N); or, batched, b
+ * (…,K,N) with a's leading dimensions. trans_a with leading dimensions needs a batched b. o = NULL:
+ * neither transposed, no bias. All of one float type. K = 0 gives zeros (plus bias). */
+tp_tensor *tp_matmul(tp_ctx *c, tp_tensor *a, tp_tensor *b, const tp_matmul_opts *o);
+
+typedef struct tp_wgrad_opts {
+    bool transposed; /* dw is (N,K) instead of (K,N) */
+    bool weight;     /* dw is wanted */
+    bool bias;       /* db is wanted */
+} tp_wgrad_opts;
+
+/* dw = sum of x^T dy over all rows, db = sum of dy: x (S…,T,K), dy (S…,T,N) -> out[0] = dw (K,N),
+ * out[1] = db (N); NULL where not wanted. Each of the S samples (a 2-D x is one) is a chain over t;
+ * the samples are added in a binary tree over their index: neighbours of equal size merge, left +
+ * right, what remains at the end merges from the right. So aligned power-of-two parts of a batch
+ * give subtrees of the whole, and can be added later without changing a bit. */
+tp_status tp_matmul_wgrad(tp_ctx *c, tp_tensor *x, tp_tensor *dy, const tp_wgrad_opts *o,
+                          tp_tensor *out[2]);
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,27 @@
+/* The attributes of this folder's ops, as their calls carry them. Private to ops/matmul. */
+#ifndef TP_MATMUL_CALL_H
+#define TP_MATMUL_CALL_H
+#include "ops/op.h"
+
+typedef struct tp_matmul_attr {
+    bool trans_a, trans_b;
+} tp_matmul_attr;
+typedef struct tp_wgrad_attr {
+    bool transposed, weight, bias;
+} tp_wgrad_attr;
+
+/* The number of matrices in t: the product of all but its last two dimensions. */
+static inline int64_t tp_batch(const tp_tensor *t) {
+    int64_t n = 1;
+    for (int i = 0; i < t->ndim - 2; i++) n *= t->shape[i];
+    return n;
+}
+
+/* The outputs that a matmul_wgrad call has; NULL where it was not wanted. */
+static inline tp_tensor *wgrad_dw(const tp_call *k) {
+    return ((const tp_wgrad_attr *)k->attr)->weight ? k->out[0] : NULL;
+}
+static inline tp_tensor *wgrad_db(const tp_call *k) {
+    return ((const tp_wgrad_attr *)k->attr)->bias ? k->out[k->nout - 1] : NULL;
+}
+#endif

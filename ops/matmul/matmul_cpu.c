@@ -1,0 +1,174 @@
+/* matmul and matmul_wgrad on the CPU: tensors and attributes turned into gemm.h's strides. */
+#include "ops/convert.h"
+#include "ops/matmul/gemm.h"
+#include "ops/matmul/matmul_call.h"
+
+/* Whether the rows of t, all dimensions but the last, lie evenly apart, and how far. */
+static bool even_rows(const tp_tensor *t, int64_t *stride) {
+    int64_t rows = 1;
+    *stride = 0;
+    if (tp_numel(t) == 0) return true;
+    for (int i = t->ndim - 2; i >= 0; i--) {
+        if (t->shape[i] == 1) continue;
+        if (rows == 1)
+            *stride = t->stride[i];
+        else if (t->stride[i] != *stride * rows)
+            return false;
+        rows *= t->shape[i];
+    }
+    return true;
+}
+
+/* ---- matmul
+ * -------------------------------------------------------------------------------------- */
+typedef struct product {
+    const tp_call *call;
+    tp_gemm g; /* the first matrix of the batch */
+    int64_t batch;
+    int64_t tasks; /* > 1: this many threads take whole matrices */
+    size_t bytes;  /* workspace of one gemm */
+} product;
+
+static product describe(const tp_call *k) {
+    const tp_matmul_attr *attr = k->attr;
+    const tp_tensor *a = k->in[0], *b = k->in[1], *y = k->out[0];
+    int row = a->ndim - 2, col = a->ndim - 1, b_row = b->ndim - 2, b_col = b->ndim - 1;
+    product p = {.call = k, .batch = tp_batch(y), .tasks = 1};
+    p.g = (tp_gemm){.m = y->shape[row],
+                    .n = y->shape[col],
+                    .k = a->shape[attr->trans_a ? row : col],
+                    .a = tp_f32(a),
+                    .a_rs = a->stride[attr->trans_a ? col : row],
+                    .a_cs = a->stride[attr->trans_a ? row : col],
+                    .b = tp_f32(b),
+                    .b_rs = b->stride[attr->trans_b ? b_col : b_row],
+                    .b_cs = b->stride[attr->trans_b ? b_row : b_col],
+                    .c = tp_f32(y),
+                    .ldc = y->shape[col],
+                    .bias = k->in[2] ? tp_f32(k->in[2]) : NULL,
+                    .work = k->workspace};
+    int64_t stride;
+    if (b->ndim == 2 && !attr->trans_a && even_rows(a, &stride)) {
+        p.g.m *= p.batch; /* all rows meet the same b: one tall matrix */
+        p.g.a_rs = stride;
+        p.batch = 1;
+    }
+    int threads = tp_threads(k->ctx);
+    if (p.batch >= threads) p.tasks = threads;
+    p.bytes = tp_gemm_workspace(&p.g, p.tasks > 1 ? 1 : threads);
+    return p;
+}
+
+static size_t matmul_workspace(const tp_call *k) {
+    product p = describe(k);
+    return (size_t)p.tasks * p.bytes;
+}
+
+/* The s-th matrices of the batch. */
+static tp_gemm matrices(const product *p, int64_t s) {
+    const tp_tensor *a = p->call->in[0], *b = p->call->in[1];
+    tp_gemm g = p->g;
+    if (p->batch > 1) {
+        g.a += tp_offset(a, s * a->shape[a->ndim - 2] * a->shape[a->ndim - 1]);
+        if (b->ndim > 2) g.b += tp_offset(b, s * b->shape[b->ndim - 2] * b->shape[b->ndim - 1]);
+        g.c += s * g.m * g.n;
+    }
+    return g;
+}
+
+static void run_matrices(void *arg, int64_t begin, int64_t end) {
+    const product *p = arg;
+    for (int64_t t = begin; t < end; t++)
+        for (int64_t s = p->batch * t / p->tasks; s < p->batch * (t + 1) / p->tasks; s++) {
+            tp_gemm g = matrices(p, s);
+            g.work = (char *)g.work + (size_t)t * p->bytes;
+            TP_CAT(tp_gemm_one, TP_ISA)(&g);
+        }
+}
+
+static tp_status matmul_run(const tp_call *k) {
+    product p = describe(k);
+    if (p.g.m == 0 || p.g.n == 0) return TP_OK;
+    if (p.tasks > 1) tp_parallel_for(k->ctx, p.tasks, 1, run_matrices, &p);
+    for (int64_t s = 0; p.tasks == 1 && s < p.batch; s++) {
+        tp_gemm g = matrices(&p, s);
+        TP_CAT(tp_gemm_run, TP_ISA)(k->ctx, &g);
+    }
+    return TP_OK;
+}
+
+static const char *matmul_decline(const tp_call *k) {
+    if (k->in[2] && !tp_contiguous(k->in[2])) return "bias is strided";
+    return tp_decline_unless_f32(k);
+}
+
+TP_CPU_KERNEL(matmul_cpu, .decline = matmul_decline, .run = matmul_run,
+              .workspace = matmul_workspace);
+
+/* ---- matmul_wgrad
+ * --------------------------------------------------------------------------------- */
+static const char *wgrad_decline(const tp_call *k) {
+    int64_t stride;
+    for (int i = 0; i < 2; i++)
+        if (!even_rows(k->in[i], &stride)) return "rows do not lie evenly apart";
+    return tp_decline_unless_f32(k);
+}
+
+/* dw = x^T dy: rows are steps of k, a sample is a leaf of the tree. */
+static tp_gemm weight_gemm(const tp_call *k) {
+    const tp_wgrad_attr *attr = k->attr;
+    const tp_tensor *x = k->in[0], *dy = k->in[1], *dw = wgrad_dw(k);
+    const tp_tensor *a = attr->transposed ? dy : x, *b = attr->transposed ? x : dy;
+    int last = x->ndim - 1;
+    tp_gemm g = {.m = a->shape[last],
+                 .n = b->shape[last],
+                 .k = tp_batch(x) * x->shape[last - 1],
+                 .a = tp_f32(a),
+                 .a_rs = a->stride[last],
+                 .b = tp_f32(b),
+                 .b_cs = b->stride[last],
+                 .c = dw ? tp_f32(dw) : NULL,
+                 .ldc = b->shape[last],
+                 .leaf = x->shape[last - 1],
+                 .work = k->workspace};
+    even_rows(a, &g.a_cs);
+    even_rows(b, &g.b_rs);
+    return g;
+}
+
+/* db = 1^T dy: fmaf(1, dy, acc) is acc + dy exactly, so the same chains and the same tree. */
+static tp_gemm bias_gemm(const tp_call *k) {
+    static const float one = 1.0f;
+    const tp_tensor *dy = k->in[1], *db = wgrad_db(k);
+    int last = dy->ndim - 1;
+    tp_gemm g = {.m = 1,
+                 .n = dy->shape[last],
+                 .k = tp_batch(dy) * dy->shape[last - 1],
+                 .a = &one,
+                 .b = tp_f32(dy),
+                 .b_cs = dy->stride[last],
+                 .c = db ? tp_f32(db) : NULL,
+                 .ldc = dy->shape[last],
+                 .leaf = dy->shape[last - 1],
+                 .work = k->workspace};
+    even_rows(dy, &g.b_rs);
+    return g;
+}
+
+static size_t wgrad_workspace(const tp_call *k) {
+    int threads = tp_threads(k->ctx);
+    tp_gemm w = weight_gemm(k), b = bias_gemm(k);
+    size_t weight = wgrad_dw(k) ? tp_gemm_workspace(&w, threads) : 0;
+    size_t bias = wgrad_db(k) ? tp_gemm_workspace(&b, threads) : 0;
+    return weight > bias ? weight : bias;
+}
+
+static tp_status wgrad_run(const tp_call *k) {
+    tp_gemm w = weight_gemm(k), b = bias_gemm(k);
+    if (wgrad_dw(k)) TP_CAT(tp_gemm_run, TP_ISA)(k->ctx, &w);
+    if (wgrad_db(k)) TP_CAT(tp_gemm_run, TP_ISA)(k->ctx, &b);
+    return TP_OK;
+}
+
+TP_CPU_KERNEL(matmul_wgrad_cpu, .decline = wgrad_decline, .run = wgrad_run,
+              .workspace = wgrad_workspace);

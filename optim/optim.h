@@ -1,0 +1,58 @@
+/* optim: what turns gradients into new weights. AdamW, Muon with AdamW, SGD; clipping by the global
+ * norm; learning-rate schedules; and what happens when a gradient is not finite. */
+#ifndef TP_OPTIM_H
+#define TP_OPTIM_H
+#include "nn/param.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum tp_optim_kind { TP_OPTIM_ADAMW, TP_OPTIM_MUON, TP_OPTIM_SGD } tp_optim_kind;
+typedef enum tp_schedule { TP_COSINE, TP_LINEAR, TP_WSD, TP_CONSTANT } tp_schedule;
+
+typedef struct tp_optim_opts {
+    tp_optim_kind kind;
+    double learning_rate;      /* AdamW's and SGD's peak */
+    double muon_learning_rate; /* Muon's peak, for parameters with TP_P_MATRIX */
+    double adam_beta1, adam_beta2, adam_epsilon, weight_decay, muon_momentum, momentum;
+    bool muon_match_adamw;     /* scale Muon's directions so that AdamW's learning rates fit */
+    double max_grad_norm;      /* 0: no clipping */
+    tp_schedule schedule;
+    double min_lr_ratio;       /* of the peak, at the last step */
+    int64_t steps, warmup_steps, decay_steps; /* decay_steps: of wsd */
+    int64_t max_bad_steps;     /* this many in a row end the run; 0: never */
+} tp_optim_opts;
+
+/* The factor on the peak learning rate at step (from 0) of `steps`: linear warm-up
+ * (step+1)/warmup_steps, then the schedule down to min_lr_ratio at step steps-1. */
+double tp_schedule_at(const tp_optim_opts *o, int64_t step);
+
+typedef struct tp_optim tp_optim;
+/* Allocates the state (kept tensors, zero) for every parameter; the table must outlive it. */
+tp_status tp_optim_new(tp_optim **out, tp_ctx *c, tp_params *params, const tp_optim_opts *opts);
+void tp_optim_free(tp_optim *o);
+
+typedef struct tp_optim_report {
+    double learning_rate, grad_norm; /* grad_norm: before clipping; NaN or infinite if skipped */
+    bool clipped, skipped;
+    int64_t bad_in_a_row, bad_total;
+} tp_optim_report;
+/* One update from the parameters' ->grad (absent: zero). A gradient that is not finite leaves the
+ * weights and the state as they are, and is counted; max_bad_steps of these in a row: TP_ENUMERIC,
+ * with the first such parameter's name. The caller forgets the gradients. */
+tp_status tp_optim_step(tp_optim *o, int64_t step, tp_optim_report *r);
+
+/* The state, for checkpoints: tensors named "<parameter>.exp_avg" and so on, and the counters. */
+int tp_optim_state_count(const tp_optim *o);
+const char *tp_optim_state_name(const tp_optim *o, int i);
+tp_tensor *tp_optim_state(const tp_optim *o, int i);
+typedef struct tp_optim_counters {
+    int64_t updates;      /* made so far: AdamW's bias correction counts these, not steps */
+    int64_t bad_in_a_row, bad_total;
+} tp_optim_counters;
+tp_optim_counters *tp_optim_get_counters(tp_optim *o);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,469 @@
+/* Configuration: what is read is what was written, and whatever is wrong is named in one sentence.
+ */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <locale.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "core/ctx.h"
+#include "data/config.h"
+#include "data/config_schema.h"
+#include "data/text.h"
+
+static tp_ctx *ctx_new(void) {
+    tp_ctx *c = NULL;
+    assert_int_equal(tp_ctx_new(&c, &(tp_ctx_opts){.threads = 1}), TP_OK);
+    return c;
+}
+
+static tp_status read_yaml(tp_ctx *c, tp_config *cfg, const char *yaml) {
+    return tp_config_read(c, cfg, "t.yaml", yaml, strlen(yaml));
+}
+
+/* ---- good input ----------------------------------------------------------------------------- */
+static void test_defaults(void **state) {
+    (void)state;
+    tp_config cfg;
+    tp_config_defaults(&cfg);
+    char words[256];
+    for (int i = 0; i < tp_config_nkeys; i++) { /* every default is a value that its row allows */
+        const tp_key *k = &tp_config_keys[i];
+        tp_config copy = cfg;
+        assert_null(tp_config_put(&copy, i, k->initial, strlen(k->initial), words, sizeof words));
+        assert_true(*k->doc && k->unit);
+        for (int j = 0; j < i; j++) { /* no two rows share a name or overlap in memory */
+            assert_string_not_equal(k->name, tp_config_keys[j].name);
+            assert_true(k->offset != tp_config_keys[j].offset);
+        }
+    }
+    assert_int_equal(cfg.seed, 1);
+    assert_int_equal(cfg.model.layers, 4);
+    assert_true(cfg.train.adam_beta2 == 0.95);
+    assert_string_equal(cfg.run.dir, "runs/default");
+    assert_int_equal(cfg.train.lr_scheduler_type, TP_CFG_COSINE);
+    assert_true(cfg.checkpoint.best && cfg.data.prefetch && !cfg.model.qk_norm);
+    assert_int_equal(cfg.model.attention_bias, TP_CFG_AUTO);
+}
+
+static void test_read(void **state) {
+    (void)state;
+    tp_ctx *c = ctx_new();
+    tp_config cfg;
+    tp_config_defaults(&cfg);
+    const char *yaml = "# a comment\n"
+                       "seed: 42\n"
+                       "model:\n"
+                       "  family: llama   # trailing\n"
+                       "  layers: 12\n"
+                       "  mlp_bias: true\n"
+                       "  norm_eps: 1e-6\n"
+                       "train: {batch: 64, optimizer: muon, learning_rate: 3e-4}\n"
+                       "eval:\n"
+                       "sample:\n"
+                       "  prompt: \"In the\\nbeginning \\u00e9\"\n"
+                       "data:\n"
+                       "  train: 1984\n"
+                       "  prefetch: false\n";
+    assert_int_equal(read_yaml(c, &cfg, yaml), TP_OK);
+    assert_int_equal(cfg.seed, 42);
+    assert_int_equal(cfg.model.family, TP_CFG_LLAMA);
+    assert_int_equal(cfg.model.layers, 12);
+    assert_int_equal(cfg.model.mlp_bias, TP_CFG_TRUE);
+    assert_true(cfg.model.norm_eps == 1e-6);
+    assert_int_equal(cfg.train.batch, 64);
+    assert_int_equal(cfg.train.optimizer, TP_CFG_MUON);
+    assert_true(cfg.train.learning_rate == 3e-4);
+    assert_string_equal(cfg.sample.prompt, "In the\nbeginning \xC3\xA9");
+    assert_string_equal(cfg.data.train, "1984"); /* a text key takes any plain word */
+    assert_false(cfg.data.prefetch);
+    assert_int_equal(cfg.model.heads, 4); /* untouched */
+    char at[128];
+    assert_string_equal(tp_config_where(at, sizeof at, &cfg, "model.layers"),
+                        "t.yaml:5: model.layers");
+    tp_ctx_free(c);
+}
+
+/* Every row through text and back with values that are awkward to print. */
+static void test_round_trip(void **state) {
+    (void)state;
+    tp_ctx *c = ctx_new();
+    static const double awkward[] = {0.1, 1.0 / 3, 5e-324, 0.99999999999999989, 3e-4, 2.5e-8};
+    static const char *const texts[] = {"null",      "",    "12",    "a: b # c",     " lead",
+                                        "\"q\\\"",   "~",   "- x",   "é\n\tz",       "\x01\x7f",
+                                        "\xC2\x85x", "yes", "&a *b", "\xEF\xBB\xBF", "\xE2\x80\xA8",
+                                        "😀"};
+    for (unsigned trial = 0; trial < 64; trial++) {
+        tp_config cfg, back;
+        tp_config_defaults(&cfg);
+        tp_config_defaults(&back);
+        for (int i = 0; i < tp_config_nkeys; i++) {
+            const tp_key *k = &tp_config_keys[i];
+            char text[128], words[256], number[TP_F64_TEXT];
+            uint32_t r[4];
+            tp_philox(r, 7, TP_RNG_TEST, trial, (uint64_t)i);
+            switch (k->type) {
+            case TP_KEY_BOOL:
+                strcpy(text, r[0] & 1 ? "true" : "false");
+                break;
+            case TP_KEY_I64:
+                snprintf(text, sizeof text, "%u", r[0] >> (r[1] % 32));
+                break;
+            case TP_KEY_F64:
+                tp_f64_print(number, r[0] & 1 ? awkward[r[1] % 6]
+                                              : tp_uniform(9, TP_RNG_TEST, trial, (uint64_t)i));
+                strcpy(text, number);
+                break;
+            case TP_KEY_TEXT:
+                strcpy(text, texts[r[0] % 16]);
+                break;
+            case TP_KEY_CHOICE:
+                strcpy(text, k->choices[r[0] % 2]);
+                break;
+            }
+            tp_config_put(&cfg, i, text, strlen(text), words, sizeof words); /* or out of range */
+        }
+        char *yaml = tp_config_text(c, &cfg);
+        assert_non_null(yaml);
+        assert_int_equal(tp_config_read(c, &back, "t.yaml", yaml, strlen(yaml)), TP_OK);
+        assert_true(tp_config_equal(&cfg, &back));
+        char *again = tp_config_text(c, &back);
+        assert_string_equal(yaml, again);
+        for (int i = 0; i < tp_config_nkeys; i++) /* complete */
+            assert_true(back.line[i] > 0 && strstr(yaml, tp_config_keys[i].doc));
+        back.train.z_loss = 0.125 + cfg.train.z_loss; /* equality can fail */
+        assert_false(tp_config_equal(&cfg, &back));
+        tp_free(yaml);
+        tp_free(again);
+    }
+    tp_ctx_free(c);
+}
+
+static void test_file(void **state) {
+    (void)state;
+    tp_ctx *c = ctx_new();
+    char path[] = "/tmp/tapir_config_XXXXXX";
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    tp_config cfg, back;
+    tp_config_defaults(&cfg);
+    tp_config_defaults(&back);
+    cfg.model.layers = 77;
+    assert_int_equal(tp_config_write(c, &cfg, path), TP_OK);
+    assert_int_equal(tp_config_load(c, &back, path), TP_OK);
+    assert_true(tp_config_equal(&cfg, &back));
+    unlink(path);
+    assert_int_equal(tp_config_load(c, &back, path), TP_EIO);
+    assert_non_null(strstr(tp_error(c), path));
+    tp_clear(c);
+    assert_int_equal(tp_config_load(c, &back, "/tmp"), TP_EIO);
+    tp_clear(c);
+    assert_int_equal(tp_config_write(c, &cfg, "/nowhere/config.yaml"), TP_EIO);
+    tp_ctx_free(c);
+}
+
+/* ---- bad input ------------------------------------------------------------------------------ */
+static void test_refusals(void **state) {
+    (void)state;
+    static const struct {
+        const char *yaml;
+        tp_status status;
+        const char *words;
+    } bad[] = {
+        {"", TP_EFORMAT, "t.yaml: holds no configuration"},
+        {"# nothing\n", TP_EFORMAT, "t.yaml: holds no configuration"},
+        {"seed\n", TP_EFORMAT, "t.yaml:1: not a configuration"},
+        {"- seed\n", TP_EFORMAT, "t.yaml:1: a list"},
+        {"seed: 1\nlayer: 3\n", TP_EARG,
+         "t.yaml:2: layer: unknown key; did you mean model.layers?"},
+        {"model:\n  layer: 3\n", TP_EARG,
+         "t.yaml:2: model.layer: unknown key; did you mean model.layers?"},
+        {"model:\n  lr_schduler_type: 3\n", TP_EARG, "did you mean train.lr_scheduler_type?"},
+        {"modle:\n  layers: 3\n", TP_EARG, "t.yaml:1: modle: unknown key"},
+        {"zzzzzzzzzzz: 3\n", TP_EARG, "t.yaml:1: zzzzzzzzzzz: unknown key"},
+        {"seed: 1\nseed: 2\n", TP_EARG, "t.yaml:2: seed was already set in line 1"},
+        {"model:\n  heads: 1\nmodel:\n  layers: 2\n", TP_EARG,
+         "t.yaml:3: model: this group was already given in line 1"},
+        {"model.layers: 3\n", TP_EARG, "t.yaml:1: model.layers: write it as 'model:'"},
+        {"model:\n  seed: 3\n", TP_EARG, "t.yaml:2: seed does not belong under model"},
+        {"model:\n  train:\n    batch: 3\n", TP_EARG,
+         "t.yaml:2: train does not belong under model"},
+        {"model:\n  model.layers: 3\n", TP_EARG, "t.yaml:2: model.layers: write it as"},
+        {"model: 3\n", TP_EARG, "t.yaml:1: model is a group"},
+        {"seed: {a: 1}\n", TP_EARG, "t.yaml:1: seed must be a whole number >= 0, got a group"},
+        {"seed: [1]\n", TP_EFORMAT, "t.yaml:1: a list"},
+        {"seed:\n", TP_EARG, "t.yaml:1: seed must be a whole number >= 0, got nothing"},
+        {"sample:\n  prompt: ~\n", TP_EARG, "got nothing (write \"\" for an empty text)"},
+        {"seed: \"1\"\n", TP_EARG, "leave out the quotes"},
+        {"seed: -1\n", TP_EARG, "t.yaml:1: seed must be a whole number >= 0, got \"-1\""},
+        {"seed: 1.0\n", TP_EARG, "t.yaml:1: seed must be a whole number written in digits, >= 0"},
+        {"seed: 1e3\n", TP_EARG, "whole number written in digits"},
+        {"seed: 1_000\n", TP_EARG, "whole number written in digits"},
+        {"seed: 0x10\n", TP_EARG, "whole number written in digits"},
+        {"seed: 010\n", TP_EARG, "without leading zeros"},
+        {"seed: 9223372036854775808\n", TP_EARG, "fits in 64 bits"},
+        {"model:\n  layers: 0\n", TP_EARG, "must be a whole number >= 1 and <= 10000, got \"0\""},
+        {"model:\n  dropout: 1\n", TP_EARG, "must be a number >= 0 and < 1, got \"1\""},
+        {"model:\n  norm_eps: 0\n", TP_EARG, "must be a number > 0 and < 1"},
+        {"train:\n  z_loss: .nan\n", TP_EARG, "be a number such as"},
+        {"train:\n  z_loss: .inf\n", TP_EARG, "be a number such as"},
+        {"train:\n  z_loss: nan\n", TP_EARG, "be a number such as"},
+        {"train:\n  z_loss: 1_0.5\n", TP_EARG, "be a number such as"},
+        {"train:\n  z_loss: 0x1p3\n", TP_EARG, "be a number such as"},
+        {"train:\n  z_loss: 1e999\n", TP_EARG, "be a number below 1.8e308"},
+        {"train:\n  z_loss: 1e-999\n", TP_EARG, "be 0 or a number above"},
+        {"train:\n  optimizer: adam\n", TP_EARG, "be one of adamw, muon, sgd, got \"adam\""},
+        {"data:\n  prefetch: yes\n", TP_EARG, "be true or false, got \"yes\""},
+        {"seed: &a 1\n", TP_EFORMAT, "t.yaml:1: anchors"},
+        {"model: &m\n  layers: 1\n", TP_EFORMAT, "t.yaml:1: anchors"},
+        {"seed: *a\n", TP_EFORMAT, "t.yaml:1: aliases"},
+        {"seed: !!int 1\n", TP_EFORMAT, "t.yaml:1: tags"},
+        {"seed: 1\n---\nseed: 2\n", TP_EFORMAT, "t.yaml:2: a second document"},
+        {"? [a]\n: 1\n", TP_EFORMAT, "t.yaml:1: a list"},
+        {"? {a: b}\n: 1\n", TP_EFORMAT, "t.yaml:1: a key must be a word"},
+        {"seed: 1\n\tx: 2\n", TP_EFORMAT, "t.yaml:2: not YAML"},
+        {"seed: \"1\n", TP_EFORMAT, "not YAML"},
+        {"sample:\n  prompt: \"a\\0b\"\n", TP_EARG, "hold no zero byte"},
+        {"seed: \xff\n", TP_EFORMAT, "t.yaml: not YAML"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        tp_ctx *c = ctx_new();
+        tp_config cfg, before;
+        tp_config_defaults(&cfg);
+        before = cfg;
+        tp_status st = read_yaml(c, &cfg, bad[i].yaml);
+        if (st != bad[i].status || !strstr(tp_error(c), bad[i].words))
+            fail_msg("%s gave %s: %s", bad[i].yaml, tp_status_name(st), tp_error(c));
+        assert_memory_equal(&cfg, &before, sizeof cfg); /* nothing half-read */
+        assert_null(strchr(tp_error(c), '\n'));
+        tp_ctx_free(c);
+    }
+}
+
+static void test_hostile_sizes(void **state) {
+    (void)state;
+    tp_ctx *c = ctx_new();
+    tp_config cfg;
+    tp_config_defaults(&cfg);
+    size_t n = 200000;
+    char *text = malloc(n + 1);
+    assert_non_null(text);
+    memset(text, '[', n);
+    text[n] = 0;
+    assert_int_equal(read_yaml(c, &cfg, text), TP_EFORMAT);
+    tp_clear(c);
+    memset(text, '{', n);
+    assert_int_equal(read_yaml(c, &cfg, text), TP_EFORMAT);
+    tp_clear(c);
+    memset(text, 'k', n);
+    memcpy(text + n - 3, ": 1", 3);
+    assert_int_not_equal(read_yaml(c, &cfg, text), TP_OK);
+    assert_true(strlen(tp_error(c)) < 300);
+    tp_clear(c);
+    memcpy(text, "run: {dir: ", 11);
+    memcpy(text + n - 3, "\n}\n", 3);
+    assert_int_equal(read_yaml(c, &cfg, text), TP_EARG);
+    assert_non_null(strstr(tp_error(c), "shorter than 1024 bytes"));
+    free(text);
+    tp_ctx_free(c);
+}
+
+static void test_overrides(void **state) {
+    (void)state;
+    static const struct {
+        const char *word, *words;
+    } bad[] = {
+        {"model.layers", "write key=value"},
+        {"=3", "write key=value"},
+        {"", "write key=value"},
+        {"model=3", "model is a group of keys"},
+        {"model.layer=3", "command line: model.layer: unknown key; did you mean model.layers?"},
+        {"layers=3", "did you mean model.layers?"},
+        {"model.layers=", "command line: model.layers must be a whole number"},
+        {"model.layers= 3", "must be a whole number"},
+        {"model.layers=3.5", "must be a whole number"},
+        {"run.dir=\xff\xfe", "must be UTF-8 text"}};
+    tp_ctx *c = ctx_new();
+    tp_config cfg;
+    tp_config_defaults(&cfg);
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        assert_int_equal(tp_config_set(c, &cfg, bad[i].word), TP_EARG);
+        if (!strstr(tp_error(c), bad[i].words)) fail_msg("%s: %s", bad[i].word, tp_error(c));
+        tp_clear(c);
+    }
+    assert_int_equal(tp_config_set(c, &cfg, "model.layers=3"), TP_OK);
+    assert_int_equal(tp_config_set(c, &cfg, "model.layers=5"), TP_OK);
+    assert_int_equal(tp_config_set(c, &cfg, "sample.prompt=a=b: \"c\""), TP_OK);
+    assert_int_equal(cfg.model.layers, 5);
+    assert_string_equal(cfg.sample.prompt, "a=b: \"c\"");
+    for (int i = 0; i < tp_config_nkeys; i++) { /* any key */
+        char word[256];
+        snprintf(word, sizeof word, "%s=%s", tp_config_keys[i].name, tp_config_keys[i].initial);
+        assert_int_equal(tp_config_set(c, &cfg, word), TP_OK);
+    }
+    tp_ctx_free(c);
+}
+
+static void test_checks(void **state) {
+    (void)state;
+    static const struct {
+        const char *yaml, *words;
+    } bad[] = {
+        {"model:\n  heads: 6\n", "t.yaml:2: model.heads: 6 does not divide model.channels = 128"},
+        {"model:\n  kv_heads: 3\n", "t.yaml:2: model.kv_heads: 3 does not divide model.heads = 4"},
+        {"model:\n  family: llama\n  head_dim: 33\n", "t.yaml:3: model.head_dim"},
+        {"train:\n  micro_batches: 3\n", "t.yaml:2: train.micro_batches: 3 does not divide"},
+        {"train:\n  warmup_steps: 1001\n", "t.yaml:2: train.warmup_steps: 1001 is more"},
+        {"train:\n  warmup_steps: 600\n  decay_steps: 600\n  lr_scheduler_type: wsd\n",
+         "t.yaml:3: train.decay_steps: a decay of 600"},
+        {"train:\n  batch: 16777216\nmodel:\n  context: 1024\n",
+         "t.yaml:2: train.batch: 16777216 rows of 1024 tokens"},
+        {"eval:\n  every: 10\n",
+         "t.yaml:2: eval.every: an evaluation every 10 steps needs data.val"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        tp_ctx *c = ctx_new();
+        tp_config cfg;
+        tp_config_defaults(&cfg);
+        assert_int_equal(tp_config_check(c, &cfg), TP_OK);
+        assert_int_equal(read_yaml(c, &cfg, bad[i].yaml), TP_OK);
+        tp_status st = tp_config_check(c, &cfg);
+        if (st != TP_EARG || !strstr(tp_error(c), bad[i].words))
+            fail_msg("%s gave %d: %s", bad[i].yaml, (int)st, tp_error(c));
+        tp_ctx_free(c);
+    }
+    tp_ctx *c = ctx_new();
+    tp_config cfg;
+    tp_config_defaults(&cfg);
+    assert_int_equal(tp_config_require(c, &cfg, "data.train"), TP_EARG);
+    tp_clear(c);
+    assert_int_equal(tp_config_set(c, &cfg, "data.train=x.h5"), TP_OK);
+    assert_int_equal(tp_config_require(c, &cfg, "data.train"), TP_OK);
+    assert_int_equal(tp_config_set(c, &cfg, "model.heads=5"), TP_OK);
+    assert_int_equal(tp_config_check(c, &cfg), TP_EARG);
+    assert_non_null(strstr(tp_error(c), "command line: model.heads: 5"));
+    tp_ctx_free(c);
+}
+
+static void test_resolve(void **state) {
+    (void)state;
+    tp_ctx *c = ctx_new();
+    tp_config cfg;
+    tp_config_defaults(&cfg);
+    assert_int_equal(tp_config_resolve(c, &cfg), TP_OK);
+    assert_int_equal(cfg.model.kv_heads, 4);
+    assert_int_equal(cfg.model.head_dim, 32);
+    assert_int_equal(cfg.model.ffn, 512);
+    assert_int_equal(cfg.model.attention_bias, TP_CFG_TRUE);
+    tp_config once = cfg;
+    assert_int_equal(tp_config_resolve(c, &cfg), TP_OK);
+    assert_true(tp_config_equal(&once, &cfg));
+    tp_config_defaults(&cfg);
+    assert_int_equal(read_yaml(c, &cfg,
+                               "model:\n  family: llama\n  channels: 4096\n"
+                               "train: {lr_scheduler_type: wsd, warmup_steps: 900}\n"),
+                     TP_OK);
+    assert_int_equal(tp_config_resolve(c, &cfg), TP_OK);
+    assert_int_equal(cfg.model.ffn, 10944); /* 8/3 * 4096 = 10922.7, up to a multiple of 32 */
+    assert_int_equal(cfg.model.mlp_bias, TP_CFG_FALSE);
+    assert_int_equal(cfg.train.decay_steps, 100); /* a fifth is 200, but 900 are warm-up */
+    tp_ctx_free(c);
+}
+
+static void test_help(void **state) {
+    (void)state;
+    tp_ctx *c = ctx_new();
+    char *help = tp_config_help(c);
+    assert_non_null(help);
+    for (int i = 0; i < tp_config_nkeys; i++) {
+        assert_non_null(strstr(help, tp_config_keys[i].name));
+        assert_non_null(strstr(help, tp_config_keys[i].doc));
+    }
+    tp_free(help);
+    tp_ctx_free(c);
+}
+
+static void test_no_memory(void **state) {
+    (void)state;
+    for (long at = 1; at < 12; at++) {
+        tp_ctx *c = NULL;
+        assert_int_equal(tp_ctx_new(&c, &(tp_ctx_opts){.threads = 1}), TP_OK);
+        tp_config cfg;
+        tp_config_defaults(&cfg);
+        tp_config before = cfg;
+        c->fail_alloc_at = at;
+        bool failed = false;
+        if (read_yaml(c, &cfg, "seed: 3\n")) {
+            failed = true;
+            assert_memory_equal(&cfg, &before, sizeof cfg);
+        }
+        char *text = tp_config_text(c, &cfg), *help = tp_config_help(c);
+        failed = failed || !text || !help;
+        assert_int_equal(failed, tp_error_status(c) == TP_ENOMEM);
+        tp_free(text);
+        tp_free(help);
+        tp_ctx_free(c);
+    }
+}
+
+/* ---- numbers and text ----------------------------------------------------------------------- */
+static void test_numbers(void **state) {
+    (void)state;
+    static const struct {
+        double v;
+        const char *text;
+    } fixed[] = {{0, "0"},       {-0.0, "-0"},   {0.1, "0.1"},     {1e-8, "1e-8"},
+                 {1e20, "1e20"}, {-2.5, "-2.5"}, {1e300, "1e300"}, {1234567, "1234567"}};
+    char text[TP_F64_TEXT];
+    for (size_t i = 0; i < sizeof fixed / sizeof fixed[0]; i++) {
+        tp_f64_print(text, fixed[i].v);
+        assert_string_equal(text, fixed[i].text);
+    }
+    for (uint64_t i = 0; i < 20000; i++) { /* any finite bit pattern comes back */
+        uint32_t r[4];
+        tp_philox(r, 3, TP_RNG_TEST, i, 0);
+        uint64_t bits = (uint64_t)r[0] << 32 | r[1];
+        double v, back = 0;
+        memcpy(&v, &bits, sizeof v);
+        if (!(v - v == 0)) continue;
+        tp_f64_print(text, v);
+        assert_null(tp_f64_parse(&back, text, strlen(text)));
+        assert_memory_equal(&v, &back, sizeof v);
+    }
+    int64_t n = 0;
+    assert_null(tp_i64_parse(&n, "-9223372036854775808", 20));
+    assert_true(n == INT64_MIN);
+    assert_null(tp_i64_parse(&n, "9223372036854775807", 19));
+    assert_true(n == INT64_MAX);
+    assert_non_null(tp_i64_parse(&n, "9223372036854775808", 19));
+    assert_non_null(tp_i64_parse(&n, "-9223372036854775809", 20));
+    assert_non_null(tp_i64_parse(&n, "", 0));
+    assert_non_null(tp_i64_parse(&n, "-", 1));
+}
+
+static void test_locale(void **state) {
+    (void)state;
+    if (!setlocale(LC_ALL, "de_DE.UTF-8")) skip(); /* not installed here */
+    char text[TP_F64_TEXT];
+    tp_f64_print(text, 0.5);
+    setlocale(LC_ALL, "C");
+    assert_string_equal(text, "0.5");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_defaults),   cmocka_unit_test(test_read),
+        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_file),
+        cmocka_unit_test(test_refusals),   cmocka_unit_test(test_hostile_sizes),
+        cmocka_unit_test(test_overrides),  cmocka_unit_test(test_checks),
+        cmocka_unit_test(test_resolve),    cmocka_unit_test(test_help),
+        cmocka_unit_test(test_no_memory),  cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_locale),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

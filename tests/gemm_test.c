@@ -1,0 +1,292 @@
+/* gemm_test: the promise of ops/matmul/gemm.h, bit for bit: every element is one k-ordered chain of
+ * fused multiply-adds, whatever the shape, layout, threads, tile or instruction set; samples are
+ * added in a fixed binary tree. The oracle here is the sentence itself, written with fmaf. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include "core/ctx.h"
+#include "ops/matmul/gemm.h"
+#include "ops/matmul/matmul.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- what is wanted
+ * ------------------------------------------------------------------------------ */
+static float chain(const tp_gemm *g, int64_t i, int64_t j, int64_t k0, int64_t k1) {
+    float acc = 0.0f;
+    for (int64_t k = k0; k < k1; k++)
+        acc = fmaf(g->a[i * g->a_rs + k * g->a_cs], g->b[k * g->b_rs + j * g->b_cs], acc);
+    return acc;
+}
+
+/* The binary counter over samples, as gemm.h tells it. */
+static float tree(const tp_gemm *g, int64_t i, int64_t j) {
+    float stack[64];
+    int64_t size[64], leaf = g->leaf > 0 ? g->leaf : g->k;
+    int n = 0;
+    for (int64_t k = 0; k < g->k; k += leaf) {
+        stack[n] = chain(g, i, j, k, k + leaf < g->k ? k + leaf : g->k);
+        size[n++] = 1;
+        for (; n > 1 && size[n - 1] == size[n - 2]; n--) {
+            stack[n - 2] = stack[n - 2] + stack[n - 1];
+            size[n - 2] *= 2;
+        }
+    }
+    for (; n > 1; n--) stack[n - 2] = stack[n - 2] + stack[n - 1];
+    return n ? stack[0] : 0.0f;
+}
+
+static float wanted(const tp_gemm *g, int64_t i, int64_t j, float old) {
+    float y = tree(g, i, j);
+    if (g->bias) y = y + g->bias[j];
+    return g->accumulate ? old + y : y;
+}
+
+/* ---- running it
+ * ----------------------------------------------------------------------------------- */
+typedef void (*run_fn)(tp_ctx *, const tp_gemm *);
+typedef void (*one_fn)(const tp_gemm *);
+static const struct {
+    int isa;
+    run_fn run;
+    one_fn one;
+} versions[] = {
+    {1, tp_gemm_run_v1, tp_gemm_one_v1},
+#if defined(__x86_64__)
+    {3, tp_gemm_run_v3, tp_gemm_one_v3},
+    {4, tp_gemm_run_v4, tp_gemm_one_v4},
+#endif
+};
+enum { VERSIONS = sizeof versions / sizeof *versions };
+
+static tp_ctx *ctx_with(int threads) {
+    tp_ctx *c = NULL;
+    assert_int_equal(tp_ctx_new(&c, &(tp_ctx_opts){.threads = threads}), TP_OK);
+    return c;
+}
+
+static float value(uint64_t which, int64_t i) {
+    return (float)tp_normal(11, TP_RNG_TEST, which, (uint64_t)i);
+}
+
+/* Exactly as many floats as asked for, so that a sanitizer sees a read beyond them. */
+static float *floats(int64_t n, uint64_t which) {
+    float *p = malloc((size_t)(n > 0 ? n : 1) * sizeof(float));
+    assert_non_null(p);
+    for (int64_t i = 0; i < n; i++) p[i] = value(which, i);
+    return p;
+}
+
+typedef struct shape {
+    int64_t m, n, k, leaf;
+    int layout; /* bit 0: a transposed, 1: b transposed, 2: a strided, 3: b strided, 4: wide c */
+    bool bias, accumulate;
+} shape;
+
+static int64_t extent(int64_t rows, int64_t rs, int64_t cols, int64_t cs) {
+    return rows && cols ? (rows - 1) * rs + (cols - 1) * cs + 1 : 0;
+}
+
+static tp_gemm problem(const shape *s) {
+    tp_gemm g = {.m = s->m, .n = s->n, .k = s->k, .leaf = s->leaf, .accumulate = s->accumulate};
+    int64_t pa = s->layout & 4 ? 3 : 0, pb = s->layout & 8 ? 5 : 0;
+    int64_t ea = s->layout & 4 && s->k % 2 ? 2 : 1; /* also an element stride that is not 1 */
+    g.a_rs = s->layout & 1 ? ea : (s->k + pa) * ea;
+    g.a_cs = s->layout & 1 ? (s->m + pa) * ea : ea;
+    g.b_rs = s->layout & 2 ? 1 : s->n + pb;
+    g.b_cs = s->layout & 2 ? s->k + pb : 1;
+    g.ldc = s->n + (s->layout & 16 ? 7 : 0);
+    g.a = floats(extent(s->m, g.a_rs, s->k, g.a_cs), 1);
+    g.b = floats(extent(s->k, g.b_rs, s->n, g.b_cs), 2);
+    g.bias = s->bias ? floats(s->n, 3) : NULL;
+    return g;
+}
+
+static void free_problem(tp_gemm *g) {
+    free((void *)(uintptr_t)g->a), free((void *)(uintptr_t)g->b), free((void *)(uintptr_t)g->bias);
+}
+
+static void *workspace(const tp_gemm *g, int threads) {
+    size_t bytes = (tp_gemm_workspace(g, threads) + 63) / 64 * 64;
+    void *p = aligned_alloc(64, bytes ? bytes : 64);
+    assert_non_null(p);
+    memset(p, 0xff, bytes ? bytes : 64); /* NaN: nothing may be read before it is written */
+    return p;
+}
+
+/* All versions, with 1 to 3 threads and without a ctx, against the oracle; c's gaps untouched. */
+static void check(const shape *s, int most_isa, tp_ctx *ctx[4]) {
+    tp_gemm g = problem(s);
+    int64_t nc = extent(s->m, g.ldc, s->n, 1);
+    float *want = floats(nc, 4), *got = floats(nc, 4);
+    for (int64_t i = 0; i < s->m; i++)
+        for (int64_t j = 0; j < s->n; j++)
+            want[i * g.ldc + j] = wanted(&g, i, j, want[i * g.ldc + j]);
+    for (int v = 0; v < VERSIONS; v++)
+        for (int threads = 0; threads <= 3 && versions[v].isa <= most_isa; threads++) {
+            for (int64_t i = 0; i < nc; i++) got[i] = value(4, i);
+            g.c = got;
+            g.work = workspace(&g, threads ? threads : 1);
+            if (threads)
+                versions[v].run(ctx[threads], &g);
+            else
+                versions[v].one(&g);
+            free(g.work);
+            if (memcmp(got, want, (size_t)nc * sizeof(float)))
+                fail_msg("%lld x %lld x %lld, leaf %lld, layout %d, bias %d, accumulate %d: v%d "
+                         "with %d threads gives other bits",
+                         (long long)s->m, (long long)s->n, (long long)s->k, (long long)s->leaf,
+                         s->layout, s->bias, s->accumulate, versions[v].isa, threads);
+        }
+    free(want), free(got);
+    free_problem(&g);
+}
+
+static int setup(void **state) {
+    static tp_ctx *ctx[4];
+    for (int t = 1; t <= 3; t++) ctx[t] = ctx_with(t);
+    *state = ctx;
+    return 0;
+}
+static int teardown(void **state) {
+    for (int t = 1; t <= 3; t++) tp_ctx_free(((tp_ctx **)*state)[t]);
+    return 0;
+}
+
+/* ---- tests
+ * ------------------------------------------------------------------------------------------- */
+static void small_shapes(void **state) {
+    tp_ctx **ctx = *state;
+    static const int64_t sizes[] = {0, 1, 2, 7, 15, 16, 17, 33};
+    for (int i = 0; i < 8; i++)
+        for (int j = 0; j < 8; j++)
+            for (int l = 0; l < 8; l++) {
+                int mix = i * 7 + j * 3 + l;
+                check(&(shape){sizes[i], sizes[j], sizes[l], 0, mix % 32, mix % 3 == 0, mix % 2},
+                      ctx[1]->isa, ctx);
+            }
+}
+
+static void every_height_and_edge(void **state) {
+    tp_ctx **ctx = *state;
+    for (int64_t m = 1; m <= 30; m++)
+        check(&(shape){m, 30 + m, 40, 0, (int)(m % 32), m % 2, m % 3 == 0}, ctx[1]->isa, ctx);
+}
+
+/* Larger than the blocks, so that chains are put down and taken up again. */
+static void blocks_and_stages(void **state) {
+    tp_ctx **ctx = *state;
+    static const shape shapes[] = {
+        {40, 70, 801, 0, 0, true, false},   {40, 70, 801, 0, 1, false, true},
+        {40, 70, 801, 0, 2, true, true},    {40, 70, 801, 0, 3, false, false},
+        {3, 200, 900, 0, 0, true, true},    {8, 100, 900, 0, 2, true, true},
+        {345, 40, 390, 0, 0, false, false}, {345, 40, 390, 0, 28, false, true},
+        {20, 2100, 30, 0, 0, true, false},  {16, 540, 800, 0, 2, false, true},
+        {30, 50, 400, 0, 12, false, false},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) check(&shapes[i], ctx[1]->isa, ctx);
+}
+
+static void trees(void **state) {
+    tp_ctx **ctx = *state;
+    for (int64_t samples = 1; samples <= 17; samples++)
+        check(&(shape){20, 40, samples * 5, 5, 1, samples % 2, samples % 3 == 0}, ctx[1]->isa, ctx);
+    static const shape shapes[] = {
+        {17, 40, 7 * 100, 100, 1, false, false}, /* several stages of several leaves */
+        {17, 40, 5 * 100, 100, 1, true, true},   {17, 40, 5 * 390, 390, 1, false, false},
+        {17, 40, 3 * 390, 390, 1, false, true}, /* leaves longer than a stage, chains carried */
+        {5, 600, 5 * 200, 200, 1, false, false}, {1, 70, 6 * 50, 50, 0, false, false},
+        {9, 33, 107, 10, 0, false, false}, /* a last sample that is shorter */
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) check(&shapes[i], ctx[1]->isa, ctx);
+}
+
+/* A part of the rows and columns gives the same bits as the whole: decode is training. */
+static void parts_of_a_whole(void **state) {
+    tp_ctx **ctx = *state;
+    shape s = {60, 90, 450, 0, 0, true, false};
+    tp_gemm g = problem(&s);
+    float *whole = floats(s.m * s.n, 5), *part = floats(s.m * s.n, 6);
+    g.c = whole;
+    g.work = workspace(&g, 2);
+    versions[VERSIONS - 1].isa <= ctx[2]->isa ? versions[VERSIONS - 1].run(ctx[2], &g)
+                                              : tp_gemm_run_v1(ctx[2], &g);
+    free(g.work);
+    for (int v = 0; v < VERSIONS; v++)
+        for (int64_t m = 1; m < 20 && versions[v].isa <= ctx[2]->isa; m += 3) {
+            int64_t row = 41 - m, col = 11 + m, n = 90 - col - m;
+            tp_gemm h = g;
+            h.m = m, h.n = n;
+            h.a += row * h.a_rs, h.b += col, h.bias += col;
+            h.c = part, h.ldc = n;
+            h.work = workspace(&h, 2);
+            versions[v].run(ctx[2], &h);
+            free(h.work);
+            for (int64_t i = 0; i < m; i++)
+                assert_memory_equal(part + i * n, whole + (row + i) * s.n + col,
+                                    (size_t)n * sizeof(float));
+        }
+    free(whole), free(part);
+    free_problem(&g);
+}
+
+/* Mutants that the comparison must notice: a pairwise sum, and products rounded before adding. */
+static void oracle_can_fail(void **state) {
+    (void)state;
+    shape s = {8, 8, 300, 0, 0, false, false};
+    tp_gemm g = problem(&s);
+    int pairwise = 0, unfused = 0, merged = 0;
+    for (int64_t i = 0; i < s.m; i++)
+        for (int64_t j = 0; j < s.n; j++) {
+            float right = chain(&g, i, j, 0, 300), acc = 0.0f;
+            for (int64_t k = 0; k < 300; k++) acc = acc + g.a[i * 300 + k] * g.b[k * 8 + j];
+            pairwise += right != chain(&g, i, j, 0, 150) + chain(&g, i, j, 150, 300);
+            unfused += right != acc;
+            g.leaf = 50; /* six samples: ((0+1)+(2+3))+(4+5), not one after the other */
+            float one_by_one = chain(&g, i, j, 0, 50);
+            for (int64_t k = 50; k < 300; k += 50) one_by_one += chain(&g, i, j, k, k + 50);
+            merged += tree(&g, i, j) != one_by_one;
+        }
+    assert_true(pairwise > 0 && unfused > 0 && merged > 0);
+    free_problem(&g);
+}
+
+/* matmul_wgrad of a batch is the tree over the matmul_wgrads of its aligned parts. */
+static void split_batches(void **state) {
+    (void)state;
+    tp_ctx *c = ctx_with(2);
+    tp_wgrad_opts o = {.weight = true, .bias = true};
+    tp_tensor *x = tp_tensor_keep(c, TP_F32, TP_SHAPE(8, 6, 20));
+    tp_tensor *dy = tp_tensor_keep(c, TP_F32, TP_SHAPE(8, 6, 35)), *out[2], *part[4][2];
+    assert_true(x && dy);
+    for (int64_t i = 0; i < tp_numel(x); i++) tp_f32(x)[i] = value(7, i);
+    for (int64_t i = 0; i < tp_numel(dy); i++) tp_f32(dy)[i] = value(8, i);
+    assert_int_equal(tp_matmul_wgrad(c, x, dy, &o, out), TP_OK);
+    for (int p = 0; p < 4; p++) {
+        tp_tensor *px = tp_tensor_view(c, x), *pdy = tp_tensor_view(c, dy);
+        px->shape[0] = pdy->shape[0] = 2;
+        px->data = tp_f32(x) + p * 2 * 6 * 20;
+        pdy->data = tp_f32(dy) + p * 2 * 6 * 35;
+        assert_int_equal(tp_matmul_wgrad(c, px, pdy, &o, part[p]), TP_OK);
+    }
+    for (int w = 0; w < 2; w++)
+        for (int64_t i = 0; i < tp_numel(out[w]); i++) {
+            float sum = (tp_f32(part[0][w])[i] + tp_f32(part[1][w])[i]) +
+                        (tp_f32(part[2][w])[i] + tp_f32(part[3][w])[i]);
+            assert_memory_equal(&sum, &tp_f32(out[w])[i], sizeof sum);
+        }
+    tp_ctx_free(c);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(small_shapes),      cmocka_unit_test(every_height_and_edge),
+        cmocka_unit_test(blocks_and_stages), cmocka_unit_test(trees),
+        cmocka_unit_test(parts_of_a_whole),  cmocka_unit_test(oracle_can_fail),
+        cmocka_unit_test(split_batches),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}

@@ -1,0 +1,549 @@
+/* tapir train: the training program, to be read from top to bottom.
+ *
+ *   open    config, corpora, run folder, model, optimizer, loader
+ *   resume  from the newest good checkpoint, if asked
+ *   loop    step; log; validate; sample; checkpoint
+ *   close   a last validation, a last checkpoint, one line that says how it ended
+ *
+ * Everything that a later step depends on is in the checkpoint, so a run that was killed and resumed
+ * ends with the same weights, to the bit, as one that was not. */
+#include "cli/cli.h"
+#include "data/metrics.h"
+#include "data/tfevents.h"
+#include "infer/infer.h"
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+typedef struct run {
+    tp_ctx *c;
+    tp_config cfg;
+    tp_plan plan;
+    tp_trainer trainer;
+    tp_corpus *train, *val;
+    tp_tokenizer *tokenizer;
+    tp_loader *loader;
+    tp_metrics *metrics;
+    tp_tfevents *events;
+    char checkpoints[TP_CONFIG_TEXT + 32];
+    int64_t step, steps; /* steps done; steps in all */
+    /* since the last line in metrics.jsonl */
+    double nll;
+    int64_t targets, bytes;
+    /* reported at the end */
+    double train_loss, train_bpb, val_loss, val_bpb, best_val;
+    /* this process only */
+    double peak_flops, busy_seconds, since_log_seconds;
+    int64_t busy_tokens, since_log_tokens;
+} run;
+
+/* ---- open --------------------------------------------------------------------------------------------- */
+static tp_status make_folder(tp_ctx *c, const char *path)
+{
+    char p[TP_CONFIG_TEXT + 32];
+    snprintf(p, sizeof p, "%s", path);
+    for (char *at = p + 1;; at++) {
+        if (*at && *at != '/') continue;
+        char was = *at;
+        *at = 0;
+        if (mkdir(p, 0777) && errno != EEXIST)
+            return tp_fail(c, TP_EIO, "cannot make the folder %s: %s", p, strerror(errno));
+        *at = was;
+        if (!was) return TP_OK;
+    }
+}
+
+static tp_status write_file(tp_ctx *c, const char *path, const char *text)
+{
+    FILE *f = fopen(path, "w");
+    bool ok = f && fputs(text, f) >= 0;
+    if (f && fclose(f)) ok = false;
+    return ok ? TP_OK : tp_fail(c, TP_EIO, "cannot write %s: %s", path, strerror(errno));
+}
+
+static tp_packing packing(const tp_config *f)
+{
+    return f->data.packing == TP_CFG_DOCUMENTS ? TP_PACK_DOCUMENTS : TP_PACK_STREAM;
+}
+
+static tp_status open_corpora(run *r)
+{
+    tp_status st = tp_config_require(r->c, &r->cfg, "data.train");
+    if (!st) st = tp_corpus_open(&r->train, r->c, r->cfg.data.train);
+    if (st) return st;
+    const tp_corpus_info *i = tp_corpus_get_info(r->train);
+    st = tp_tokenizer_from_json(&r->tokenizer, r->c, i->tokenizer, i->tokenizer_bytes, i->path);
+    if (!st && r->cfg.model.vocab && r->cfg.model.vocab < i->vocab)
+        st = tp_fail(r->c, TP_EARG, "model.vocab is %lld, but %s has %d tokens; 0 takes the corpus' own",
+                     (long long)r->cfg.model.vocab, i->path, i->vocab);
+    if (!r->cfg.model.vocab) r->cfg.model.vocab = i->vocab;
+    if (st || !*r->cfg.data.val) return st;
+    st = tp_corpus_open(&r->val, r->c, r->cfg.data.val);
+    return st ? st : tp_same_tokenizer(r->c, r->tokenizer, r->val);
+}
+
+static tp_status plan(run *r)
+{
+    char error[512] = "", peak[32];
+    tp_status st = tp_plan_make(&r->plan, &r->cfg, error, sizeof error);
+    if (st) return tp_fail(r->c, st, "%s", error);
+    r->peak_flops = tp_measure_peak(r->c);
+    tp_plan_print(stderr, &r->cfg, &r->plan);
+    fprintf(stderr, "MFU is measured against %sFLOP/s, this machine's on %d thread%s\n",
+            tp_count(peak, r->peak_flops), tp_threads(r->c), tp_threads(r->c) == 1 ? "" : "s");
+    return TP_OK;
+}
+
+static tp_status open_loader(run *r)
+{
+    const tp_config *f = &r->cfg;
+    tp_loader_opts o = {.batch = f->train.batch / f->train.micro_batches,
+                        .T = f->model.context,
+                        .seed = (uint64_t)f->seed,
+                        .packing = packing(f),
+                        .prefetch = f->data.prefetch};
+    return tp_loader_new(&r->loader, r->c, r->train, &o);
+}
+
+static tp_status open_folder(run *r, bool resume)
+{
+    char path[TP_CONFIG_TEXT + 64];
+    tp_status st = make_folder(r->c, r->cfg.run.dir);
+    snprintf(r->checkpoints, sizeof r->checkpoints, "%s/checkpoints", r->cfg.run.dir);
+    if (!st) st = make_folder(r->c, r->checkpoints);
+    if (!st) st = tp_checkpoint_clean(r->c, r->checkpoints, NULL);
+    if (st) return st;
+    snprintf(path, sizeof path, "%s/metrics.jsonl", r->cfg.run.dir);
+    struct stat s;
+    if (!resume && !stat(path, &s) && s.st_size > 0)
+        return tp_fail(r->c, TP_EARG,
+                       "%s holds a run already: --resume goes on with it, another run.dir=… begins a "
+                       "new one",
+                       r->cfg.run.dir);
+    return TP_OK;
+}
+
+/* ---- checkpoints ---------------------------------------------------------------------------------------- */
+typedef struct counter {
+    const char *name;
+    int64_t *i64;
+    double *f64;
+} counter;
+enum { COUNTERS = 11 };
+
+/* Every number that outlives a step. */
+static void counters(run *r, counter out[COUNTERS])
+{
+    tp_optim_counters *o = tp_optim_get_counters(r->trainer.optim);
+    const counter all[COUNTERS] = {
+        {"optimizer/updates", &o->updates, NULL},
+        {"optimizer/bad_in_a_row", &o->bad_in_a_row, NULL},
+        {"optimizer/bad_total", &o->bad_total, NULL},
+        {"run/targets", &r->targets, NULL},
+        {"run/bytes", &r->bytes, NULL},
+        {"run/nll", NULL, &r->nll},
+        {"run/train_loss", NULL, &r->train_loss},
+        {"run/train_bpb", NULL, &r->train_bpb},
+        {"run/val_loss", NULL, &r->val_loss},
+        {"run/val_bpb", NULL, &r->val_bpb},
+        {"run/best_val", NULL, &r->best_val},
+    };
+    memcpy(out, all, sizeof all);
+}
+
+static tp_status put_everything(run *r, tp_checkpoint_writer *w)
+{
+    size_t n;
+    char *config = tp_config_text(r->c, &r->cfg);
+    if (!config) return tp_error_status(r->c);
+    tp_status st = tp_checkpoint_put_text(w, "config", config);
+    tp_free(config);
+    if (!st) st = tp_checkpoint_put_text(w, "tokenizer", tp_tokenizer_json(r->tokenizer, &n));
+    if (!st) st = tp_checkpoint_put_text(w, "corpus", tp_corpus_get_info(r->train)->sha256);
+    counter k[COUNTERS];
+    counters(r, k);
+    for (int i = 0; i < COUNTERS && !st; i++)
+        st = k[i].i64 ? tp_checkpoint_put_i64(w, k[i].name, *k[i].i64)
+                      : tp_checkpoint_put_f64(w, k[i].name, *k[i].f64);
+    if (!st) st = tp_save_weights(w, tp_model_params(r->trainer.model));
+    const tp_optim *o = r->trainer.optim;
+    for (int i = 0; i < tp_optim_state_count(o) && !st; i++) {
+        char name[TP_CHECKPOINT_NAME];
+        const tp_tensor *t = tp_optim_state(o, i);
+        snprintf(name, sizeof name, "optimizer/%s", tp_optim_state_name(o, i));
+        st = tp_checkpoint_put(w, name, t->dtype, t->ndim, t->shape, t->data,
+                               (size_t)tp_numel(t) * tp_dtype_size(t->dtype));
+    }
+    return st;
+}
+
+static tp_status save(run *r, bool best)
+{
+    char path[TP_CONFIG_TEXT + 96];
+    tp_checkpoint_writer *w = NULL;
+    tp_status st = tp_checkpoint_file(path, sizeof path, r->c, r->checkpoints, r->step);
+    if (!st) st = tp_metrics_sync(r->metrics);
+    if (!st) st = tp_checkpoint_create(&w, r->c, path, r->step);
+    if (!st && (st = put_everything(r, w))) tp_checkpoint_abandon(w);
+    else if (!st) st = tp_checkpoint_finish(w);
+    if (!st && best) st = tp_checkpoint_best(r->c, r->checkpoints, r->step);
+    return st ? st : tp_checkpoint_rotate(r->c, r->checkpoints, r->step, r->cfg.checkpoint.keep);
+}
+
+/* ---- resume ---------------------------------------------------------------------------------------------- */
+/* What may differ between a run and its continuation: how it is watched, not what it computes. */
+static void adopt_free_keys(tp_config *to, const tp_config *from)
+{
+    to->threads = from->threads;
+    to->run = from->run;
+    to->eval = from->eval;
+    to->sample = from->sample;
+    to->checkpoint = from->checkpoint;
+    to->log = from->log;
+    to->data.prefetch = from->data.prefetch;
+    memcpy(to->data.train, from->data.train, sizeof to->data.train);
+    memcpy(to->data.val, from->data.val, sizeof to->data.val);
+}
+
+/* The first "key: value" in which two config texts differ. */
+static void first_difference(const char *a, const char *b, char *out, size_t cap)
+{
+    while (*a && *a == *b) {
+        a++;
+        b++;
+    }
+    while (a[-1] && a[-1] != '\n') a--, b--;
+    while (*a == ' ') a++;
+    while (*b == ' ') b++;
+    snprintf(out, cap, "\"%.*s\" there, \"%.*s\" now", (int)strcspn(a, "\n"), a,
+             (int)strcspn(b, "\n"), b);
+}
+
+static tp_status check_same_run(run *r, tp_checkpoint_reader *from)
+{
+    char *text = NULL, *sha = NULL, what[256];
+    tp_config saved;
+    tp_config_defaults(&saved);
+    tp_status st = tp_checkpoint_get_text(from, "config", &text);
+    if (!st) st = tp_config_read(r->c, &saved, "the checkpoint's config", text, strlen(text));
+    if (!st) st = tp_config_resolve(r->c, &saved);
+    if (!st) st = tp_checkpoint_get_text(from, "corpus", &sha);
+    adopt_free_keys(&saved, &r->cfg);
+    if (!st && !tp_config_equal(&saved, &r->cfg)) {
+        char *a = tp_config_text(r->c, &saved), *b = tp_config_text(r->c, &r->cfg);
+        if (a && b) first_difference(a, b, what, sizeof what);
+        st = tp_fail(r->c, TP_EARG, "%s was trained with another config: %s", r->cfg.run.dir,
+                     a && b ? what : "");
+        tp_free(a);
+        tp_free(b);
+    }
+    if (!st && strcmp(sha, tp_corpus_get_info(r->train)->sha256))
+        st = tp_fail(r->c, TP_EARG, "%s is not the corpus that %s was trained on (sha256 %.12s… then)",
+                     r->cfg.data.train, r->cfg.run.dir, sha);
+    tp_free(text);
+    tp_free(sha);
+    return st;
+}
+
+static tp_status load_state(run *r, tp_checkpoint_reader *from)
+{
+    counter k[COUNTERS];
+    counters(r, k);
+    tp_status st = tp_load_weights(r->c, from, tp_model_params(r->trainer.model));
+    for (int i = 0; i < COUNTERS && !st; i++)
+        st = k[i].i64 ? tp_checkpoint_get_i64(from, k[i].name, k[i].i64)
+                      : tp_checkpoint_get_f64(from, k[i].name, k[i].f64);
+    tp_optim *o = r->trainer.optim;
+    for (int i = 0; i < tp_optim_state_count(o) && !st; i++) {
+        char name[TP_CHECKPOINT_NAME];
+        tp_tensor *t = tp_optim_state(o, i);
+        snprintf(name, sizeof name, "optimizer/%s", tp_optim_state_name(o, i));
+        st = tp_checkpoint_get(from, name, t->dtype, t->ndim, t->shape, t->data,
+                               (size_t)tp_numel(t) * tp_dtype_size(t->dtype));
+    }
+    r->step = tp_checkpoint_step(from);
+    return st;
+}
+
+static tp_status resume(run *r)
+{
+    char warning[512] = "";
+    tp_checkpoint_reader *from = NULL;
+    tp_status st = tp_checkpoint_latest(&from, r->c, r->checkpoints, warning, sizeof warning);
+    if (*warning) tp_progress(true, "warning: %s", warning);
+    if (!st && !from) tp_progress(true, "%s has no checkpoint yet: starting from step 0", r->cfg.run.dir);
+    if (!st && from) st = check_same_run(r, from);
+    if (!st && from) st = load_state(r, from);
+    if (!st && from)
+        tp_progress(true, "going on from step %lld of %lld", (long long)r->step, (long long)r->steps);
+    tp_checkpoint_close(from);
+    return st;
+}
+
+/* After the step is known: metrics are cut back to it, the loader moves to its first sample. */
+static tp_status open_logs(run *r)
+{
+    char path[TP_CONFIG_TEXT + 64];
+    size_t n;
+    int64_t last = r->step ? r->step : -1;
+    snprintf(path, sizeof path, "%s/config.yaml", r->cfg.run.dir);
+    tp_status st = tp_config_write(r->c, &r->cfg, path);
+    snprintf(path, sizeof path, "%s/tokenizer.json", r->cfg.run.dir);
+    if (!st) st = write_file(r->c, path, tp_tokenizer_json(r->tokenizer, &n));
+    snprintf(path, sizeof path, "%s/metrics.jsonl", r->cfg.run.dir);
+    if (!st) st = tp_metrics_open(&r->metrics, r->c, path, last);
+    if (!st && r->cfg.log.tensorboard)
+        st = tp_tfevents_open(&r->events, r->c, r->cfg.run.dir, (double)time(NULL), last);
+    return st ? st : tp_loader_seek(r->loader, r->c, r->step * r->cfg.train.batch);
+}
+
+/* ---- loop ------------------------------------------------------------------------------------------------- */
+static bool due(const run *r, int64_t every)
+{
+    return every > 0 && (r->step % every == 0 || r->step == r->steps);
+}
+
+static tp_status next(void *arg, tp_ctx *c, tp_batch *out) { return tp_loader_next(arg, c, out); }
+
+static tp_status step(run *r, tp_step_out *out)
+{
+    int64_t B = r->cfg.train.batch;
+    tp_step_in in = {.step = r->step, .next = next, .arg = r->loader};
+    double start = tp_now();
+    tp_status st = tp_loader_count_targets(r->loader, r->c, r->step * B, B, &in.targets);
+    if (!st) st = tp_trainer_step(&r->trainer, &in, out);
+    if (st) return st;
+    double took = tp_now() - start;
+    r->step++;
+    r->nll += out->nll;
+    r->targets += out->targets;
+    r->bytes += out->bytes;
+    r->since_log_seconds += took;
+    r->since_log_tokens += r->plan.tokens_per_step;
+    r->busy_seconds += took;
+    r->busy_tokens += r->plan.tokens_per_step;
+    if (out->skipped)
+        tp_progress(true, "step %lld: a gradient was not finite; the step was skipped (%lld so far)",
+                    (long long)r->step, (long long)out->bad_total);
+    return TP_OK;
+}
+
+static void show(const run *r, const tp_step_out *s, bool lasting)
+{
+    char rate[32], left[32];
+    double per_step = r->busy_seconds / ((double)r->busy_tokens / (double)r->plan.tokens_per_step);
+    tp_progress(lasting, "step %*lld/%lld  loss %.4f  %.3f bpb  lr %.2e  |g| %.2f  %s tok/s  MFU %.0f %%  %s left",
+                (int)snprintf(NULL, 0, "%lld", (long long)r->steps), (long long)r->step,
+                (long long)r->steps, r->nll / (double)r->targets,
+                r->nll / log(2) / (double)(r->bytes ? r->bytes : 1), s->learning_rate, s->grad_norm,
+                tp_count(rate, (double)r->since_log_tokens / r->since_log_seconds),
+                100 * r->plan.step_flops / (double)r->plan.tokens_per_step *
+                    (double)r->since_log_tokens / r->since_log_seconds / r->peak_flops,
+                tp_duration(left, per_step * (double)(r->steps - r->step)));
+}
+
+static tp_status record(run *r, const tp_metric *m, int n)
+{
+    tp_status st = tp_metrics_write(r->metrics, r->step, m, n);
+    if (!st && r->events) st = tp_tfevents_write(r->events, (double)time(NULL), r->step, m, n);
+    return st;
+}
+
+static tp_status log_step(run *r, const tp_step_out *s)
+{
+    double rate = (double)r->since_log_tokens / r->since_log_seconds;
+    r->train_loss = r->nll / (double)r->targets;
+    r->train_bpb = r->bytes ? r->nll / log(2) / (double)r->bytes : NAN;
+    const tp_metric m[] = {
+        tp_metric_f64("train_loss", r->train_loss),
+        tp_metric_f64("train_bpb", r->train_bpb),
+        tp_metric_f64("learning_rate", s->learning_rate),
+        tp_metric_f64("grad_norm", s->grad_norm),
+        tp_metric_i64("epoch", s->epoch),
+        tp_metric_i64("tokens", r->step * r->plan.tokens_per_step),
+        tp_metric_i64("skipped_steps", s->bad_total),
+        tp_metric_f64("tokens_per_s", rate),
+        tp_metric_f64("mfu", r->plan.step_flops / (double)r->plan.tokens_per_step * rate / r->peak_flops),
+        tp_metric_f64("memory_mb", (double)tp_memory_peak(r->c) / 1e6),
+    };
+    show(r, s, !tp_is_terminal(2));
+    r->nll = 0;
+    r->targets = r->bytes = 0;
+    r->since_log_seconds = 0;
+    r->since_log_tokens = 0;
+    return record(r, m, sizeof m / sizeof *m);
+}
+
+static tp_status validate(run *r, bool *best)
+{
+    tp_eval_result e;
+    tp_status st = tp_evaluate(&r->trainer, r->val, r->cfg.eval.batches, true, &e);
+    if (st) return st;
+    r->val_loss = e.loss;
+    r->val_bpb = e.bpb;
+    *best = !(e.loss >= r->best_val);
+    if (*best) r->best_val = e.loss;
+    tp_progress(true, "step %lld/%lld  validation: loss %.4f  %.4f bits per byte%s",
+                (long long)r->step, (long long)r->steps, e.loss, e.bpb, *best ? "  (best)" : "");
+    const tp_metric m[] = {tp_metric_f64("val_loss", e.loss), tp_metric_f64("val_bpb", e.bpb)};
+    return record(r, m, 2);
+}
+
+static tp_status write_sample(run *r)
+{
+    const tp_config *f = &r->cfg;
+    tp_encoder *encoder = NULL;
+    tp_ids ids = {0};
+    int32_t eos = tp_tokenizer_eos(r->tokenizer);
+    char *text = NULL, path[TP_CONFIG_TEXT + 64];
+    size_t n_text = 0;
+    int32_t *room = NULL;
+    tp_status st = tp_encoder_new(&encoder, r->c, r->tokenizer, NULL);
+    if (!st) st = tp_encode(&ids, encoder, f->sample.prompt, (int64_t)strlen(f->sample.prompt));
+    int64_t n = ids.n ? ids.n : 1;
+    if (!st && !(room = tp_malloc(r->c, (size_t)(n + f->sample.tokens) * sizeof *room)))
+        st = tp_error_status(r->c);
+    if (!st && ids.n) memcpy(room, ids.data, (size_t)n * sizeof *room);
+    else if (!st) room[0] = eos >= 0 ? eos : 0;
+    tp_generate_opts o = {
+        .sampling = {.temperature = f->sample.temperature, .top_k = f->sample.top_k,
+                     .top_p = f->sample.top_p, .min_p = f->sample.min_p,
+                     .repetition_penalty = f->sample.repetition_penalty,
+                     .seed = (uint64_t)f->sample.seed},
+        .max_new_tokens = f->sample.tokens, .stop = eos, .sequence = (uint64_t)r->step};
+    if (!st) st = tp_generate(r->c, r->trainer.model, &o, room, &n);
+    if (!st) st = tp_decode(&text, &n_text, r->c, r->tokenizer, room, n);
+    if (!st) {
+        tp_progress(true, "sample at step %lld: %s", (long long)r->step, text);
+        snprintf(path, sizeof path, "%s/samples.txt", f->run.dir);
+        FILE *out = fopen(path, "a");
+        bool ok = out && fprintf(out, "=== step %lld\n%s\n\n", (long long)r->step, text) > 0;
+        if (out && fclose(out)) ok = false;
+        if (!ok) st = tp_fail(r->c, TP_EIO, "cannot write %s: %s", path, strerror(errno));
+    }
+    tp_free(text);
+    tp_free(room);
+    tp_ids_clear(&ids);
+    tp_encoder_free(encoder);
+    return st;
+}
+
+static tp_status loop(run *r)
+{
+    const tp_config *f = &r->cfg;
+    while (r->step < r->steps) {
+        tp_step_out s;
+        bool best = false;
+        tp_status st = step(r, &s);
+        bool stop = tp_interrupted();
+        if (!st) show(r, &s, false);
+        if (!st && due(r, f->log.every)) st = log_step(r, &s);
+        if (!st && r->val && !stop && (due(r, f->eval.every) || r->step == r->steps))
+            st = validate(r, &best);
+        if (!st && !stop && due(r, f->sample.every)) st = write_sample(r);
+        if (st == TP_EINTERRUPT) st = TP_OK, stop = true; /* while validating: the step is done */
+        best &= f->checkpoint.best;
+        if (!st && (stop || best || due(r, f->checkpoint.every) || r->step == r->steps))
+            st = save(r, best);
+        if (st) return st;
+        if (stop || tp_interrupted()) return TP_EINTERRUPT;
+    }
+    return TP_OK;
+}
+
+/* ---- the whole of it ---------------------------------------------------------------------------------------- */
+static tp_status train(run *r, bool go_on)
+{
+    r->steps = r->cfg.run.steps;
+    r->best_val = INFINITY;
+    r->train_loss = r->train_bpb = r->val_loss = r->val_bpb = NAN;
+    tp_status st = open_corpora(r);
+    if (!st) st = open_folder(r, go_on);
+    if (!st) st = plan(r);
+    if (!st) st = tp_trainer_new(&r->trainer, r->c, &r->cfg);
+    if (!st) st = open_loader(r);
+    if (!st && go_on) st = resume(r);
+    if (!st) st = open_logs(r);
+    if (!st) st = loop(r);
+    return st;
+}
+
+static void close_run(run *r)
+{
+    tp_tfevents_close(r->events);
+    tp_metrics_close(r->metrics);
+    tp_loader_free(r->loader);
+    tp_trainer_clear(&r->trainer);
+    tp_tokenizer_free(r->tokenizer);
+    tp_corpus_close(r->train);
+    tp_corpus_close(r->val);
+}
+
+static char *words[256];
+static int n_words;
+static bool go_on, list_keys;
+static const struct argp_option options[] = {
+    {"resume", 'r', NULL, 0, "Go on from the run's newest good checkpoint, if it has one", 0},
+    {"keys", 'k', NULL, 0, "List every config key with its default and meaning", 0},
+    {0}};
+
+static error_t parse(int key, char *arg, struct argp_state *s)
+{
+    if (key == 'r') go_on = true;
+    else if (key == 'k') list_keys = true;
+    else if (key == ARGP_KEY_ARG && n_words < 256) words[n_words++] = arg;
+    else if (key == ARGP_KEY_ARG) argp_error(s, "too many arguments");
+    else return ARGP_ERR_UNKNOWN;
+    return 0;
+}
+
+static int print_keys(const char *command)
+{
+    tp_ctx *c;
+    tp_status st = tp_ctx_new(&c, NULL);
+    char *text = st ? NULL : tp_config_help(c);
+    if (text) fputs(text, stdout);
+    int code = text ? EXIT_DONE : tp_say_failure(command, c, st);
+    tp_free(text);
+    tp_ctx_free(c);
+    return code;
+}
+
+int cmd_train(int argc, char **argv)
+{
+    const struct argp argp = {
+        .options = options, .parser = parse, .args_doc = "CONFIG [KEY=VALUE…]",
+        .doc = "Trains a model as the YAML file says; any key can be set on the command line. The run's "
+               "folder (run.dir) receives checkpoints, metrics.jsonl, TensorBoard events, samples and the "
+               "complete config. Ctrl-C writes a checkpoint and ends with exit code 130."};
+    argp_parse(&argp, argc, argv, 0, NULL, NULL);
+    if (list_keys) return print_keys(argv[0]);
+    run *r = calloc(1, sizeof *r);
+    if (!r) return tp_say_failure(argv[0], NULL, TP_ENOMEM);
+    int code = tp_open_config(argv[0], &r->cfg, &r->c, words, n_words);
+    if (code) {
+        free(r);
+        return code;
+    }
+    tp_catch_signals();
+    tp_status st = train(r, go_on);
+    if (st == TP_EINTERRUPT) {
+        tp_progress(true, "interrupted at step %lld of %lld; the same command with --resume goes on",
+                    (long long)r->step, (long long)r->steps);
+        code = EXIT_INTERRUPTED;
+    } else if (st) {
+        code = tp_say_failure(argv[0], r->c, st);
+    } else {
+        printf("done: run=%s step=%lld train_loss=%.6f val_loss=%.6f val_bpb=%.6f tokens_per_s=%.1f\n",
+               r->cfg.run.dir, (long long)r->step, r->train_loss, r->val_loss, r->val_bpb,
+               r->busy_seconds > 0 ? (double)r->busy_tokens / r->busy_seconds : 0.0);
+    }
+    close_run(r);
+    tp_ctx_free(r->c);
+    free(r);
+    return code;
+}
