@@ -72,8 +72,8 @@ static tp_status check_params(tp_ctx *c, const tp_params *params) {
         const tp_param *p = &params->p[i];
         if (!p->t || !p->name)
             return tp_fail(c, TP_EARG, "optimizer: parameter %d has no name or no tensor", i);
-        if (p->t->dtype != TP_F32)
-            return tp_fail(c, TP_EDTYPE, "optimizer: %s must be f32, got %s", p->name,
+        if (p->t->dtype != TP_F32 && p->t->dtype != TP_F64)
+            return tp_fail(c, TP_EDTYPE, "optimizer: %s must be f32 or f64, got %s", p->name,
                            tp_dtype_name(p->t->dtype));
         for (int j = 0; j < i; j++)
             if (params->p[j].t == p->t || !strcmp(params->p[j].name, p->name))
@@ -94,8 +94,9 @@ static tp_status add_slot(tp_optim *o, int i, const char *what) {
     if (!(slot->name = tp_malloc(c, room))) return c->status;
     s->nslots++; /* from here on tp_optim_free frees the name */
     snprintf(slot->name, room, "%s.%s", p->name, what);
-    if (!(slot->t = tp_tensor_keep(c, TP_F32, p->t->ndim, p->t->shape))) return c->status;
-    if (slot->t->data) memset(slot->t->data, 0, (size_t)tp_numel(slot->t) * sizeof(float));
+    if (!(slot->t = tp_tensor_keep(c, p->t->dtype, p->t->ndim, p->t->shape))) return c->status;
+    if (slot->t->data) 
+        memset(slot->t->data, 0, (size_t)tp_numel(slot->t) * tp_dtype_size(slot->t->dtype));
     o->nstate++;
     return TP_OK;
 }
@@ -153,7 +154,7 @@ static tp_status check_grads(const tp_optim *o) {
     for (int i = 0; i < o->params->n; i++) {
         const tp_param *p = &o->params->p[i];
         const tp_tensor *g = p->t->grad;
-        if (g && (g->dtype != TP_F32 || !tp_same_shape(g, p->t)))
+        if (g && (g->dtype != p->t->dtype || !tp_same_shape(g, p->t)))
             return tp_fail(o->c, TP_ESHAPE, "optimizer: the gradient of %s is %s for %s", p->name,
                            tp_shape_str(o->c, g), tp_shape_str(o->c, p->t));
     }
