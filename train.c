@@ -111,11 +111,12 @@ static tp_status open_loader(run *r)
 
 static tp_status open_folder(run *r, bool resume)
 {
+    int64_t left; /* files that a killed run had half written */
     char path[TP_CONFIG_TEXT + 64];
     tp_status st = make_folder(r->c, r->cfg.run.dir);
     snprintf(r->checkpoints, sizeof r->checkpoints, "%s/checkpoints", r->cfg.run.dir);
     if (!st) st = make_folder(r->c, r->checkpoints);
-    if (!st) st = tp_checkpoint_clean(r->c, r->checkpoints, NULL);
+    if (!st) st = tp_checkpoint_clean(r->c, r->checkpoints, &left);
     if (st) return st;
     snprintf(path, sizeof path, "%s/metrics.jsonl", r->cfg.run.dir);
     struct stat s;
