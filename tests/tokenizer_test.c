@@ -2,7 +2,7 @@
  * bytes, and what happens to files that are damaged or ask for what Tapir does not do. */
 #include "tokenizer_fixture.h"
 
-/* ---- alphabet and splits -------------------------------------------------------------------- */
+/* ---- alphabet and splits --------------------------------------------------------------------- */
 static void alphabet(void **state) {
     (void)state;
     static const struct {
@@ -324,8 +324,7 @@ static void added_tokens(void **state) {
     tp_ctx_free(c);
 }
 
-/* ---- files and hostile input
- * ----------------------------------------------------------------------- */
+/* ---- files and hostile input ----------------------------------------------------------------- */
 static void merge_forms(void **state) {
     (void)state;
     tp_ctx *c = new_ctx(1, 0);
