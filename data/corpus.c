@@ -82,6 +82,8 @@ static tp_status read_int_attribute(tp_ctx *c, tp_corpus *co, const char *name, 
 /* Opens a one-dimensional integer dataset of exactly this type; its length goes to *n. */
 static tp_status open_set(tp_ctx *c, tp_corpus *co, const char *name, size_t size, bool is_signed,
                           hid_t *out, int64_t *n) {
+    *out = -1;
+    *n = 0;
     tp_status st = TP_OK;
     hsize_t dim = 0;
     hid_t type = -1, space = -1, set = H5Dopen2(co->file, name, H5P_DEFAULT);
