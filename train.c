@@ -29,6 +29,7 @@ typedef struct run {
     tp_loader *loader;
     tp_metrics *metrics;
     tp_tfevents *events;
+    tp_checkpoint_reader *from; /* to go on from, until it is loaded */
     char checkpoints[TP_CONFIG_TEXT + 32];
     int64_t step, steps; /* steps done; steps in all */
     /* since the last line in metrics.jsonl */
@@ -111,11 +112,12 @@ static tp_status open_loader(run *r)
 
 static tp_status open_folder(run *r, bool resume)
 {
+    int64_t left; /* files that a killed run had half written */
     char path[TP_CONFIG_TEXT + 64];
     tp_status st = make_folder(r->c, r->cfg.run.dir);
     snprintf(r->checkpoints, sizeof r->checkpoints, "%s/checkpoints", r->cfg.run.dir);
     if (!st) st = make_folder(r->c, r->checkpoints);
-    if (!st) st = tp_checkpoint_clean(r->c, r->checkpoints, NULL);
+    if (!st) st = tp_checkpoint_clean(r->c, r->checkpoints, &left);
     if (st) return st;
     snprintf(path, sizeof path, "%s/metrics.jsonl", r->cfg.run.dir);
     struct stat s;
@@ -269,18 +271,25 @@ static tp_status load_state(run *r, tp_checkpoint_reader *from)
     return st;
 }
 
-static tp_status resume(run *r)
+/* The checkpoint to go on from, if there is one; refused if it is another run's. */
+static tp_status find_checkpoint(run *r)
 {
     char warning[512] = "";
-    tp_checkpoint_reader *from = NULL;
-    tp_status st = tp_checkpoint_latest(&from, r->c, r->checkpoints, warning, sizeof warning);
+    tp_status st = tp_checkpoint_latest(&r->from, r->c, r->checkpoints, warning, sizeof warning);
     if (*warning) tp_progress(true, "warning: %s", warning);
-    if (!st && !from) tp_progress(true, "%s has no checkpoint yet: starting from step 0", r->cfg.run.dir);
-    if (!st && from) st = check_same_run(r, from);
-    if (!st && from) st = load_state(r, from);
-    if (!st && from)
+    if (!st && !r->from)
+        tp_progress(true, "%s has no checkpoint yet: starting from step 0", r->cfg.run.dir);
+    return st || !r->from ? st : check_same_run(r, r->from);
+}
+
+static tp_status resume(run *r)
+{
+    if (!r->from) return TP_OK;
+    tp_status st = load_state(r, r->from);
+    if (!st)
         tp_progress(true, "going on from step %lld of %lld", (long long)r->step, (long long)r->steps);
-    tp_checkpoint_close(from);
+    tp_checkpoint_close(r->from);
+    r->from = NULL;
     return st;
 }
 
@@ -456,17 +465,18 @@ static tp_status loop(run *r)
 }
 
 /* ---- the whole of it ---------------------------------------------------------------------------------------- */
-static tp_status train(run *r, bool go_on)
+static tp_status train(run *r, bool resuming)
 {
     r->steps = r->cfg.run.steps;
     r->best_val = INFINITY;
     r->train_loss = r->train_bpb = r->val_loss = r->val_bpb = NAN;
     tp_status st = open_corpora(r);
-    if (!st) st = open_folder(r, go_on);
+    if (!st) st = open_folder(r, resuming);
+    if (!st && resuming) st = find_checkpoint(r);
     if (!st) st = plan(r);
     if (!st) st = tp_trainer_new(&r->trainer, r->c, &r->cfg);
     if (!st) st = open_loader(r);
-    if (!st && go_on) st = resume(r);
+    if (!st) st = resume(r);
     if (!st) st = open_logs(r);
     if (!st) st = loop(r);
     return st;
@@ -474,6 +484,7 @@ static tp_status train(run *r, bool go_on)
 
 static void close_run(run *r)
 {
+    tp_checkpoint_close(r->from);
     tp_tfevents_close(r->events);
     tp_metrics_close(r->metrics);
     tp_loader_free(r->loader);

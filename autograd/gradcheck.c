@@ -55,7 +55,7 @@ static tp_status slope(checker *k, tp_tensor *x, double *out)
         st = value(k, &f);
         sum += weight[p] * f;
     }
-    memcpy(x->data, k->saved, (size_t)n * sizeof(double));
+    if (n) memcpy(x->data, k->saved, (size_t)n * sizeof(double));
     tp_touch(x);
     *out = sum / (12 * STEP);
     return st;
@@ -68,7 +68,7 @@ static tp_status check_input(checker *k, int which, tp_gradcheck_result *r)
     double scale = 1e-3;
     for (int64_t i = 0; i < n; i++) scale = fmax(scale, fabs(k->grad[i]));
     for (int64_t i = 0; i < n; i++) r->largest = fmax(r->largest, fabs(k->grad[i]));
-    memcpy(k->saved, x->data, (size_t)n * sizeof(double));
+    if (n) memcpy(k->saved, x->data, (size_t)n * sizeof(double));
     for (int64_t d = 0; d < coords + (n ? DIRECTIONS : 0); d++) {
         double expected = 0, got = 0, norm = 1;
         memset(k->dir, 0, (size_t)n * sizeof(double));

@@ -35,35 +35,38 @@ static void put_shape(text *t, const tp_tensor *x)
 
 static void put_attrs(text *t, const tp_call *k)
 {
+    const char *comma = k->nin ? ", " : "";
     for (const tp_attr *a = k->op->attrs; a && a->type != TP_ATTR_END; a++) {
         const char *at = (const char *)k->attr + a->offset;
+        size_t before = t->n;
         switch (a->type) {
         case TP_ATTR_BOOL: {
             bool v;
             memcpy(&v, at, sizeof v);
-            if (v) put(t, ", %s", a->name);
+            if (v) put(t, "%s%s", comma, a->name);
             break;
         }
         case TP_ATTR_INT: {
             int v;
             memcpy(&v, at, sizeof v);
-            if (v) put(t, ", %s=%d", a->name, v);
+            if (v) put(t, "%s%s=%d", comma, a->name, v);
             break;
         }
         case TP_ATTR_I64: {
             int64_t v;
             memcpy(&v, at, sizeof v);
-            if (v) put(t, ", %s=%lld", a->name, (long long)v);
+            if (v) put(t, "%s%s=%lld", comma, a->name, (long long)v);
             break;
         }
         case TP_ATTR_FLOAT: {
             double v;
             memcpy(&v, at, sizeof v);
-            if (v != 0) put(t, ", %s=%g", a->name, v);
+            if (v != 0) put(t, "%s%s=%g", comma, a->name, v);
             break;
         }
         default: break;
         }
+        if (t->n > before) comma = ", ";
     }
 }
 
@@ -82,11 +85,15 @@ static void print_call(const tp_call *k, void (*line)(void *, const char *), voi
 {
     text t = {.n = 0};
     for (int i = 0; i < k->nout; i++) put(&t, "%s%%%d", i ? "," : "", k->out[i]->id);
+    for (int i = 0; i < k->nin; i++) /* changed in place: a result without a number of its own */
+        if (k->in[i] && ((k->op->inplace >> i) & 1)) put(&t, "%%%d", k->in[i]->id);
     pad(&t, 6);
     for (int i = 0; i < k->nout; i++) {
         put(&t, "%s", i ? "," : "");
         put_shape(&t, k->out[i]);
     }
+    for (int i = 0; i < k->nin; i++)
+        if (k->in[i] && ((k->op->inplace >> i) & 1)) put_shape(&t, k->in[i]);
     put(&t, " = %s(", k->op->name);
     for (int i = 0; i < k->nin; i++) {
         put(&t, "%s", i ? ", " : "");

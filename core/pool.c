@@ -1,6 +1,8 @@
 /* Owns tensor bytes: one reserved address range, handed out best fit, lowest address first.
  *
- * Every decision depends on the sequence of requests only. So the second step gets the addresses of
+ * Every decision depends on the sequence of requests and on what is in use, never on what was in use
+ * before: what is free at the top is no hole, so a step that leaves nothing behind finds what the
+ * first one found. So the second step gets the addresses of
  * the first, META (no range behind it) predicts the peak to the byte, and fragmentation is part of
  * the prediction. Pages are touched once and stay: a steady step has no page fault. */
 #include "core/ctx.h"
@@ -24,8 +26,9 @@ typedef struct span {
 } span;
 struct tp_pool {
     char *map, *base; /* base: map rounded up to a huge page, so that THP can serve it */
-    size_t map_bytes, limit, used, peak;
-    span *hole; /* free spans below peak, by address, never adjacent */
+    size_t map_bytes, limit, used;
+    size_t top, peak; /* everything from top on is free; peak: the highest top ever */
+    span *hole;       /* free spans below top, by address, never adjacent to each other or to top */
     size_t nhole, cap_hole;
 };
 
@@ -100,13 +103,10 @@ tp_status tp_pool_take(tp_ctx *c, size_t bytes, size_t *at, void **mem)
         h->bytes -= want;
         if (!h->bytes) memmove(h, h + 1, (--p->nhole - best) * sizeof *h);
     } else {
-        /* grow the top; a hole that touches it is part of it */
-        bool tail = p->nhole && p->hole[p->nhole - 1].at + p->hole[p->nhole - 1].bytes == p->peak;
-        size_t start = tail ? p->hole[p->nhole - 1].at : p->peak;
-        if (want > p->limit - start) return no_memory(c, bytes);
-        if (tail) p->nhole--;
-        *at = start;
-        p->peak = start + want;
+        if (want > p->limit - p->top) return no_memory(c, bytes);
+        *at = p->top;
+        p->top += want;
+        if (p->top > p->peak) p->peak = p->top;
     }
     p->used += want;
     *mem = p->base ? p->base + *at : NULL;
@@ -126,6 +126,11 @@ void tp_pool_give(tp_ctx *c, size_t at, size_t bytes)
     if (p->base) memset(p->base + at, 0xff, want - REDZONE);
 #endif
     if (p->base) POISON(p->base + at, want);
+    if (at + want == p->top) { /* the top comes down, over a hole that ends there too */
+        p->top = at;
+        if (i && p->hole[i - 1].at + p->hole[i - 1].bytes == at) p->top = p->hole[--p->nhole].at;
+        return;
+    }
     while (i && p->hole[i - 1].at > at) i--;
     bool left = i && p->hole[i - 1].at + p->hole[i - 1].bytes == at;
     bool right = i < p->nhole && at + want == p->hole[i].at;

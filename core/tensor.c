@@ -34,6 +34,7 @@ int64_t tp_dim(const tp_tensor *t, int i)
 bool tp_contiguous(const tp_tensor *t)
 {
     int64_t want = 1;
+    if (tp_numel(t) == 0) return true;
     for (int i = t->ndim - 1; i >= 0; i--) {
         if (t->shape[i] != 1 && t->stride[i] != want) return false;
         want *= t->shape[i];

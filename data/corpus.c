@@ -127,8 +127,8 @@ static tp_status read_slab(tp_ctx *c, const tp_corpus *co, hid_t set, hid_t type
 /* The offsets, checked as they come: a false number of documents is found in the first block, long
  * before its memory is touched. */
 static tp_status read_offsets(tp_ctx *c, tp_corpus *co) {
-    hid_t set;
-    int64_t n, last = -1;
+    hid_t set = -1;
+    int64_t n = 0, last = -1;
     tp_status st = open_set(c, co, "offsets", 8, true, &set, &n);
     if (st) return st;
     if (n < 2 || n - 1 > co->info.tokens)
@@ -173,8 +173,8 @@ static tp_status read_whole(tp_ctx *c, tp_corpus *co, hid_t set, hid_t type, int
 }
 
 static tp_status read_text(tp_ctx *c, tp_corpus *co, const char *name, char **out, size_t *bytes) {
-    hid_t set;
-    int64_t n;
+    hid_t set = -1;
+    int64_t n = 0;
     void *text = NULL;
     tp_status st = open_set(c, co, name, 1, false, &set, &n);
     if (st) return st;
@@ -190,8 +190,8 @@ static tp_status read_text(tp_ctx *c, tp_corpus *co, const char *name, char **ou
 }
 
 static tp_status read_id_bytes(tp_ctx *c, tp_corpus *co) {
-    hid_t set;
-    int64_t n;
+    hid_t set = -1;
+    int64_t n = 0;
     void *values = NULL;
     tp_status st = open_set(c, co, "id_bytes", 4, true, &set, &n);
     if (st) return st;
@@ -210,7 +210,7 @@ static tp_status read_id_bytes(tp_ctx *c, tp_corpus *co) {
 }
 
 static tp_status read_checks(tp_ctx *c, tp_corpus *co) {
-    hid_t set;
+    hid_t set = -1;
     int64_t n, blocks = (co->info.tokens + TP_CORPUS_BLOCK - 1) / TP_CORPUS_BLOCK;
     void *values = NULL;
     tp_status st = open_set(c, co, "block_check", 8, false, &set, &n);
@@ -254,7 +254,7 @@ static tp_status read_attributes(tp_ctx *c, tp_corpus *co) {
 
 static tp_status read_header(tp_ctx *c, tp_corpus *co) {
     tp_status st;
-    int64_t n;
+    int64_t n = 0;
     size_t n_sources;
     if ((st = read_attributes(c, co)) ||
         (st = open_set(c, co, "tokens", (size_t)co->info.token_size, false, &co->tokens,
@@ -375,7 +375,7 @@ static tp_status read_block(tp_ctx *c, const tp_corpus *co, int64_t b, void *raw
 /* The slot that holds block b, read now if it is not there. Under co->mutex. */
 static tp_status find_block(tp_ctx *c, tp_corpus *co, int64_t b, const slot **out) {
     slot *s = &co->cache[0];
-    int64_t n;
+    int64_t n = 0;
     for (int i = 0; i < CACHE_SLOTS; i++) {
         slot *t = &co->cache[i];
         if (t->block == b) {

@@ -7,9 +7,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* ---- the byte-level alphabet
- * ------------------------------------------------------------------------ Printable Latin-1 stands
- * for itself; the other 68 bytes, in order, are U+0100 to U+0143. */
+/* The byte-level alphabet. Printable Latin-1 stands for itself; the other 68 bytes, in order, are
+ * U+0100 to U+0143. */
 static bool stands_for_itself(uint32_t b) {
     return (b >= '!' && b <= '~') || (b >= 0xA1 && b <= 0xAC) || (b >= 0xAE && b <= 0xFF);
 }
@@ -50,8 +49,7 @@ void tp_show(char out[64], const char *s) {
     snprintf(out + i, 64 - i, "%s", s[i] ? "..." : "");
 }
 
-/* ---- asking
- * ------------------------------------------------------------------------------------------ */
+/* ---- asking ---------------------------------------------------------------------------------- */
 int64_t tp_tokenizer_vocab_size(const tp_tokenizer *t) {
     return t->n_vocab;
 }
@@ -108,8 +106,7 @@ void tp_tokenizer_free(tp_tokenizer *t) {
     tp_free(t);
 }
 
-/* ---- making one
- * ---------------------------------------------------------------------------------------- */
+/* ---- making one ------------------------------------------------------------------------------ */
 tp_status tp_specials_check(tp_ctx *c, const char *const **specials, int *n) {
     static const char *const standard[] = {"<|endoftext|>"};
     if (!*specials) {
@@ -216,8 +213,7 @@ tp_status tp_tokenizer_save(const tp_tokenizer *t, tp_ctx *c, const char *path) 
     return st;
 }
 
-/* ---- decoding
- * -------------------------------------------------------------------------------------------- */
+/* ---- decoding -------------------------------------------------------------------------------- */
 tp_status tp_decode(char **out, size_t *n_out, tp_ctx *c, const tp_tokenizer *t, const int32_t *ids,
                     int64_t n) {
     *out = NULL;

@@ -39,8 +39,7 @@ const char *tp_tokenizer_json(const tp_tokenizer *t, size_t *n);
 /* Written to a temporary name, fsync, rename: never half a file under `path`. */
 tp_status tp_tokenizer_save(const tp_tokenizer *t, tp_ctx *c, const char *path);
 
-/* ---- training byte-level BPE -------------------------------------------------------------------
- */
+/* ---- training byte-level BPE ----------------------------------------------------------------- */
 typedef struct tp_bpe_opts {
     int64_t vocab_size;          /* ids in all: 256 bytes + merges + specials */
     const char *pattern;         /* how text is cut before merging: "gpt2" (NULL) or "cl100k" */
@@ -61,8 +60,7 @@ tp_status tp_bpe_trainer_add(tp_bpe_trainer *b, const void *text, int64_t n); /*
 tp_status tp_bpe_trainer_finish(tp_tokenizer **out, tp_bpe_trainer *b);
 void tp_bpe_trainer_free(tp_bpe_trainer *b);
 
-/* ---- asking ------------------------------------------------------------------------------------
- */
+/* ---- asking ---------------------------------------------------------------------------------- */
 typedef enum tp_token_kind {
     TP_TOKEN_BYTE,    /* a single byte */
     TP_TOKEN_TEXT,    /* several bytes, made by merges */
@@ -79,14 +77,13 @@ const char *tp_token_kind_name(tp_token_kind k);                    /* "special"
 const uint8_t *tp_tokenizer_token(const tp_tokenizer *t, int32_t id, size_t *n);
 /* The id whose bytes these are: an added or special token first, else text; -1 if there is none. */
 int32_t tp_tokenizer_find(const tp_tokenizer *t, const void *bytes, size_t n);
-/* End of text: the special named <|endoftext|>, <|end_of_text|>, <｜end▁of▁sentence｜>, </s> or
- * <eos>, the first of these that exists; -1 if none. */
+/* End of text: the special named <|endoftext|>, <|end_of_text|>, <｜end▁of▁sentence｜>, </s>
+ * or <eos>, the first of these that exists; -1 if none. */
 int32_t tp_tokenizer_eos(const tp_tokenizer *t);
 /* The special with which the file's post-processor begins every text; -1 if none. */
 int32_t tp_tokenizer_bos(const tp_tokenizer *t);
 
-/* ---- encoding ----------------------------------------------------------------------------------
- */
+/* ---- encoding -------------------------------------------------------------------------------- */
 /* A growing list of ids. Start with {0}. */
 typedef struct tp_ids {
     int32_t *data;
@@ -119,8 +116,7 @@ typedef struct tp_text {
 tp_status tp_encode_batch(tp_ids *out, int64_t *ends, tp_encoder *e, const tp_text *texts,
                           int64_t n_texts);
 
-/* ---- decoding ----------------------------------------------------------------------------------
- */
+/* ---- decoding -------------------------------------------------------------------------------- */
 /* *out gets the bytes of ids[0..n) and a NUL; free it with tp_free. TP_EARG for an unknown id. */
 tp_status tp_decode(char **out, size_t *n_out, tp_ctx *c, const tp_tokenizer *t, const int32_t *ids,
                     int64_t n);

@@ -1,34 +1,21 @@
 /* Owns reading a tokenizer.json (the format of Hugging Face's tokenizers): byte-level BPE and what
  * goes with it. Whatever Tapir would not do exactly as the file says is refused by name. */
-#include "data/tokenizer_impl.h"
-#include <cjson/cJSON.h>
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include "data/tokenizer_json.h"
 
 enum { MAX_IDS = 1 << 24 };
 
-typedef struct reader {
-    tp_ctx *c;
-    const char *name;
-    const cJSON *root;
-    tp_tokenizer *t;
-    tp_bytemap keys;      /* the vocabulary as written: key text to id */
-    const char **content; /* (n_vocab) key or added token of each id, in the JSON tree */
-    bool *literal;        /* (n_vocab) content is text itself, not the byte-level alphabet */
-    bool *plain;          /* (n_vocab) its bytes are what merges make: it is in t->text */
-    const cJSON *model, *vocab, *added;
-} reader;
-
-static tp_status refuse(const reader *r, const char *what, const char *value) {
+/* ---- members --------------------------------------------------------------------------------- */
+tp_status tp_json_refuse(const tp_json_reader *r, const char *what, const char *value) {
     char shown[64];
     tp_show(shown, value);
     return tp_fail(r->c, TP_EFORMAT, "%s: %s \"%s\" is not supported (byte-level BPE only)",
                    r->name, what, shown);
 }
 
-/* *out: the member, NULL if missing or null. */
-static tp_status member(const reader *r, const cJSON *obj, const char *key, const cJSON **out) {
+tp_status tp_json_member(const tp_json_reader *r, const cJSON *obj, const char *key,
+                         const cJSON **out) {
     *out = NULL;
     if (!cJSON_IsObject(obj)) return TP_OK;
     bool seen = false;
@@ -41,28 +28,27 @@ static tp_status member(const reader *r, const cJSON *obj, const char *key, cons
     return TP_OK;
 }
 
-static tp_status member_bool(const reader *r, const cJSON *obj, const char *key, bool missing,
-                             bool *out) {
+tp_status tp_json_bool(const tp_json_reader *r, const cJSON *obj, const char *key, bool missing,
+                       bool *out) {
     const cJSON *i;
-    tp_status st = member(r, obj, key, &i);
+    tp_status st = tp_json_member(r, obj, key, &i);
     *out = i ? cJSON_IsTrue(i) : missing;
     if (!st && i && !cJSON_IsBool(i))
         st = tp_fail(r->c, TP_EFORMAT, "%s: \"%s\" must be true or false", r->name, key);
     return st;
 }
 
-/* *out: "" if missing or null. */
-static tp_status member_string(const reader *r, const cJSON *obj, const char *key,
-                               const char **out) {
+tp_status tp_json_string(const tp_json_reader *r, const cJSON *obj, const char *key,
+                         const char **out) {
     const cJSON *i;
-    tp_status st = member(r, obj, key, &i);
+    tp_status st = tp_json_member(r, obj, key, &i);
     *out = i && cJSON_IsString(i) ? i->valuestring : "";
     if (!st && i && !cJSON_IsString(i))
         st = tp_fail(r->c, TP_EFORMAT, "%s: \"%s\" must be a string", r->name, key);
     return st;
 }
 
-static tp_status as_id(const reader *r, const cJSON *i, const char *token, int64_t *id) {
+static tp_status as_id(const tp_json_reader *r, const cJSON *i, const char *token, int64_t *id) {
     char shown[64];
     double d = i && cJSON_IsNumber(i) ? i->valuedouble : -1;
     if (!(d >= 0 && d < MAX_IDS) || d != (double)(int64_t)d)
@@ -73,52 +59,32 @@ static tp_status as_id(const reader *r, const cJSON *i, const char *token, int64
     return TP_OK;
 }
 
-/* ---- the parts that must be absent or plain
- * -------------------------------------------------------- */
-static tp_status check_absent(const reader *r) {
-    const cJSON *i, *list;
-    const char *type;
-    tp_status st = TP_OK;
-    static const char *const cuts[] = {"truncation", "padding"};
-    for (int k = 0; k < 2; k++) {
-        if ((st = member(r, r->root, cuts[k], &i))) return st;
-        if (i) return tp_fail(r->c, TP_EFORMAT, "%s: \"%s\" is set, wanted null", r->name, cuts[k]);
-    }
-    if ((st = member(r, r->root, "normalizer", &i)) || !i) return st;
-    if ((st = member_string(r, i, "type", &type)) || (st = member(r, i, "normalizers", &list)))
-        return st;
-    if (!strcmp(type, "Sequence") && cJSON_IsArray(list)) {
-        if (!list->child) return TP_OK;
-        if ((st = member_string(r, list->child, "type", &type))) return st;
-    }
-    return refuse(r, "normalizer", type);
-}
-
-static tp_status check_model(reader *r) {
+/* ---- model ----------------------------------------------------------------------------------- */
+static tp_status check_model(tp_json_reader *r) {
     const cJSON *i;
     const char *s;
-    tp_status st = member(r, r->root, "model", &r->model);
+    tp_status st = tp_json_member(r, r->root, "model", &r->model);
     if (st) return st;
     if (!cJSON_IsObject(r->model))
         return tp_fail(r->c, TP_EFORMAT, "%s: not a tokenizer.json: it has no \"model\"", r->name);
-    if ((st = member_string(r, r->model, "type", &s))) return st;
-    if (*s && strcmp(s, "BPE")) return refuse(r, "model", s); /* old files leave the type out */
-    if ((st = member(r, r->model, "dropout", &i))) return st;
+    if ((st = tp_json_string(r, r->model, "type", &s))) return st;
+    if (*s && strcmp(s, "BPE"))
+        return tp_json_refuse(r, "model", s); /* old files leave the type out */
+    if ((st = tp_json_member(r, r->model, "dropout", &i))) return st;
     if (i && !(cJSON_IsNumber(i) && i->valuedouble == 0))
-        return refuse(r, "model option", "dropout");
+        return tp_json_refuse(r, "model option", "dropout");
     static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
     for (int k = 0; k < 2; k++) {
-        if ((st = member_string(r, r->model, affixes[k], &s))) return st;
-        if (*s) return refuse(r, "model option", affixes[k]);
+        if ((st = tp_json_string(r, r->model, affixes[k], &s))) return st;
+        if (*s) return tp_json_refuse(r, "model option", affixes[k]);
     }
-    return member_bool(r, r->model, "ignore_merges", false, &r->t->ignore_merges);
+    return tp_json_bool(r, r->model, "ignore_merges", false, &r->t->ignore_merges);
 }
 
-/* ---- vocabulary
- * ---------------------------------------------------------------------------------------- */
-static tp_status read_vocab(reader *r, int64_t *n_tokens, int64_t *max_id) {
+/* ---- vocabulary ------------------------------------------------------------------------------ */
+static tp_status read_vocab(tp_json_reader *r, int64_t *n_tokens, int64_t *max_id) {
     char shown[64];
-    tp_status st = member(r, r->model, "vocab", &r->vocab);
+    tp_status st = tp_json_member(r, r->model, "vocab", &r->vocab);
     if (st) return st;
     if (!cJSON_IsObject(r->vocab))
         return tp_fail(r->c, TP_EFORMAT, "%s: model.vocab is not an object", r->name);
@@ -138,8 +104,8 @@ static tp_status read_vocab(reader *r, int64_t *n_tokens, int64_t *max_id) {
     return TP_OK;
 }
 
-static tp_status read_added_ids(reader *r, int64_t *n_tokens, int64_t *max_id) {
-    tp_status st = member(r, r->root, "added_tokens", &r->added);
+static tp_status read_added_ids(tp_json_reader *r, int64_t *n_tokens, int64_t *max_id) {
+    tp_status st = tp_json_member(r, r->root, "added_tokens", &r->added);
     if (st || !r->added) return st;
     if (!cJSON_IsArray(r->added))
         return tp_fail(r->c, TP_EFORMAT, "%s: added_tokens is not an array", r->name);
@@ -147,7 +113,8 @@ static tp_status read_added_ids(reader *r, int64_t *n_tokens, int64_t *max_id) {
         const cJSON *i;
         const char *s;
         int64_t id = 0;
-        if ((st = member_string(r, a, "content", &s)) || (st = member(r, a, "id", &i))) return st;
+        if ((st = tp_json_string(r, a, "content", &s)) || (st = tp_json_member(r, a, "id", &i)))
+            return st;
         if (!*s) return tp_fail(r->c, TP_EFORMAT, "%s: an added token is empty", r->name);
         if ((st = as_id(r, i, s, &id))) return st;
         *max_id = id > *max_id ? id : *max_id;
@@ -157,7 +124,7 @@ static tp_status read_added_ids(reader *r, int64_t *n_tokens, int64_t *max_id) {
 }
 
 /* Gives every id its content and kind, refusing an id that two tokens claim. */
-static tp_status assign_ids(reader *r) {
+static tp_status assign_ids(tp_json_reader *r) {
     tp_tokenizer *t = r->t;
     char s1[64], s2[64];
     memset(t->kind, TP_TOKEN_UNUSED, (size_t)t->n_vocab);
@@ -175,9 +142,9 @@ static tp_status assign_ids(reader *r) {
         const cJSON *i;
         const char *s;
         bool special = false, flag = false;
-        tp_status st = member_string(r, a, "content", &s);
-        if (st || (st = member(r, a, "id", &i)) ||
-            (st = member_bool(r, a, "special", false, &special)))
+        tp_status st = tp_json_string(r, a, "content", &s);
+        if (st || (st = tp_json_member(r, a, "id", &i)) ||
+            (st = tp_json_bool(r, a, "special", false, &special)))
             return st;
         int64_t id = (int64_t)i->valuedouble;
         const int64_t *known = tp_bytemap_find(&r->keys, s, strlen(s));
@@ -188,7 +155,7 @@ static tp_status assign_ids(reader *r) {
                            "token",
                            r->name, (tp_show(s1, s), s1), (long long)id);
         for (int k = 0; k < 3; k++) {
-            if ((st = member_bool(r, a, flags[k], false, &flag))) return st;
+            if ((st = tp_json_bool(r, a, flags[k], false, &flag))) return st;
             if (flag)
                 return tp_fail(r->c, TP_EFORMAT,
                                "%s: added token \"%s\" wants %s, which is not "
@@ -216,7 +183,7 @@ static int64_t key_bytes(const char *key, uint8_t *out) {
     return n;
 }
 
-static tp_status map_token(const reader *r, tp_bytemap *map, int64_t id, size_t n) {
+static tp_status map_token(const tp_json_reader *r, tp_bytemap *map, int64_t id, size_t n) {
     int64_t *value;
     bool fresh;
     tp_status st = tp_bytemap_put(map, r->c, r->t->bytes + r->t->start[id], n, &value, &fresh);
@@ -230,7 +197,7 @@ static tp_status map_token(const reader *r, tp_bytemap *map, int64_t id, size_t 
 
 /* Bytes of one token, and where text finds it: through merges (t->text), before them (t->added),
  * both, or, for a key outside the byte-level alphabet, not at all. */
-static tp_status fill_token(reader *r, int64_t id) {
+static tp_status fill_token(tp_json_reader *r, int64_t id) {
     tp_tokenizer *t = r->t;
     const char *s = r->content[id];
     uint8_t *to = t->bytes + t->start[id];
@@ -252,7 +219,7 @@ static tp_status fill_token(reader *r, int64_t id) {
     return !st && r->literal[id] ? map_token(r, &t->added, id, (size_t)n) : st;
 }
 
-static tp_status fill_bytes(reader *r) {
+static tp_status fill_bytes(tp_json_reader *r) {
     tp_tokenizer *t = r->t;
     size_t room = 1;
     for (int64_t id = 0; id < t->n_vocab; id++) room += r->content[id] ? strlen(r->content[id]) : 0;
@@ -275,7 +242,7 @@ static tp_status fill_bytes(reader *r) {
     return TP_OK;
 }
 
-static tp_status build_vocab(reader *r) {
+static tp_status build_vocab(tp_json_reader *r) {
     tp_tokenizer *t = r->t;
     int64_t n = 0, max_id = -1;
     tp_status st = read_vocab(r, &n, &max_id);
@@ -295,8 +262,7 @@ static tp_status build_vocab(reader *r) {
     return fill_bytes(r);
 }
 
-/* ---- merges
- * ---------------------------------------------------------------------------------------------- */
+/* ---- merges ---------------------------------------------------------------------------------- */
 /* The two halves of a merge, "a b" or ["a","b"]. */
 static bool merge_halves(const cJSON *m, const char *half[2], size_t len[2]) {
     if (cJSON_IsString(m)) {
@@ -316,7 +282,7 @@ static bool merge_halves(const cJSON *m, const char *half[2], size_t len[2]) {
     return len[0] && len[1];
 }
 
-static tp_status add_merge(reader *r, const cJSON *m, int32_t rank) {
+static tp_status add_merge(tp_json_reader *r, const cJSON *m, int32_t rank) {
     tp_tokenizer *t = r->t;
     const char *half[2];
     size_t len[2];
@@ -355,9 +321,9 @@ static tp_status add_merge(reader *r, const cJSON *m, int32_t rank) {
     return st;
 }
 
-static tp_status read_merges(reader *r) {
+static tp_status read_merges(tp_json_reader *r) {
     const cJSON *list;
-    tp_status st = member(r, r->model, "merges", &list);
+    tp_status st = tp_json_member(r, r->model, "merges", &list);
     if (st) return st;
     if (!cJSON_IsArray(list))
         return tp_fail(r->c, TP_EFORMAT, "%s: model.merges is not an array", r->name);
@@ -375,125 +341,7 @@ static tp_status read_merges(reader *r) {
     return st;
 }
 
-/* ---- pre-tokenizer, decoder, post-processor
- * ---------------------------------------------------------------- */
-/* A literal as a regular expression. */
-static tp_status quote(const reader *r, const char *s, tp_text_buf *out) {
-    for (; *s; s++) {
-        bool word = (*s >= '0' && *s <= '9') || ((*s | 32) >= 'a' && (*s | 32) <= 'z') || *s & 0x80;
-        if (!word) tp_text_buf_puts(out, r->c, "\\");
-        tp_text_buf_put(out, r->c, s, 1);
-    }
-    return out->st;
-}
-
-static tp_status add_split(reader *r, const cJSON *p) {
-    const cJSON *pattern;
-    const char *behavior, *regex, *literal;
-    bool invert;
-    tp_status st = member_string(r, p, "behavior", &behavior);
-    if (st || (st = member(r, p, "pattern", &pattern)) ||
-        (st = member_string(r, pattern, "Regex", &regex)) ||
-        (st = member_string(r, pattern, "String", &literal)) ||
-        (st = member_bool(r, p, "invert", false, &invert)))
-        return st;
-    /* Isolated keeps matches and gaps alike, so `invert` is nothing to it. Removing all but the
-     * matches is the same for an expression that matches everything, and would lose text else. */
-    bool keeps = !strcmp(behavior, "Isolated") ||
-                 (!strcmp(behavior, "Removed") && invert && tp_pattern_covers(regex));
-    if (!keeps) return refuse(r, "pre_tokenizer Split behavior", behavior);
-    tp_text_buf quoted = {0};
-    if (!*regex) st = quote(r, literal, &quoted);
-    if (!st)
-        st = tp_pretok_add(&r->t->pretok, r->c, r->name,
-                           *regex     ? regex
-                           : quoted.n ? quoted.data
-                                      : "");
-    tp_free(quoted.data);
-    return st;
-}
-
-static tp_status add_pretokenizer(reader *r, const cJSON *p, bool *byte_level) {
-    const char *type;
-    bool flag = false;
-    tp_status st = member_string(r, p, "type", &type);
-    if (st) return st;
-    if (*byte_level)
-        return tp_fail(r->c, TP_EFORMAT, "%s: a pre_tokenizer stands after ByteLevel", r->name);
-    if (!strcmp(type, "Split")) return add_split(r, p);
-    if (!strcmp(type, "Digits")) {
-        if ((st = member_bool(r, p, "individual_digits", false, &flag))) return st;
-        return tp_pretok_add(&r->t->pretok, r->c, r->name, flag ? "\\p{N}" : "\\p{N}+");
-    }
-    if (strcmp(type, "ByteLevel")) return refuse(r, "pre_tokenizer", type);
-    *byte_level = true;
-    if ((st = member_bool(r, p, "add_prefix_space", true, &flag))) return st;
-    if (flag) return refuse(r, "pre_tokenizer option", "add_prefix_space");
-    if ((st = member_bool(r, p, "use_regex", true, &flag)) || !flag) return st;
-    return tp_pretok_add(&r->t->pretok, r->c, r->name, tp_pattern_gpt2);
-}
-
-static tp_status read_pretokenizer(reader *r) {
-    const cJSON *p, *list;
-    const char *type;
-    bool byte_level = false;
-    tp_status st = member(r, r->root, "pre_tokenizer", &p);
-    if (st || (st = member_string(r, p, "type", &type))) return st;
-    if (!strcmp(type, "Sequence")) {
-        if ((st = member(r, p, "pretokenizers", &list))) return st;
-        for (const cJSON *i = list ? list->child : NULL; i && !st; i = i->next)
-            st = add_pretokenizer(r, i, &byte_level);
-    } else if (p) {
-        st = add_pretokenizer(r, p, &byte_level);
-    }
-    if (!st && !byte_level)
-        st = tp_fail(r->c, TP_EFORMAT, "%s: the pre_tokenizer has no ByteLevel step", r->name);
-    return st;
-}
-
-static tp_status read_decoder(reader *r) {
-    const cJSON *d, *list;
-    const char *type;
-    tp_status st = member(r, r->root, "decoder", &d);
-    if (st || (st = member_string(r, d, "type", &type))) return st;
-    if (!strcmp(type, "Sequence")) {
-        if ((st = member(r, d, "decoders", &list))) return st;
-        d = cJSON_IsArray(list) && list->child && !list->child->next ? list->child : NULL;
-        if ((st = member_string(r, d, "type", &type))) return st;
-    }
-    return strcmp(type, "ByteLevel") ? refuse(r, "decoder", type) : TP_OK;
-}
-
-/* Encoding adds nothing by itself, but callers may ask what the file begins every text with. */
-static tp_status read_post_processor(reader *r, const cJSON *p) {
-    const cJSON *list;
-    const char *type, *id;
-    tp_status st = member_string(r, p, "type", &type);
-    if (st || !p || !strcmp(type, "ByteLevel")) return st;
-    if (!strcmp(type, "Sequence")) {
-        if ((st = member(r, p, "processors", &list))) return st;
-        for (const cJSON *i = list ? list->child : NULL; i && !st; i = i->next) {
-            const char *inner;
-            if ((st = member_string(r, i, "type", &inner))) return st;
-            st = strcmp(inner, "Sequence") ? read_post_processor(r, i)
-                                           : refuse(r, "nested post_processor", inner);
-        }
-        return st;
-    }
-    if (strcmp(type, "TemplateProcessing")) return refuse(r, "post_processor", type);
-    if ((st = member(r, p, "single", &list))) return st;
-    if (!cJSON_IsArray(list) || !list->child) return TP_OK;
-    const cJSON *first;
-    if ((st = member(r, list->child, "SpecialToken", &first)) ||
-        (st = member_string(r, first, "id", &id)))
-        return st;
-    const int64_t *known = tp_bytemap_find(&r->t->added, id, strlen(id));
-    if (known) r->t->bos = (int32_t)*known;
-    return TP_OK;
-}
-
-/* ---- added tokens, ready to be searched
- * --------------------------------------------------------------------- */
+/* ---- added tokens, ready to be searched ------------------------------------------------------ */
 typedef struct by_start {
     const uint8_t *p;
     uint64_t n;
@@ -507,7 +355,7 @@ static int cmp_start(const void *x, const void *y) {
     return a->id < b->id ? -1 : a->id > b->id;
 }
 
-static tp_status index_added(reader *r) {
+static tp_status index_added(tp_json_reader *r) {
     tp_tokenizer *t = r->t;
     uint32_t n = t->added.n_entries;
     by_start *list = tp_calloc(r->c, (size_t)n + 1, sizeof *list);
@@ -553,7 +401,7 @@ static bool has_nul(const char *s, size_t n) {
     return false;
 }
 
-static tp_status parse(reader *r, const char *json, size_t n, cJSON **tree) {
+static tp_status parse(tp_json_reader *r, const char *json, size_t n, cJSON **tree) {
     if (has_nul(json, n))
         return tp_fail(r->c, TP_EFORMAT, "%s: not a tokenizer.json: it contains a NUL character",
                        r->name);
@@ -576,15 +424,12 @@ tp_status tp_tokenizer_from_json(tp_tokenizer **out, tp_ctx *c, const char *json
                                  const char *name) {
     *out = NULL;
     cJSON *tree = NULL;
-    const cJSON *post = NULL;
-    reader r = {.c = c, .name = name, .t = tp_calloc(c, 1, sizeof(tp_tokenizer))};
+    tp_json_reader r = {.c = c, .name = name, .t = tp_calloc(c, 1, sizeof(tp_tokenizer))};
     if (!r.t) return TP_ENOMEM;
     r.t->eos = r.t->bos = -1;
     tp_status st = parse(&r, json, n, &tree);
-    if (st || (st = check_absent(&r)) || (st = check_model(&r)) || (st = build_vocab(&r)) ||
-        (st = read_merges(&r)) || (st = read_pretokenizer(&r)) || (st = read_decoder(&r)) ||
-        (st = member(&r, r.root, "post_processor", &post)) ||
-        (st = read_post_processor(&r, post)) || (st = index_added(&r)))
+    if (st || (st = check_model(&r)) || (st = build_vocab(&r)) || (st = read_merges(&r)) ||
+        (st = tp_json_read_steps(&r)) || (st = index_added(&r)))
         goto done;
     if (!(r.t->json = tp_malloc(c, n + 1))) {
         st = TP_ENOMEM;

@@ -33,8 +33,8 @@ static void put_added(tp_text_buf *b, tp_ctx *c, const tp_bpe_model *m) {
         tp_text_buf_puts(b, c, s);
         put_string(b, c, m->specials[i]);
         tp_text_buf_puts(b, c,
-                     ", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, "
-                     "\"normalized\": false, \"special\": true}");
+                         ", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, "
+                         "\"normalized\": false, \"special\": true}");
     }
     tp_text_buf_puts(b, c, m->n_specials ? "\n  ],\n" : "],\n");
 }
@@ -50,8 +50,8 @@ static void put_pretokenizer(tp_text_buf *b, tp_ctx *c, const char *pattern) {
         tp_text_buf_puts(b, c, BYTE_LEVEL("false", "false"));
     } else {
         tp_text_buf_puts(b, c,
-                     "{\"type\": \"Sequence\", \"pretokenizers\": [\n"
-                     "    {\"type\": \"Split\", \"pattern\": {\"Regex\": ");
+                         "{\"type\": \"Sequence\", \"pretokenizers\": [\n"
+                         "    {\"type\": \"Split\", \"pattern\": {\"Regex\": ");
         put_string(b, c, tp_pattern_by_name(pattern));
         tp_text_buf_puts(b, c, "}, \"behavior\": \"Isolated\", \"invert\": false},\n    ");
         tp_text_buf_puts(b, c, BYTE_LEVEL("false", "false") "]}");
@@ -63,14 +63,15 @@ static void put_pretokenizer(tp_text_buf *b, tp_ctx *c, const char *pattern) {
 tp_status tp_tokenizer_write(tp_text_buf *out, tp_ctx *c, const tp_bpe_model *m) {
     char s[64];
     tp_text_buf_puts(out, c,
-                 "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n");
+                     "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n");
     put_added(out, c, m);
     put_pretokenizer(out, c, m->pattern);
-    tp_text_buf_puts(out, c,
-                 "  \"model\": {\n    \"type\": \"BPE\", \"dropout\": null, \"unk_token\": null,\n"
-                 "    \"continuing_subword_prefix\": null, \"end_of_word_suffix\": null,\n"
-                 "    \"fuse_unk\": false, \"byte_fallback\": false, \"ignore_merges\": false,\n"
-                 "    \"vocab\": {\n");
+    tp_text_buf_puts(
+        out, c,
+        "  \"model\": {\n    \"type\": \"BPE\", \"dropout\": null, \"unk_token\": null,\n"
+        "    \"continuing_subword_prefix\": null, \"end_of_word_suffix\": null,\n"
+        "    \"fuse_unk\": false, \"byte_fallback\": false, \"ignore_merges\": false,\n"
+        "    \"vocab\": {\n");
     for (int64_t id = 0; id < m->n_tokens + m->n_specials; id++) {
         tp_text_buf_puts(out, c, "      ");
         if (id < m->n_tokens) {
@@ -89,7 +90,7 @@ tp_status tp_tokenizer_write(tp_text_buf *out, tp_ctx *c, const tp_bpe_model *m)
         tp_text_buf_puts(out, c, i ? ",\n      \"" : "\n      \"");
         put_bytes(out, c, m, m->merges[2 * i]);
         tp_text_buf_puts(out, c,
-                     " "); /* the alphabet has no space, and every version reads this form */
+                         " "); /* the alphabet has no space, and every version reads this form */
         put_bytes(out, c, m, m->merges[2 * i + 1]);
         tp_text_buf_puts(out, c, "\"");
     }

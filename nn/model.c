@@ -26,6 +26,9 @@ static tp_status check(tp_ctx *c, const tp_model_cfg *f)
         if (positive[i].v < 1 || positive[i].v > INT32_MAX)
             return tp_fail(c, TP_EARG, "model.%s must be between 1 and %d, got %lld",
                            positive[i].name, INT32_MAX, (long long)positive[i].v);
+    if (f->dtype != TP_F32 && f->dtype != TP_F64)
+        return tp_fail(c, TP_EDTYPE, "a model's weights are f32 or f64, got %s",
+                       tp_dtype_name(f->dtype));
     if (f->heads % f->kv_heads)
         return tp_fail(c, TP_EARG, "model.heads (%lld) must be a multiple of model.kv_heads (%lld)",
                        (long long)f->heads, (long long)f->kv_heads);
@@ -196,7 +199,7 @@ tp_model_out tp_model_loss(tp_ctx *c, tp_model *m, const tp_model_in *in, tp_ten
     tp_scope s = tp_scope_open(c, "loss");
     tp_lce_opts lo = {.softcap = m->cfg.logit_softcap, .z_loss = o->z_loss};
     if (o->gradient) {
-        tp_tensor *coef = tp_full(c, TP_F32, o->scale, targets->ndim, targets->shape);
+        tp_tensor *coef = tp_full(c, x->dtype, o->scale, targets->ndim, targets->shape);
         tp_lce_sum r = tp_linear_cross_entropy_train(c, x, m->head, targets, coef, &lo);
         out = (tp_model_out){r.loss, r.logprob, r.entropy};
     } else {

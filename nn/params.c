@@ -5,11 +5,18 @@
 #include <string.h>
 
 typedef struct init_job {
-    float *dst;
+    tp_tensor *dst;
     double std;
     uint64_t seed, name;
     int64_t n;
 } init_job;
+
+/* A model in f64 begins with the f32 model's values. */
+static void put(tp_tensor *t, int64_t i, double v)
+{
+    if (t->dtype == TP_F64) tp_f64(t)[i] = (float)v;
+    else tp_f32(t)[i] = (float)v;
+}
 
 /* Two normals a call of Philox, by Box and Muller. */
 static void init_range(void *arg, int64_t begin, int64_t end)
@@ -21,8 +28,8 @@ static void init_range(void *arg, int64_t begin, int64_t end)
         double u = ((double)(((uint64_t)w[0] << 21) ^ (w[1] >> 11)) + 0.5) * 0x1p-53;
         double v = ((double)(((uint64_t)w[2] << 21) ^ (w[3] >> 11)) + 0.5) * 0x1p-53;
         double r = j->std * sqrt(-2 * log(u)), a = 6.283185307179586476925286766559 * v;
-        j->dst[2 * i] = (float)(r * cos(a));
-        if (2 * i + 1 < j->n) j->dst[2 * i + 1] = (float)(r * sin(a));
+        put(j->dst, 2 * i, r * cos(a));
+        if (2 * i + 1 < j->n) put(j->dst, 2 * i + 1, r * sin(a));
     }
 }
 
@@ -36,15 +43,14 @@ static uint64_t hash_name(const char *s) /* FNV-1a */
 static void init(tp_ctx *c, const tp_model *m, tp_init kind, tp_tensor *t)
 {
     int64_t n = tp_numel(t);
-    float *dst = tp_f32(t);
-    if (!dst) return;
+    if (!t->data) return;
     if (kind == TP_INIT_ZERO || kind == TP_INIT_ONE) {
-        for (int64_t i = 0; i < n; i++) dst[i] = kind == TP_INIT_ONE;
+        for (int64_t i = 0; i < n; i++) put(t, i, kind == TP_INIT_ONE);
         return;
     }
     double std = m->cfg.init_std;
     if (kind == TP_INIT_RESIDUAL) std /= sqrt(2.0 * (double)m->cfg.layers);
-    init_job j = {dst, std, c->seed, hash_name(t->name), n};
+    init_job j = {t, std, c->seed, hash_name(t->name), n};
     tp_parallel_for(c, (n + 1) / 2, 1 << 14, init_range, &j);
 }
 
@@ -63,7 +69,7 @@ tp_tensor *tp_model_add(tp_ctx *c, tp_model *m, const tp_param_spec *s, const ch
         m->params.p = grown;
         m->params.cap = cap;
     }
-    tp_tensor *t = tp_tensor_keep(c, TP_F32, s->ndim, s->shape);
+    tp_tensor *t = tp_tensor_keep(c, m->cfg.dtype, s->ndim, s->shape);
     char *kept = t ? tp_strdup(c, name) : NULL;
     if (!kept) return NULL;
     t->name = kept;

@@ -4,8 +4,7 @@
 
 const char *const optim_adamw_slots[] = {"exp_avg", "exp_avg_sq", NULL};
 
-tp_status optim_adamw_move(tp_optim *o, int i, const optim_move *m)
-{
+tp_status optim_adamw_move(tp_optim *o, int i, const optim_move *m) {
     tp_tensor *p = o->params->p[i].t;
     const optim_slot *slot = o->state[i].slot;
     return tp_adamw_(o->c, p, slot[0].t, slot[1].t, p->grad,

@@ -1,11 +1,11 @@
-/* The global norm of the gradients, for clipping (Pascanu et al. 2013) and for finding bad steps. */
+/* The global norm of the gradients, for clipping (Pascanu et al. 2013) and for finding bad steps.
+ */
 #include "optim/inside.h"
 #include "core/ctx.h"
 #include "ops/sum_squares/sum_squares.h"
 #include <math.h>
 
-tp_status optim_grad_norm(tp_optim *o, double *norm, int *bad)
-{
+tp_status optim_grad_norm(tp_optim *o, double *norm, int *bad) {
     tp_ctx *c = o->c;
     double sum = 0;
     *bad = -1;

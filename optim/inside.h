@@ -24,9 +24,9 @@ struct tp_optim {
 };
 
 typedef struct optim_move { /* one update, the same for every parameter */
-    double schedule;   /* factor on the peak learning rates */
-    double grad_scale; /* from clipping */
-    int64_t update;    /* from 1 */
+    double schedule;        /* factor on the peak learning rates */
+    double grad_scale;      /* from clipping */
+    int64_t update;         /* from 1 */
 } optim_move;
 
 /* The names of a rule's slots; NULL-terminated. */
@@ -35,10 +35,10 @@ tp_status optim_adamw_move(tp_optim *o, int i, const optim_move *m);
 tp_status optim_muon_move(tp_optim *o, int i, const optim_move *m);
 tp_status optim_sgd_move(tp_optim *o, int i, const optim_move *m);
 /* Weight decay of parameter i: that of the options where the table says so. */
-static inline double optim_decay(const tp_optim *o, int i)
-{
+static inline double optim_decay(const tp_optim *o, int i) {
     return (o->params->p[i].flags & TP_P_DECAY) ? o->o.weight_decay : 0;
 }
-/* The length of all gradients together; *bad: the first parameter whose own is not finite, or -1. */
+/* The length of all gradients together; *bad: the first parameter whose own is not finite, or -1.
+ */
 tp_status optim_grad_norm(tp_optim *o, double *norm, int *bad);
 #endif

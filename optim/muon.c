@@ -10,16 +10,14 @@
 
 const char *const optim_muon_slots[] = {"momentum_buffer", NULL};
 
-static double muon_scale(const tp_optim *o, const tp_param *p, int blocks)
-{
+static double muon_scale(const tp_optim *o, const tp_param *p, int blocks) {
     double out = (double)p->t->shape[p->out_first ? 0 : 1] / blocks;
     double in = (double)p->t->shape[p->out_first ? 1 : 0];
     if (o->o.muon_match_adamw) return 0.2 * sqrt(out > in ? out : in);
     return out > in && in > 0 ? sqrt(out / in) : 1;
 }
 
-tp_status optim_muon_move(tp_optim *o, int i, const optim_move *m)
-{
+tp_status optim_muon_move(tp_optim *o, int i, const optim_move *m) {
     const tp_param *p = &o->params->p[i];
     tp_ctx *c = o->c;
     int blocks = p->blocks > 0 ? p->blocks : 1;
@@ -28,8 +26,8 @@ tp_status optim_muon_move(tp_optim *o, int i, const optim_move *m)
                                 &(tp_momentum_opts){.momentum = o->o.muon_momentum,
                                                     .grad_scale = m->grad_scale,
                                                     .nesterov = true});
-    u = tp_newton_schulz(
-        c, u, &(tp_newton_schulz_opts){.blocks = blocks, .dim = p->out_first ? 0 : 1});
+    u = tp_newton_schulz(c, u,
+                         &(tp_newton_schulz_opts){.blocks = blocks, .dim = p->out_first ? 0 : 1});
     double scale = muon_scale(o, p, blocks);
     tp_status st = tp_sgd_(c, p->t, NULL, u,
                            &(tp_sgd_opts){.learning_rate = o->o.muon_learning_rate * m->schedule,

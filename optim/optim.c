@@ -10,32 +10,33 @@ typedef struct rule {
     tp_status (*move)(tp_optim *o, int i, const optim_move *m);
 } rule;
 
-static rule rule_of(tp_optim_kind k)
-{
+static rule rule_of(tp_optim_kind k) {
     switch (k) {
-    case TP_OPTIM_MUON: return (rule){optim_muon_slots, optim_muon_move};
-    case TP_OPTIM_SGD: return (rule){optim_sgd_slots, optim_sgd_move};
-    case TP_OPTIM_ADAMW: break;
+    case TP_OPTIM_MUON:
+        return (rule){optim_muon_slots, optim_muon_move};
+    case TP_OPTIM_SGD:
+        return (rule){optim_sgd_slots, optim_sgd_move};
+    case TP_OPTIM_ADAMW:
+        break;
     }
     return (rule){optim_adamw_slots, optim_adamw_move};
 }
 
 /* Muon is for hidden matrices; AdamW takes embeddings, head, norms and biases beside it. */
-static tp_optim_kind kind_for(const tp_optim_opts *o, const tp_param *p)
-{
+static tp_optim_kind kind_for(const tp_optim_opts *o, const tp_param *p) {
     if (o->kind != TP_OPTIM_MUON) return o->kind;
     return (p->flags & TP_P_MATRIX) && p->t->ndim == 2 ? TP_OPTIM_MUON : TP_OPTIM_ADAMW;
 }
 
-/* ---- options ----------------------------------------------------------------------------------- */
+/* ---- options -----------------------------------------------------------------------------------
+ */
 typedef struct bound {
     const char *name;
     double value, lo, hi; /* lo <= value < hi, or <= where hi_shut */
     bool hi_shut;
 } bound;
 
-static tp_status check_opts(tp_ctx *c, const tp_optim_opts *o)
-{
+static tp_status check_opts(tp_ctx *c, const tp_optim_opts *o) {
     const bound b[] = {
         {"learning_rate", o->learning_rate, 0, INFINITY},
         {"muon_learning_rate", o->muon_learning_rate, 0, INFINITY},
@@ -53,9 +54,10 @@ static tp_status check_opts(tp_ctx *c, const tp_optim_opts *o)
         {"max_bad_steps", (double)o->max_bad_steps, 0, INFINITY},
     };
     for (size_t i = 0; i < sizeof b / sizeof *b; i++)
-        if (!(b[i].value >= b[i].lo && (b[i].value < b[i].hi || (b[i].hi_shut && b[i].value <= b[i].hi))))
-            return tp_fail(c, TP_EARG, "optimizer: %s must be in [%g,%g%c, got %g", b[i].name, b[i].lo,
-                           b[i].hi, b[i].hi_shut ? ']' : ')', b[i].value);
+        if (!(b[i].value >= b[i].lo &&
+              (b[i].value < b[i].hi || (b[i].hi_shut && b[i].value <= b[i].hi))))
+            return tp_fail(c, TP_EARG, "optimizer: %s must be in [%g,%g%c, got %g", b[i].name,
+                           b[i].lo, b[i].hi, b[i].hi_shut ? ']' : ')', b[i].value);
     if ((unsigned)o->kind > TP_OPTIM_SGD || (unsigned)o->schedule > TP_CONSTANT)
         return tp_fail(c, TP_EARG, "optimizer: there is no kind %d with schedule %d", (int)o->kind,
                        (int)o->schedule);
@@ -65,14 +67,13 @@ static tp_status check_opts(tp_ctx *c, const tp_optim_opts *o)
     return TP_OK;
 }
 
-static tp_status check_params(tp_ctx *c, const tp_params *params)
-{
+static tp_status check_params(tp_ctx *c, const tp_params *params) {
     for (int i = 0; i < params->n; i++) {
         const tp_param *p = &params->p[i];
         if (!p->t || !p->name)
             return tp_fail(c, TP_EARG, "optimizer: parameter %d has no name or no tensor", i);
-        if (p->t->dtype != TP_F32)
-            return tp_fail(c, TP_EDTYPE, "optimizer: %s must be f32, got %s", p->name,
+        if (p->t->dtype != TP_F32 && p->t->dtype != TP_F64)
+            return tp_fail(c, TP_EDTYPE, "optimizer: %s must be f32 or f64, got %s", p->name,
                            tp_dtype_name(p->t->dtype));
         for (int j = 0; j < i; j++)
             if (params->p[j].t == p->t || !strcmp(params->p[j].name, p->name))
@@ -82,9 +83,9 @@ static tp_status check_params(tp_ctx *c, const tp_params *params)
     return TP_OK;
 }
 
-/* ---- life ---------------------------------------------------------------------------------------- */
-static tp_status add_slot(tp_optim *o, int i, const char *what)
-{
+/* ---- life
+ * ---------------------------------------------------------------------------------------- */
+static tp_status add_slot(tp_optim *o, int i, const char *what) {
     tp_ctx *c = o->c;
     const tp_param *p = &o->params->p[i];
     optim_state *s = &o->state[i];
@@ -93,14 +94,14 @@ static tp_status add_slot(tp_optim *o, int i, const char *what)
     if (!(slot->name = tp_malloc(c, room))) return c->status;
     s->nslots++; /* from here on tp_optim_free frees the name */
     snprintf(slot->name, room, "%s.%s", p->name, what);
-    if (!(slot->t = tp_tensor_keep(c, TP_F32, p->t->ndim, p->t->shape))) return c->status;
-    if (slot->t->data) memset(slot->t->data, 0, (size_t)tp_numel(slot->t) * sizeof(float));
+    if (!(slot->t = tp_tensor_keep(c, p->t->dtype, p->t->ndim, p->t->shape))) return c->status;
+    if (slot->t->data) 
+        memset(slot->t->data, 0, (size_t)tp_numel(slot->t) * tp_dtype_size(slot->t->dtype));
     o->nstate++;
     return TP_OK;
 }
 
-static tp_status add_state(tp_optim *o)
-{
+static tp_status add_state(tp_optim *o) {
     tp_status st = TP_OK;
     for (int i = 0; i < o->params->n && !st; i++) {
         o->state[i].rule = kind_for(&o->o, &o->params->p[i]);
@@ -111,8 +112,7 @@ static tp_status add_state(tp_optim *o)
     return st;
 }
 
-tp_status tp_optim_new(tp_optim **out, tp_ctx *c, tp_params *params, const tp_optim_opts *opts)
-{
+tp_status tp_optim_new(tp_optim **out, tp_ctx *c, tp_params *params, const tp_optim_opts *opts) {
     *out = NULL;
     if (c->status) return c->status;
     tp_status st = check_opts(c, opts);
@@ -129,8 +129,7 @@ tp_status tp_optim_new(tp_optim **out, tp_ctx *c, tp_params *params, const tp_op
     return TP_OK;
 }
 
-void tp_optim_free(tp_optim *o)
-{
+void tp_optim_free(tp_optim *o) {
     if (!o) return;
     for (int i = 0; o->state && i < o->params->n; i++)
         for (int j = 0; j < o->state[i].nslots; j++) tp_free(o->state[i].slot[j].name);
@@ -138,9 +137,9 @@ void tp_optim_free(tp_optim *o)
     tp_free(o);
 }
 
-/* ---- the step --------------------------------------------------------------------------------- */
-static tp_status bad_step(tp_optim *o, int64_t step, int bad)
-{
+/* ---- the step ---------------------------------------------------------------------------------
+ */
+static tp_status bad_step(tp_optim *o, int64_t step, int bad) {
     tp_optim_counters *n = &o->counters;
     n->bad_in_a_row++;
     n->bad_total++;
@@ -151,20 +150,18 @@ static tp_status bad_step(tp_optim *o, int64_t step, int bad)
                    (long long)step, o->params->p[bad].name, (long long)n->bad_in_a_row);
 }
 
-static tp_status check_grads(const tp_optim *o)
-{
+static tp_status check_grads(const tp_optim *o) {
     for (int i = 0; i < o->params->n; i++) {
         const tp_param *p = &o->params->p[i];
         const tp_tensor *g = p->t->grad;
-        if (g && (g->dtype != TP_F32 || !tp_same_shape(g, p->t)))
+        if (g && (g->dtype != p->t->dtype || !tp_same_shape(g, p->t)))
             return tp_fail(o->c, TP_ESHAPE, "optimizer: the gradient of %s is %s for %s", p->name,
                            tp_shape_str(o->c, g), tp_shape_str(o->c, p->t));
     }
     return TP_OK;
 }
 
-static tp_status move_all(tp_optim *o, int64_t step, tp_optim_report *r)
-{
+static tp_status move_all(tp_optim *o, int64_t step, tp_optim_report *r) {
     int bad = -1;
     tp_status st = check_grads(o);
     if (!st) st = optim_grad_norm(o, &r->grad_norm, &bad);
@@ -186,8 +183,7 @@ static tp_status move_all(tp_optim *o, int64_t step, tp_optim_report *r)
     return TP_OK;
 }
 
-tp_status tp_optim_step(tp_optim *o, int64_t step, tp_optim_report *r)
-{
+tp_status tp_optim_step(tp_optim *o, int64_t step, tp_optim_report *r) {
     tp_ctx *c = o->c;
     tp_status (*record)(tp_ctx *, const struct tp_call *) = c->record;
     *r = (tp_optim_report){.learning_rate = o->o.learning_rate * tp_schedule_at(&o->o, step)};
@@ -200,9 +196,9 @@ tp_status tp_optim_step(tp_optim *o, int64_t step, tp_optim_report *r)
     return st;
 }
 
-/* ---- state ---------------------------------------------------------------------------------------- */
-static const optim_slot *slot_at(const tp_optim *o, int at)
-{
+/* ---- state
+ * ---------------------------------------------------------------------------------------- */
+static const optim_slot *slot_at(const tp_optim *o, int at) {
     for (int i = 0; i < o->params->n; i++) {
         if (at >= 0 && at < o->state[i].nslots) return &o->state[i].slot[at];
         at -= o->state[i].nslots;
@@ -210,18 +206,20 @@ static const optim_slot *slot_at(const tp_optim *o, int at)
     return NULL;
 }
 
-int tp_optim_state_count(const tp_optim *o) { return o->nstate; }
+int tp_optim_state_count(const tp_optim *o) {
+    return o->nstate;
+}
 
-const char *tp_optim_state_name(const tp_optim *o, int i)
-{
+const char *tp_optim_state_name(const tp_optim *o, int i) {
     const optim_slot *s = slot_at(o, i);
     return s ? s->name : NULL;
 }
 
-tp_tensor *tp_optim_state(const tp_optim *o, int i)
-{
+tp_tensor *tp_optim_state(const tp_optim *o, int i) {
     const optim_slot *s = slot_at(o, i);
     return s ? s->t : NULL;
 }
 
-tp_optim_counters *tp_optim_get_counters(tp_optim *o) { return &o->counters; }
+tp_optim_counters *tp_optim_get_counters(tp_optim *o) {
+    return &o->counters;
+}

@@ -15,12 +15,12 @@ typedef struct tp_optim_opts {
     double learning_rate;      /* AdamW's and SGD's peak */
     double muon_learning_rate; /* Muon's peak, for parameters with TP_P_MATRIX */
     double adam_beta1, adam_beta2, adam_epsilon, weight_decay, muon_momentum, momentum;
-    bool muon_match_adamw;     /* scale Muon's directions so that AdamW's learning rates fit */
-    double max_grad_norm;      /* 0: no clipping */
+    bool muon_match_adamw; /* scale Muon's directions so that AdamW's learning rates fit */
+    double max_grad_norm;  /* 0: no clipping */
     tp_schedule schedule;
-    double min_lr_ratio;       /* of the peak, at the last step */
+    double min_lr_ratio;                      /* of the peak, at the last step */
     int64_t steps, warmup_steps, decay_steps; /* decay_steps: of wsd */
-    int64_t max_bad_steps;     /* this many in a row end the run; 0: never */
+    int64_t max_bad_steps;                    /* this many in a row end the run; 0: never */
 } tp_optim_opts;
 
 /* The factor on the peak learning rate at step (from 0) of `steps`: linear warm-up
@@ -47,7 +47,7 @@ int tp_optim_state_count(const tp_optim *o);
 const char *tp_optim_state_name(const tp_optim *o, int i);
 tp_tensor *tp_optim_state(const tp_optim *o, int i);
 typedef struct tp_optim_counters {
-    int64_t updates;      /* made so far: AdamW's bias correction counts these, not steps */
+    int64_t updates; /* made so far: AdamW's bias correction counts these, not steps */
     int64_t bad_in_a_row, bad_total;
 } tp_optim_counters;
 tp_optim_counters *tp_optim_get_counters(tp_optim *o);

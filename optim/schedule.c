@@ -10,14 +10,12 @@
 #include "optim/optim.h"
 #include <math.h>
 
-static double progress(int64_t step, int64_t from, int64_t to)
-{
+static double progress(int64_t step, int64_t from, int64_t to) {
     if (step >= to) return 1;
     return step <= from ? 0 : (double)(step - from) / (double)(to - from);
 }
 
-double tp_schedule_at(const tp_optim_opts *o, int64_t step)
-{
+double tp_schedule_at(const tp_optim_opts *o, int64_t step) {
     int64_t last = o->steps - 1, warm = o->warmup_steps;
     double fall = 1 - o->min_lr_ratio, q;
     if (step < 0) step = 0;
@@ -26,9 +24,12 @@ double tp_schedule_at(const tp_optim_opts *o, int64_t step)
     case TP_COSINE:
         q = progress(step, warm, last);
         return o->min_lr_ratio + fall * 0.5 * (1 + cos(3.14159265358979323846 * q));
-    case TP_LINEAR: return 1 - fall * progress(step, warm, last);
-    case TP_WSD: return 1 - fall * progress(step, last - o->decay_steps, last);
-    case TP_CONSTANT: break;
+    case TP_LINEAR:
+        return 1 - fall * progress(step, warm, last);
+    case TP_WSD:
+        return 1 - fall * progress(step, last - o->decay_steps, last);
+    case TP_CONSTANT:
+        break;
     }
     return 1;
 }

@@ -4,8 +4,7 @@
 
 const char *const optim_sgd_slots[] = {"momentum_buffer", NULL};
 
-tp_status optim_sgd_move(tp_optim *o, int i, const optim_move *m)
-{
+tp_status optim_sgd_move(tp_optim *o, int i, const optim_move *m) {
     tp_tensor *p = o->params->p[i].t;
     return tp_sgd_(o->c, p, o->state[i].slot[0].t, p->grad,
                    &(tp_sgd_opts){.learning_rate = o->o.learning_rate * m->schedule,

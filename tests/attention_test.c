@@ -8,6 +8,7 @@
 #include <cmocka.h>
 #include "core/ctx.h"
 #include "ops/attention/attention.h"
+#include "ops/convert.h"
 #include <math.h>
 #include <string.h>
 
@@ -264,6 +265,67 @@ static void backward_bits(void **state) {
     tp_ctx_free(s.c);
 }
 
+/* ---- who sees whom
+ * -------------------------------------------------------------------------------- */
+/* Scores of zero and values that are unit vectors show the weights: 1/n for each of n visible keys.
+ * Oracle and kernels share the rule, so it is said a second time here. */
+static void check_visible(const tp_attention_opts *o, int64_t queries, int64_t keys, int64_t offset,
+                          const int32_t *segment) {
+    for (int dtype = TP_F32; dtype <= TP_F64; dtype++) {
+        tp_ctx *c;
+        assert_int_equal(tp_ctx_new(&c, &(tp_ctx_opts){.threads = 2}), 0);
+        tp_tensor *q = tp_tensor_keep(c, dtype, TP_SHAPE(1, queries, 1, 2));
+        tp_tensor *k = tp_tensor_keep(c, dtype, TP_SHAPE(1, keys, 1, 2));
+        tp_tensor *v = tp_tensor_keep(c, dtype, TP_SHAPE(1, keys, 1, keys));
+        memset(q->data, 0, (size_t)tp_numel(q) * tp_dtype_size(q->dtype));
+        memset(k->data, 0, (size_t)tp_numel(k) * tp_dtype_size(k->dtype));
+        for (int64_t i = 0; i < keys * keys; i++) tp_set(v, i, i / keys == i % keys);
+        tp_attention_opts opts = *o;
+        if (segment) {
+            opts.segments = tp_tensor_keep(c, TP_I32, TP_SHAPE(1, queries));
+            memcpy(opts.segments->data, segment, (size_t)queries * sizeof *segment);
+        }
+        tp_tensor *lse, *out = tp_attention(c, q, k, v, &opts, &lse);
+        assert_non_null(out);
+        for (int64_t t = 0; t < queries; t++) {
+            int n = 0;
+            bool sees[128];
+            for (int64_t j = 0; j < keys; j++) {
+                sees[j] = !(o->causal && j > t + offset) &&
+                          !(o->window && t + offset - j >= o->window) &&
+                          !(segment && segment[t] != segment[j]);
+                n += sees[j];
+            }
+            for (int64_t j = 0; j < keys; j++)
+                assert_true(fabs(tp_get(out, t * keys + j) - (sees[j] ? 1.0 / n : 0)) < 1e-6);
+            double l = tp_get(lse, t);
+            assert_true(n ? fabs(l - log(n)) < 1e-5 : l == -INFINITY);
+        }
+        tp_ctx_free(c);
+    }
+}
+
+static void who_sees_whom(void **state) {
+    (void)state;
+    static const int32_t segment[9] = {1, 1, 0, 0, 0, 1, -7, -7, 1};
+    check_visible(&(tp_attention_opts){0}, 3, 5, 2, NULL);
+    check_visible(&(tp_attention_opts){.causal = true}, 70, 70, 0, NULL);
+    check_visible(&(tp_attention_opts){.causal = true}, 3, 67, 64, NULL);
+    check_visible(&(tp_attention_opts){.causal = true}, 5, 3, -2, NULL);
+    check_visible(&(tp_attention_opts){.causal = true, .window = 4}, 70, 70, 0, NULL);
+    check_visible(&(tp_attention_opts){.window = 2}, 4, 9, 5, NULL);
+    check_visible(&(tp_attention_opts){.causal = true, .q_offset_given = true}, 4, 9, 0, NULL);
+    check_visible(&(tp_attention_opts){.causal = true, .q_offset_given = true, .q_offset = -3}, 5,
+                  9, -3, NULL);
+    check_visible(&(tp_attention_opts){.causal = true, .q_offset_given = true, .q_offset = 80}, 5,
+                  70, 80, NULL);
+    check_visible(
+        &(tp_attention_opts){.causal = true, .window = 3, .q_offset_given = true, .q_offset = 80},
+        5, 70, 80, NULL);
+    check_visible(&(tp_attention_opts){0}, 9, 9, 0, segment);
+    check_visible(&(tp_attention_opts){.causal = true, .window = 5}, 9, 9, 0, segment);
+}
+
 /* ---- accuracy, memory
  * -------------------------------------------------------------------------------- */
 static double worst_error(const setup *s, const tp_kernel *only, const tp_tensor *want) {
@@ -343,6 +405,7 @@ int main(void) {
         cmocka_unit_test(documents_are_apart),
         cmocka_unit_test(a_start_for_each_sequence),
         cmocka_unit_test(backward_bits),
+        cmocka_unit_test(who_sees_whom),
         cmocka_unit_test(tiled_is_as_accurate_as_naive),
         cmocka_unit_test(memory_is_linear_in_time),
         cmocka_unit_test(no_gradient_with_starts),

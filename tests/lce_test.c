@@ -1,5 +1,6 @@
-/* linear_cross_entropy: its promises about bits, memory and hostile targets. The values themselves are
- * checked by op_test; here the two routes to a gradient, every cut and every split must agree exactly. */
+/* linear_cross_entropy: its promises about bits, memory and hostile targets. The values themselves
+ * are checked by op_test; here the two routes to a gradient, every cut and every split must agree
+ * exactly. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -24,14 +25,12 @@ typedef struct problem {
     tp_lce_opts o;
 } problem;
 
-static void fill_normal(tp_tensor *t, uint64_t which, uint64_t first)
-{
+static void fill_normal(tp_tensor *t, uint64_t which, uint64_t first) {
     for (int64_t i = 0; i < tp_numel(t); i++)
         tp_f32(t)[i] = (float)tp_normal(7, TP_RNG_TEST, which, first + (uint64_t)i);
 }
 
-static void head(result *r, const problem *p)
-{
+static void head(result *r, const problem *p) {
     tp_lce_opts o = p->o;
     if (p->train) {
         tp_lce_sum s = tp_linear_cross_entropy_train(r->c, r->x, r->w, r->y, NULL, &o);
@@ -48,14 +47,13 @@ static void head(result *r, const problem *p)
     }
 }
 
-static result run(const problem *p)
-{
+static result run(const problem *p) {
     result r = {0};
-    assert_int_equal(tp_ctx_new(&r.c, &(tp_ctx_opts){.threads = p->threads ? p->threads : 2}), TP_OK);
+    assert_int_equal(tp_ctx_new(&r.c, &(tp_ctx_opts){.threads = p->threads ? p->threads : 2}),
+                     TP_OK);
     r.x = tp_require_grad(tp_tensor_keep(r.c, TP_F32, TP_SHAPE(p->b, p->t, p->c)));
     r.w = tp_require_grad(tp_tensor_keep(
-        r.c, TP_F32, 2,
-        p->o.trans_w ? (int64_t[]){p->c, p->v} : (int64_t[]){p->v, p->c}));
+        r.c, TP_F32, 2, p->o.trans_w ? (int64_t[]){p->c, p->v} : (int64_t[]){p->v, p->c}));
     r.y = tp_tensor_keep(r.c, TP_I32, TP_SHAPE(p->b, p->t));
     fill_normal(r.x, 1, (uint64_t)(p->from * p->t * p->c));
     for (int64_t v = 0; v < p->v; v++)
@@ -73,16 +71,14 @@ static result run(const problem *p)
     return r;
 }
 
-static void same(const tp_tensor *a, const tp_tensor *b)
-{
+static void same(const tp_tensor *a, const tp_tensor *b) {
     assert_non_null(a);
     assert_non_null(b);
     assert_true(tp_same_shape(a, b));
     assert_memory_equal(a->data, b->data, (size_t)tp_numel(a) * sizeof(float));
 }
 
-static void expect_same_bits(const problem *p, const problem *q)
-{
+static void expect_same_bits(const problem *p, const problem *q) {
     result a = run(p), b = run(q);
     assert_string_equal(tp_error(a.c), "");
     assert_string_equal(tp_error(b.c), "");
@@ -97,11 +93,15 @@ static void expect_same_bits(const problem *p, const problem *q)
     tp_ctx_free(b.c);
 }
 
-static void test_train_and_recompute_agree(void **state)
-{
+static void test_train_and_recompute_agree(void **state) {
     (void)state;
-    problem p = {.b = 5, .t = 37, .c = 33, .v = 1301, .backward = true,
-                 .o = {.z_loss = 1e-3, .softcap = 9, .temperature = 1.1}}, q = p;
+    problem p = {.b = 5,
+                 .t = 37,
+                 .c = 33,
+                 .v = 1301,
+                 .backward = true,
+                 .o = {.z_loss = 1e-3, .softcap = 9, .temperature = 1.1}},
+            q = p;
     q.train = true;
     expect_same_bits(&p, &q);
     p.o.trans_w = q.o.trans_w = true;
@@ -110,20 +110,19 @@ static void test_train_and_recompute_agree(void **state)
     expect_same_bits(&p, &q);
 }
 
-static void test_no_cut_shows(void **state)
-{
+static void test_no_cut_shows(void **state) {
     (void)state;
     for (int train = 0; train < 2; train++)
         for (int64_t chunk = 1; chunk <= 1000; chunk = chunk * 3 + 1) {
-            problem p = {.b = 7, .t = 13, .c = 24, .v = 2500, .backward = true, .train = train}, q = p;
+            problem p = {.b = 7, .t = 13, .c = 24, .v = 2500, .backward = true, .train = train},
+                    q = p;
             q.o.chunk = chunk;
             q.threads = 1 + (int)(chunk % 3);
             expect_same_bits(&p, &q);
         }
 }
 
-static void test_layouts_of_w_agree(void **state)
-{
+static void test_layouts_of_w_agree(void **state) {
     (void)state;
     problem p = {.b = 3, .t = 9, .c = 40, .v = 777}, q = p;
     q.o.trans_w = true;
@@ -131,8 +130,7 @@ static void test_layouts_of_w_agree(void **state)
 }
 
 /* A token's values depend on its row alone: one token decoded, or the same in a batch. */
-static void test_rows_stand_alone(void **state)
-{
+static void test_rows_stand_alone(void **state) {
     (void)state;
     problem p = {.b = 6, .t = 3, .c = 50, .v = 1999}, q = {.b = 1, .t = 3, .c = 50, .v = 1999};
     result all = run(&p);
@@ -148,12 +146,11 @@ static void test_rows_stand_alone(void **state)
 }
 
 /* Gradients and loss of aligned halves add up, bit for bit, to those of the whole. */
-static void test_halves_are_subtrees(void **state)
-{
+static void test_halves_are_subtrees(void **state) {
     (void)state;
     for (int train = 0; train < 2; train++) {
-        problem p = {.b = 7, .t = 5, .c = 16, .v = 600, .backward = true, .train = train,
-                     .o.chunk = 11};
+        problem p = {
+            .b = 7, .t = 5, .c = 16, .v = 600, .backward = true, .train = train, .o.chunk = 11};
         problem left = p, right = p;
         left.b = 4, right.b = 3, right.from = 4;
         result a = run(&p), l = run(&left), r = run(&right);
@@ -171,8 +168,7 @@ static void test_halves_are_subtrees(void **state)
     }
 }
 
-static void test_all_ignored(void **state)
-{
+static void test_all_ignored(void **state) {
     (void)state;
     for (int train = 0; train < 2; train++) {
         problem p = {.b = 2, .t = 4, .c = 8, .v = 30, .train = train};
@@ -189,21 +185,20 @@ static void test_all_ignored(void **state)
     }
 }
 
-static void test_nan_shows(void **state)
-{
+static void test_nan_shows(void **state) {
     (void)state;
     problem p = {.b = 1, .t = 4, .c = 8, .v = 700};
     result r = run(&p);
     tp_f32(r.w)[650 * 8 + 3] = NAN; /* one logit of the second block, no target */
     head(&r, &p);
-    for (int i = 0; i < 3; i++) assert_true(isnan(tp_f32(r.loss)[i]) && isnan(tp_f32(r.entropy)[i]));
+    for (int i = 0; i < 3; i++)
+        assert_true(isnan(tp_f32(r.loss)[i]) && isnan(tp_f32(r.entropy)[i]));
     assert_true(tp_f32(r.loss)[3] == 0); /* the ignored one */
     tp_ctx_free(r.c);
 }
 
 /* exp of these logits overflows without the running maximum. */
-static void test_huge_logits(void **state)
-{
+static void test_huge_logits(void **state) {
     (void)state;
     problem p = {.b = 1, .t = 2, .c = 4, .v = 1100};
     result r = run(&p);
@@ -225,8 +220,7 @@ static void test_huge_logits(void **state)
     tp_ctx_free(r.c);
 }
 
-static void test_wrong_targets_are_refused(void **state)
-{
+static void test_wrong_targets_are_refused(void **state) {
     (void)state;
     static const int32_t wrong[] = {30, -1, INT32_MAX, INT32_MIN, -99};
     for (int train = 0; train < 2; train++)
@@ -245,13 +239,13 @@ static void test_wrong_targets_are_refused(void **state)
 }
 
 /* The plan for a real vocabulary: the whole logits never fit under this peak. */
-static void test_memory_stays_small(void **state)
-{
+static void test_memory_stays_small(void **state) {
     (void)state;
     int64_t n = 65536, v = 151936, c = 64;
     tp_ctx *m;
-    assert_int_equal(tp_ctx_new(&m, &(tp_ctx_opts){.threads = 2, .meta = true,
-                                                   .memory_limit = (size_t)1 << 40}), TP_OK);
+    assert_int_equal(
+        tp_ctx_new(&m, &(tp_ctx_opts){.threads = 2, .meta = true, .memory_limit = (size_t)1 << 40}),
+        TP_OK);
     tp_tensor *x = tp_require_grad(tp_tensor_keep(m, TP_F32, TP_SHAPE(64, n / 64, c)));
     tp_tensor *w = tp_require_grad(tp_tensor_keep(m, TP_F32, TP_SHAPE(v, c)));
     tp_tensor *y = tp_tensor_keep(m, TP_I32, TP_SHAPE(64, n / 64));
@@ -264,14 +258,18 @@ static void test_memory_stays_small(void **state)
     assert_true(logits > (size_t)39e9);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_train_and_recompute_agree), cmocka_unit_test(test_no_cut_shows),
-        cmocka_unit_test(test_layouts_of_w_agree),        cmocka_unit_test(test_rows_stand_alone),
-        cmocka_unit_test(test_halves_are_subtrees),       cmocka_unit_test(test_all_ignored),
-        cmocka_unit_test(test_nan_shows),                 cmocka_unit_test(test_huge_logits),
-        cmocka_unit_test(test_wrong_targets_are_refused), cmocka_unit_test(test_memory_stays_small),
+        cmocka_unit_test(test_train_and_recompute_agree),
+        cmocka_unit_test(test_no_cut_shows),
+        cmocka_unit_test(test_layouts_of_w_agree),
+        cmocka_unit_test(test_rows_stand_alone),
+        cmocka_unit_test(test_halves_are_subtrees),
+        cmocka_unit_test(test_all_ignored),
+        cmocka_unit_test(test_nan_shows),
+        cmocka_unit_test(test_huge_logits),
+        cmocka_unit_test(test_wrong_targets_are_refused),
+        cmocka_unit_test(test_memory_stays_small),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -77,8 +77,7 @@ static void counter_sum(float *leaf, int64_t n, int64_t width, float *out) {
     memcpy(out, leaf, (size_t)width * sizeof *out);
 }
 
-/* ---- the order of sums -------------------------------------------------------------------------
- */
+/* ---- the order of sums ---------------------------------------------------------------------- */
 /* Dense leaves (sample, V, C), then the counter: what embedding_backward must give bit for bit. */
 static float *dense_embedding_backward(const tp_tensor *ids, const tp_tensor *dy, int64_t vocab,
                                        bool backwards) {
@@ -193,8 +192,7 @@ static void rows_stand_alone(void **state) {
     }
 }
 
-/* ---- views
- * --------------------------------------------------------------------------------------- */
+/* ---- views ---------------------------------------------------------------------------------- */
 static void reshape_is_a_view_where_it_can_be(void **state) {
     (void)state;
     tp_ctx *c = new_ctx(1);
@@ -243,8 +241,7 @@ static void unread_pieces_have_zero_gradient(void **state) {
     tp_ctx_free(c);
 }
 
-/* ---- what is refused
- * ------------------------------------------------------------------------------- */
+/* ---- what is refused ------------------------------------------------------------------------ */
 static void refuses(tp_ctx *c, const tp_tensor *t, const char *sentence) {
     assert_null(t);
     assert_string_equal(tp_error(c), sentence);
@@ -288,8 +285,7 @@ static void no_row_has_no_id(void **state) {
     tp_ctx_free(c);
 }
 
-/* ---- special values
- * ---------------------------------------------------------------------------------- */
+/* ---- special values ------------------------------------------------------------------------- */
 static void topk_orders_ties_and_nan(void **state) {
     (void)state;
     extern const tp_kernel tp_reference_kernel;

@@ -18,18 +18,25 @@ typedef struct rig { /* a matrix, a fused matrix, an embedding and a bias, with 
     tp_optim *o;
 } rig;
 
-static const tp_optim_opts plain = {
-    .kind = TP_OPTIM_ADAMW, .learning_rate = 1e-2, .muon_learning_rate = 2e-2, .adam_beta1 = 0.9,
-    .adam_beta2 = 0.95, .adam_epsilon = 1e-8, .weight_decay = 0.1, .muon_momentum = 0.95,
-    .momentum = 0.9, .schedule = TP_CONSTANT, .min_lr_ratio = 0.1, .steps = 100};
+static const tp_optim_opts plain = {.kind = TP_OPTIM_ADAMW,
+                                    .learning_rate = 1e-2,
+                                    .muon_learning_rate = 2e-2,
+                                    .adam_beta1 = 0.9,
+                                    .adam_beta2 = 0.95,
+                                    .adam_epsilon = 1e-8,
+                                    .weight_decay = 0.1,
+                                    .muon_momentum = 0.95,
+                                    .momentum = 0.9,
+                                    .schedule = TP_CONSTANT,
+                                    .min_lr_ratio = 0.1,
+                                    .steps = 100};
 
-static double noise(int which, int step, int64_t i)
-{
+static double noise(int which, int step, int64_t i) {
     return (float)tp_normal(11, TP_RNG_TEST, (uint64_t)(which * 1000 + step), (uint64_t)i);
 }
 
-static tp_status add(rig *r, const char *name, int64_t rows, int64_t cols, unsigned flags, int blocks)
-{
+static tp_status add(rig *r, const char *name, int64_t rows, int64_t cols, unsigned flags,
+                     int blocks) {
     tp_param *p = &r->p[r->params.n];
     *p = (tp_param){name, NULL, flags, blocks, false};
     p->t = cols ? tp_tensor_keep(r->c, TP_F32, TP_SHAPE(rows, cols))
@@ -42,8 +49,7 @@ static tp_status add(rig *r, const char *name, int64_t rows, int64_t cols, unsig
     return TP_OK;
 }
 
-static tp_status rig_open(rig *r, const tp_optim_opts *o, const tp_ctx_opts *co)
-{
+static tp_status rig_open(rig *r, const tp_optim_opts *o, const tp_ctx_opts *co) {
     *r = (rig){0};
     r->params.p = r->p;
     tp_status st = tp_ctx_new(&r->c, co);
@@ -54,29 +60,26 @@ static tp_status rig_open(rig *r, const tp_optim_opts *o, const tp_ctx_opts *co)
     return st ? st : tp_optim_new(&r->o, r->c, &r->params, o);
 }
 
-static void rig_close(rig *r)
-{
+static void rig_close(rig *r) {
     tp_optim_free(r->o);
     tp_ctx_free(r->c);
 }
 
-static void set_grads(rig *r, int step)
-{
+static void set_grads(rig *r, int step) {
     for (int j = 0; j < NPARAM; j++)
         for (int64_t i = 0; i < tp_numel(r->p[j].t) && r->p[j].t->data; i++)
             tp_f32(r->p[j].t->grad)[i] = (float)noise(j + 10, step, i);
 }
 
-static void open_ok(rig *r, const tp_optim_opts *o)
-{
+static void open_ok(rig *r, const tp_optim_opts *o) {
     assert_int_equal(rig_open(r, o, &(tp_ctx_opts){.threads = 2}), TP_OK);
 }
 
-/* ---- AdamW and SGD --------------------------------------------------------------------------------- */
+/* ---- AdamW and SGD
+ * --------------------------------------------------------------------------------- */
 /* Worst error of the weights after 12 steps against a double computation whose bias correction
  * counts from `first`: 1 is right. */
-static double adamw_error(int first, bool clip)
-{
+static double adamw_error(int first, bool clip) {
     tp_optim_opts o = plain;
     o.schedule = TP_COSINE;
     o.warmup_steps = 4;
@@ -100,8 +103,8 @@ static double adamw_error(int first, bool clip)
         assert_true(fabs(rep.grad_norm - sqrt(square)) <= 1e-12 * sqrt(square));
         assert_int_equal(rep.clipped, clip);
         double scale = clip ? 1.5 / sqrt(square) : 1, t = step + first;
-        double lr = 1e-2 * (step < 4 ? (step + 1) / 4.0
-                                     : 0.1 + 0.45 * (1 + cos(M_PI * (step - 4) / 95.0)));
+        double lr =
+            1e-2 * (step < 4 ? (step + 1) / 4.0 : 0.1 + 0.45 * (1 + cos(M_PI * (step - 4) / 95.0)));
         assert_true(fabs(rep.learning_rate - lr) <= 1e-15);
         for (int j = 0; j < NPARAM; j++)
             for (int64_t i = 0; i < tp_numel(r.p[j].t); i++) {
@@ -120,17 +123,16 @@ static double adamw_error(int first, bool clip)
     return worst;
 }
 
-static void test_adamw(void **state)
-{
+static void test_adamw(void **state) {
     (void)state;
-    double right = adamw_error(1, false), clipped = adamw_error(1, true), wrong = adamw_error(2, false);
+    double right = adamw_error(1, false), clipped = adamw_error(1, true),
+           wrong = adamw_error(2, false);
     assert_true(right <= 2e-6);
     assert_true(clipped <= 2e-6);
     assert_true(wrong > 1e-4); /* the check sees an off-by-one in the bias correction */
 }
 
-static void test_sgd(void **state)
-{
+static void test_sgd(void **state) {
     (void)state;
     for (int with = 0; with < 2; with++) {
         tp_optim_opts o = plain;
@@ -155,10 +157,10 @@ static void test_sgd(void **state)
     }
 }
 
-/* ---- Muon ------------------------------------------------------------------------------------------- */
+/* ---- Muon
+ * ------------------------------------------------------------------------------------------- */
 /* Eigenvalues of a symmetric (n,n) matrix by Jacobi's rotations; a is destroyed. */
-static void eigenvalues(double *a, int n, double *out)
-{
+static void eigenvalues(double *a, int n, double *out) {
     for (int sweep = 0; sweep < 30; sweep++)
         for (int p = 0; p < n; p++)
             for (int q = p + 1; q < n; q++) {
@@ -180,8 +182,7 @@ static void eigenvalues(double *a, int n, double *out)
 }
 
 /* With weights 0, rate 1 and no decay the step is minus the direction times its scale. */
-static void test_muon_is_orthogonal(void **state)
-{
+static void test_muon_is_orthogonal(void **state) {
     (void)state;
     for (int match = 0; match < 2; match++) {
         tp_optim_opts o = plain;
@@ -215,8 +216,7 @@ static void test_muon_is_orthogonal(void **state)
 }
 
 /* A fused matrix of three blocks moves exactly as three matrices would. */
-static void test_muon_blocks(void **state)
-{
+static void test_muon_blocks(void **state) {
     (void)state;
     tp_optim_opts o = plain;
     o.kind = TP_OPTIM_MUON;
@@ -254,9 +254,9 @@ static void test_muon_blocks(void **state)
     rig_close(&r);
 }
 
-/* ---- schedules ----------------------------------------------------------------------------------------- */
-static void test_schedules(void **state)
-{
+/* ---- schedules
+ * ----------------------------------------------------------------------------------------- */
+static void test_schedules(void **state) {
     (void)state;
     tp_optim_opts o = {.min_lr_ratio = 0.1, .steps = 101, .warmup_steps = 20, .decay_steps = 10};
     for (int kind = TP_COSINE; kind <= TP_CONSTANT; kind++) {
@@ -285,9 +285,9 @@ static void test_schedules(void **state)
     assert_true(tp_schedule_at(&o, 0) == 1 && tp_schedule_at(&o, -5) == 1);
 }
 
-/* ---- bad gradients ------------------------------------------------------------------------------------- */
-static void test_bad_gradients(void **state)
-{
+/* ---- bad gradients
+ * ------------------------------------------------------------------------------------- */
+static void test_bad_gradients(void **state) {
     (void)state;
     static const float bad[] = {NAN, INFINITY, -INFINITY};
     tp_optim_opts o = plain;
@@ -321,8 +321,7 @@ static void test_bad_gradients(void **state)
     rig_close(&r);
 }
 
-static void test_absent_and_wrong_gradients(void **state)
-{
+static void test_absent_and_wrong_gradients(void **state) {
     (void)state;
     rig r;
     open_ok(&r, &plain);
@@ -338,9 +337,10 @@ static void test_absent_and_wrong_gradients(void **state)
     rig_close(&r);
 }
 
-/* ---- state ----------------------------------------------------------------------------------------------- */
-static void test_resume_and_threads(void **state)
-{
+/* ---- state
+ * -----------------------------------------------------------------------------------------------
+ */
+static void test_resume_and_threads(void **state) {
     (void)state;
     for (int kind = TP_OPTIM_ADAMW; kind <= TP_OPTIM_SGD; kind++) {
         tp_optim_opts o = plain;
@@ -374,8 +374,7 @@ static void test_resume_and_threads(void **state)
     }
 }
 
-static void test_meta_predicts(void **state)
-{
+static void test_meta_predicts(void **state) {
     (void)state;
     for (int kind = TP_OPTIM_ADAMW; kind <= TP_OPTIM_SGD; kind++) {
         tp_optim_opts o = plain;
@@ -394,8 +393,7 @@ static void test_meta_predicts(void **state)
     }
 }
 
-static void test_options_are_refused(void **state)
-{
+static void test_options_are_refused(void **state) {
     (void)state;
     static const struct {
         tp_optim_opts o;
@@ -425,8 +423,7 @@ static void test_options_are_refused(void **state)
     rig_close(&r);
 }
 
-static void test_failing_allocations(void **state)
-{
+static void test_failing_allocations(void **state) {
     (void)state;
     for (int kind = TP_OPTIM_ADAMW; kind <= TP_OPTIM_SGD; kind++)
         for (long at = 1;; at++) {
@@ -446,8 +443,7 @@ static void test_failing_allocations(void **state)
         }
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_adamw),
         cmocka_unit_test(test_sgd),

@@ -6,8 +6,7 @@
 extern const tp_op op_adamw_;
 TP_CPU_DECLARE(adamw_cpu);
 
-static tp_status adamw_infer(tp_call *k)
-{
+static tp_status adamw_infer(tp_call *k) {
     static const char *const names[] = {"p", "p and m", "p and v", "p and grad"};
     const tp_adamw_opts *o = k->attr;
     tp_status st = tp_need_float(k, 0, names[0]);
@@ -27,8 +26,7 @@ static tp_status adamw_infer(tp_call *k)
     return TP_OK;
 }
 
-static tp_status adamw_oracle(const tp_call *k)
-{
+static tp_status adamw_oracle(const tp_call *k) {
     const tp_adamw_opts *o = k->attr;
     double *p = tp_f64(k->in[0]), *m = tp_f64(k->in[1]), *v = tp_f64(k->in[2]);
     double scale = o->grad_scale == 0 ? 1 : o->grad_scale, t = (double)o->update;
@@ -43,35 +41,46 @@ static tp_status adamw_oracle(const tp_call *k)
 }
 
 tp_status tp_adamw_(tp_ctx *c, tp_tensor *p, tp_tensor *m, tp_tensor *v, tp_tensor *grad,
-                    const tp_adamw_opts *opts)
-{
+                    const tp_adamw_opts *opts) {
     tp_tensor *none[TP_MAXOUT];
     return tp_op_run(c, &op_adamw_, opts, 4, (tp_tensor *[]){p, m, v, grad}, none);
 }
 
-static double adamw_flops(const tp_call *k) { return 15.0 * (double)tp_numel(k->in[0]); }
+static double adamw_flops(const tp_call *k) {
+    return 15.0 * (double)tp_numel(k->in[0]);
+}
 
-#define FIELD(f, type) {#f, TP_ATTR_##type, offsetof(tp_adamw_opts, f)}
+#define FIELD(f, type)                                                                             \
+    { #f, TP_ATTR_##type, offsetof(tp_adamw_opts, f) }
 static const tp_attr adamw_attrs[] = {
-    FIELD(learning_rate, FLOAT), FIELD(beta1, FLOAT),        FIELD(beta2, FLOAT),
-    FIELD(epsilon, FLOAT),       FIELD(weight_decay, FLOAT), FIELD(grad_scale, FLOAT),
+    FIELD(learning_rate, FLOAT), FIELD(beta1, FLOAT),
+    FIELD(beta2, FLOAT),         FIELD(epsilon, FLOAT),
+    FIELD(weight_decay, FLOAT),  FIELD(grad_scale, FLOAT),
     FIELD(update, I64),          {0},
 };
 /* clang-format off */
-#define N(...) {TP_GEN_NORMAL, (int)(sizeof((int64_t[]){__VA_ARGS__}) / 8), {__VA_ARGS__}}
-#define POSITIVE(...) {TP_GEN_UNIFORM, (int)(sizeof((int64_t[]){__VA_ARGS__}) / 8), {__VA_ARGS__}, 0.01, 2}
-#define OPTS(t, ...) &(const tp_adamw_opts){.learning_rate = 0.1, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .update = t, __VA_ARGS__}
+#define DIMS(...) (int)(sizeof((int64_t[]){__VA_ARGS__}) / 8), {__VA_ARGS__}
+#define N(...) {TP_GEN_NORMAL, DIMS(__VA_ARGS__)}
+#define POSITIVE(...) {TP_GEN_UNIFORM, DIMS(__VA_ARGS__), 0.01, 2}
+#define OPTS(t, ...)                                                                               \
+    &(const tp_adamw_opts){.learning_rate = 0.1, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8,     \
+                           .update = t, __VA_ARGS__}
 static const tp_sample adamw_samples[] = {
     {"matrix", {N(17, 33), N(17, 33), POSITIVE(17, 33), N(17, 33)}, OPTS(3, .weight_decay = 0.1)},
     {"scaled gradient", {N(130), N(130), POSITIVE(130), N(130)}, OPTS(3, .grad_scale = 0.3)},
     {"no gradient", {N(7, 5), N(7, 5), POSITIVE(7, 5)}, OPTS(3, .weight_decay = 0.1)},
     {"late", {N(5), N(5), POSITIVE(5), N(5)}, OPTS(100000, .weight_decay = 0.1)},
-    {"several chunks", {N(3, 30000), N(3, 30000), POSITIVE(3, 30000), N(3, 30000)}, OPTS(1, .weight_decay = 0)},
+    {"several chunks", {N(3, 30000), N(3, 30000), POSITIVE(3, 30000), N(3, 30000)},
+     OPTS(1, .weight_decay = 0)},
     {"empty", {N(0, 3), N(0, 3), N(0, 3), N(0, 3)}, OPTS(1, .weight_decay = 0)},
-    {"shapes", {N(4), N(4), N(5), N(4)}, OPTS(1, .weight_decay = 0), .refuse = "p and v must have the same"},
-    {"bad beta", {N(4), N(4), N(4), N(4)}, &(const tp_adamw_opts){.beta1 = 1, .epsilon = 1, .update = 1}, .refuse = "beta1 and beta2"},
-    {"bad epsilon", {N(4), N(4), N(4), N(4)}, &(const tp_adamw_opts){.update = 1}, .refuse = "epsilon positive"},
-    {"update 0", {N(4), N(4), N(4), N(4)}, &(const tp_adamw_opts){.epsilon = 1}, .refuse = "counted from 1"},
+    {"shapes", {N(4), N(4), N(5), N(4)}, OPTS(1, .weight_decay = 0),
+     .refuse = "p and v must have the same"},
+    {"bad beta", {N(4), N(4), N(4), N(4)},
+     &(const tp_adamw_opts){.beta1 = 1, .epsilon = 1, .update = 1}, .refuse = "beta1 and beta2"},
+    {"bad epsilon", {N(4), N(4), N(4), N(4)}, &(const tp_adamw_opts){.update = 1},
+     .refuse = "epsilon positive"},
+    {"update 0", {N(4), N(4), N(4), N(4)}, &(const tp_adamw_opts){.epsilon = 1},
+     .refuse = "counted from 1"},
     {0},
 };
 /* clang-format on */
@@ -79,7 +88,8 @@ static const tp_sample adamw_samples[] = {
 const tp_op op_adamw_ = {
     .name = "adamw_",
     .synopsis = "p -= lr*(mhat/(sqrt(vhat)+eps) + wd*p)",
-    .doc = "One step of AdamW in place: the moments m and v, then the parameter p. The gradient's scale "
+    .doc = "One step of AdamW in place: the moments m and v, then the parameter p. The gradient's "
+           "scale "
            "(from clipping) is applied on the way, so gradients are not written again.",
     .infer = adamw_infer,
     .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(adamw_cpu), NULL}},

@@ -1,5 +1,5 @@
-/* adamw_: one step of Adam (Kingma and Ba, arXiv 1412.6980) with decoupled weight decay (Loshchilov and
- * Hutter, arXiv 1711.05101), in place. */
+/* adamw_: one step of Adam (Kingma and Ba, arXiv 1412.6980) with decoupled weight decay (Loshchilov
+ * and Hutter, arXiv 1711.05101), in place. */
 #ifndef TP_ADAMW_H
 #define TP_ADAMW_H
 #include "ops/op.h"

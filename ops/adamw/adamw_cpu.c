@@ -7,8 +7,7 @@ typedef struct job {
     adamw_step s;
 } job;
 
-static void range(void *arg, int64_t begin, int64_t end)
-{
+static void range(void *arg, int64_t begin, int64_t end) {
     const job *j = arg;
     float *restrict p = j->p, *restrict m = j->m, *restrict v = j->v;
     const float *restrict g = j->g;
@@ -19,8 +18,7 @@ static void range(void *arg, int64_t begin, int64_t end)
         for (int64_t i = begin; i < end; i++) adamw_f(&p[i], &m[i], &v[i], 0.0f, s);
 }
 
-static tp_status run(const tp_call *k)
-{
+static tp_status run(const tp_call *k) {
     job j = {tp_f32(k->in[0]), tp_f32(k->in[1]), tp_f32(k->in[2]),
              k->in[3] ? tp_f32(k->in[3]) : NULL, adamw_step_of(k->attr)};
     tp_parallel_for(k->ctx, tp_numel(k->in[0]), 1 << 15, range, &j);

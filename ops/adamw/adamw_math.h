@@ -6,22 +6,20 @@
 
 typedef struct adamw_step {
     float scale, b1, b1c, b2, b2c; /* b1c = 1 - b1 */
-    float rate;      /* lr/(1 - b1^update) */
-    float v_scale;   /* 1/sqrt(1 - b2^update) */
-    float epsilon, decay; /* decay = lr*wd */
+    float rate;                    /* lr/(1 - b1^update) */
+    float v_scale;                 /* 1/sqrt(1 - b2^update) */
+    float epsilon, decay;          /* decay = lr*wd */
 } adamw_step;
 
 /* x^n by squaring: libm's pow need not give the same bits everywhere. */
-static inline double adamw_power(double x, int64_t n)
-{
+static inline double adamw_power(double x, int64_t n) {
     double r = 1;
     for (; n > 0; n >>= 1, x *= x)
         if (n & 1) r *= x;
     return r;
 }
 
-static inline adamw_step adamw_step_of(const tp_adamw_opts *o)
-{
+static inline adamw_step adamw_step_of(const tp_adamw_opts *o) {
     return (adamw_step){
         .scale = o->grad_scale == 0 ? 1.0f : (float)o->grad_scale,
         .b1 = (float)o->beta1,
@@ -35,8 +33,7 @@ static inline adamw_step adamw_step_of(const tp_adamw_opts *o)
     };
 }
 
-static inline TP_HD void adamw_f(float *p, float *m, float *v, float grad, adamw_step s)
-{
+static inline TP_HD void adamw_f(float *p, float *m, float *v, float grad, adamw_step s) {
     float g = s.scale * grad, m1 = fmaf(s.b1, *m, s.b1c * g), v1 = fmaf(s.b2, *v, s.b2c * (g * g));
     float move = s.rate * m1 / fmaf(sqrtf(v1), s.v_scale, s.epsilon);
     *p -= fmaf(s.decay, *p, move);

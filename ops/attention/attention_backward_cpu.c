@@ -234,6 +234,11 @@ static void block_dkv(pair *u, int key, int keys) {
                   u->dv + key * f->Dvp, f->Dvp, i1 - i0, false});
 }
 
+/* Rows may be empty, and memcpy must not see the NULL of an empty tensor. */
+static void copy_row(float *to, const float *from, int64_t n) {
+    if (n > 0) memcpy(to, from, (size_t)n * sizeof *to);
+}
+
 static void run_pair(pair *u) {
     const flash_backward *f = u->f;
     if (!load_masks(u)) return;
@@ -246,8 +251,7 @@ static void run_pair(pair *u) {
     if (!f->want_dq) return;
     for (int64_t i = 0; i < u->n; i += MM_ROWS)
         block_dq(u, i, u->n - i < MM_ROWS ? (int)(u->n - i) : MM_ROWS);
-    for (int64_t i = 0; i < u->n; i++)
-        memcpy(dq_row(u, i), u->dq + i * f->Dp, (size_t)f->p.D * sizeof(float));
+    for (int64_t i = 0; i < u->n; i++) copy_row(dq_row(u, i), u->dq + i * f->Dp, f->p.D);
 }
 
 /* ---- passes
@@ -267,10 +271,8 @@ static void finish_dkv(const pair *u) {
     const attention_problem *p = &f->p;
     for (int64_t i = 0, j = u->tile * TILE; i < TILE && j < p->S; i++, j++) {
         int64_t row = (u->b * p->S + j) * p->Hkv + u->head;
-        memcpy(tp_f32(f->call->out[1]) + row * p->D, u->dk + i * f->Dp,
-               (size_t)p->D * sizeof(float));
-        memcpy(tp_f32(f->call->out[2]) + row * p->Dv, u->dv + i * f->Dvp,
-               (size_t)p->Dv * sizeof(float));
+        copy_row(tp_f32(f->call->out[1]) + row * p->D, u->dk + i * f->Dp, p->D);
+        copy_row(tp_f32(f->call->out[2]) + row * p->Dv, u->dv + i * f->Dvp, p->Dv);
     }
 }
 

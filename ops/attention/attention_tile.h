@@ -77,7 +77,8 @@ static inline __attribute__((always_inline)) void mm_block(const int rows, const
 typedef void (*mm_fn)(const mm *);
 MM_ROW_(1)
 MM_ROW_(2)
-MM_ROW_(3) MM_ROW_(4) MM_ROW_(5) MM_ROW_(6) static const mm_fn mm_fns[MM_ROWS][MM_VECTORS] = {
+MM_ROW_(3)
+MM_ROW_(4) MM_ROW_(5) MM_ROW_(6) static const mm_fn mm_fns[MM_ROWS][MM_VECTORS] = {
     MM_NAMES_(1), MM_NAMES_(2), MM_NAMES_(3), MM_NAMES_(4), MM_NAMES_(5), MM_NAMES_(6)};
 
 /* At most MM_ROWS rows, any number of vectors of columns. */

@@ -54,8 +54,7 @@ static tp_status concat_infer(tp_call *k) {
     return tp_out(k, first->dtype, first->ndim, shape);
 }
 
-/* For each index left of dim, every input gives size[i] * (what is right of dim) values in a row.
- */
+/* For each index left of dim, every input gives size[i] * (all right of dim) values in a row. */
 static tp_status concat_oracle(const tp_call *k) {
     const concat_attr *a = k->attr;
     const tp_tensor *y = k->out[0];

@@ -2,7 +2,6 @@
 #ifndef TP_STRIDED_H
 #define TP_STRIDED_H
 #include "ops/op.h"
-/* dst = src, or zeros where src is NULL. Same shape and dtype, strides free, no overlap. Parallel.
- */
+/* dst = src, or zeros where src is NULL. Same shape and dtype, strides free, no overlap. */
 void tp_strided_copy(tp_ctx *c, const tp_tensor *dst, const tp_tensor *src);
 #endif

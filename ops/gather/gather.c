@@ -43,8 +43,7 @@ static tp_status backward_infer(tp_call *k) {
     return tp_out(k, k->in[1]->dtype, k->in[0]->ndim, shape);
 }
 
-/* ---- rows, for the oracle in double and for the kernel in float ---------------------------------
- */
+/* ---- rows, for the oracle in double and for the kernel in float ----------------------------- */
 #define GATHER_ROWS(type)                                                                          \
     static void gather_##type(void *arg, int64_t begin, int64_t end) {                             \
         const tp_call *k = arg;                                                                    \

@@ -1,5 +1,4 @@
-/* layernorm on the CPU: binds the row kernels of norm_rows.h to the inputs and outputs of the ops.
- */
+/* layernorm on the CPU: binds the row kernels of norm_rows.h to the tensors of the ops. */
 #define NORM_CENTRE 1
 #include "ops/layernorm/norm_rows.h"
 

@@ -11,21 +11,26 @@ typedef struct lce_attr {
 extern const tp_attr lce_attrs[];
 
 typedef struct lce_dims {
-    int64_t n, c, v;       /* tokens, channels, vocabulary */
-    int64_t samples, t;    /* n = samples*t: a sample is what lies behind all but the last two dims */
-    int64_t w_vs, w_cs;    /* strides of w along V and C, as a dense tensor */
+    int64_t n, c, v;    /* tokens, channels, vocabulary */
+    int64_t samples, t; /* n = samples*t: a sample is what lies behind all but the last two dims */
+    int64_t w_vs, w_cs; /* strides of w along V and C, as a dense tensor */
     int64_t ignore;
     double softcap, z_loss, temperature;
     bool trans_w;
 } lce_dims;
 
 enum {
-    LCE_X, LCE_W, LCE_TARGETS,                         /* inputs of every row of this folder */
-    LCE_BACK_LSE, LCE_BACK_A, LCE_BACK_B, LCE_BACK_D,  /* linear_cross_entropy_backward */
+    LCE_X,
+    LCE_W,
+    LCE_TARGETS, /* inputs of every row of this folder */
+    LCE_BACK_LSE,
+    LCE_BACK_A,
+    LCE_BACK_B,
+    LCE_BACK_D, /* linear_cross_entropy_backward */
     LCE_TRAIN_COEF = 3,
 };
-enum { LCE_LOSS, LCE_LOGPROB, LCE_ENTROPY, LCE_LSE };                        /* outputs */
-enum { LCE_SUM, LCE_SUM_LOGPROB, LCE_SUM_ENTROPY, LCE_SUM_DX, LCE_SUM_DW };  /* train's */
+enum { LCE_LOSS, LCE_LOGPROB, LCE_ENTROPY, LCE_LSE };                       /* outputs */
+enum { LCE_SUM, LCE_SUM_LOGPROB, LCE_SUM_ENTROPY, LCE_SUM_DX, LCE_SUM_DW }; /* train's */
 enum { LCE_MAX_CHUNK = 65536 };
 
 /* Sizes of a call whose first three inputs are x, w, targets. */
@@ -34,19 +39,19 @@ lce_dims lce_dims_of(const tp_call *k);
 tp_status lce_infer_common(tp_call *k);
 /* Fails the call if a target is neither in the vocabulary nor ignored. */
 tp_status lce_check_targets(const tp_call *k);
-/* ds[v] = p_v (a + b s_v) + d [v = target]: the coefficients of one token from the cotangents of its
- * loss, logprob, entropy and lse. linear_cross_entropy.c derives it. */
+/* ds[v] = p_v (a + b s_v) + d [v = target]: the coefficients of one token from the cotangents of
+ * its loss, logprob, entropy and lse. linear_cross_entropy.c derives it. */
 typedef struct lce_coef {
     double a, b, d;
 } lce_coef;
-static inline lce_coef lce_coef_of(double lse, double entropy, double z, const double dout[4])
-{
+static inline lce_coef lce_coef_of(double lse, double entropy, double z, const double dout[4]) {
     double dl = dout[LCE_LOSS], dp = dout[LCE_LOGPROB], dh = dout[LCE_ENTROPY];
     return (lce_coef){dl * (1 + 2 * z * lse) - dp + dh * (lse - entropy) + dout[LCE_LSE], -dh,
                       dp - dl};
 }
 
-/* ---- for the oracles: one row in double, plainly ----------------------------------------------- */
+/* ---- for the oracles: one row in double, plainly -----------------------------------------------
+ */
 typedef struct lce_exact {
     double lse, entropy, target; /* target: its logit; 0 if there is none */
 } lce_exact;

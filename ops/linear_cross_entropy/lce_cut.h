@@ -1,6 +1,7 @@
-/* How a call is cut: rows into chunks, the vocabulary into tiles. A chunk is a power of two of whole
- * samples, or a part of one long sample, so that the weight's gradient of a chunk is a subtree or a
- * stretch of one leaf's chain. Everything follows from sizes and the chunk attribute. */
+/* How a call is cut: rows into chunks, the vocabulary into tiles. A chunk is a power of two of
+ * whole samples, or a part of one long sample, so that the weight's gradient of a chunk is a
+ * subtree or a stretch of one leaf's chain. Everything follows from sizes and the chunk attribute.
+ */
 #ifndef TP_LCE_CUT_H
 #define TP_LCE_CUT_H
 #include "ops/linear_cross_entropy/lce.h"
@@ -21,11 +22,12 @@ typedef struct lce_chunk {
     bool first, last;         /* begins, ends a leaf */
 } lce_chunk;
 
-static inline int64_t lce_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t lce_min(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
 
 /* want: the rows asked for (0: auto), auto_rows: the rows chosen by size. */
-static inline lce_cut lce_cut_rows(const lce_dims *d, int64_t want, int64_t auto_rows)
-{
+static inline lce_cut lce_cut_rows(const lce_dims *d, int64_t want, int64_t auto_rows) {
     lce_cut u = {.rows = want > 0 ? want : auto_rows};
     if (d->n == 0) return (lce_cut){.rows = 0, .group = 1};
     if (d->t <= u.rows) {
@@ -42,8 +44,7 @@ static inline lce_cut lce_cut_rows(const lce_dims *d, int64_t want, int64_t auto
 }
 
 /* A block of 8 MB at most: 1024 rows by up to 2048 entries, and a tile of the weight of 4 MB. */
-static inline lce_cut lce_cut_tiled(const lce_dims *d, int64_t want)
-{
+static inline lce_cut lce_cut_tiled(const lce_dims *d, int64_t want) {
     lce_cut u = lce_cut_rows(d, want, 1024);
     int64_t cols = (1 << 20) / (d->c > 0 ? d->c : 1) / 512 * 512;
     cols = cols < 512 ? 512 : cols > 2048 ? 2048 : cols;
@@ -53,8 +54,7 @@ static inline lce_cut lce_cut_tiled(const lce_dims *d, int64_t want)
 }
 
 /* Whole rows of logits: 16 MB, but 256 rows at least, or reading the weight would set the pace. */
-static inline lce_cut lce_cut_whole(const lce_dims *d, int64_t want)
-{
+static inline lce_cut lce_cut_whole(const lce_dims *d, int64_t want) {
     int64_t rows = (4 << 20) / d->v;
     lce_cut u = lce_cut_rows(d, want, rows < 256 ? 256 : rows > 4096 ? 4096 : rows);
     u.cols = d->v;
@@ -62,14 +62,13 @@ static inline lce_cut lce_cut_whole(const lce_dims *d, int64_t want)
     return u;
 }
 
-static inline lce_chunk lce_chunk_at(const lce_dims *d, const lce_cut *u, int64_t i)
-{
+static inline lce_chunk lce_chunk_at(const lce_dims *d, const lce_cut *u, int64_t i) {
     if (u->group) {
         int64_t row0 = i * u->group * d->t;
         return (lce_chunk){row0, lce_min(u->group * d->t, d->n - row0), i, d->t, true, true};
     }
     int64_t s = i / u->parts, part = i % u->parts, t0 = part * u->rows;
-    return (lce_chunk){s * d->t + t0, lce_min(u->rows, d->t - t0), s, 0, part == 0,
-                       part == u->parts - 1};
+    return (lce_chunk){s * d->t + t0, lce_min(u->rows, d->t - t0), s, 0,
+                       part == 0,     part == u->parts - 1};
 }
 #endif

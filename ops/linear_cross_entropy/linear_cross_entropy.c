@@ -1,9 +1,9 @@
 /* linear_cross_entropy.
  *
  * Of token i with hidden vector x and target y:
- *   raw_v = w_v . x,   s_v = cap*tanh(raw_v/cap)/temperature   (s_v = raw_v/temperature without cap)
- *   lse = log sum_v e^{s_v},   p_v = e^{s_v - lse}
- *   logprob = s_y - lse,   loss = -logprob + z lse^2,   entropy H = -sum_v p_v log p_v
+ *   raw_v = w_v . x,   s_v = cap*tanh(raw_v/cap)/temperature   (s_v = raw_v/temperature without
+ * cap) lse = log sum_v e^{s_v},   p_v = e^{s_v - lse} logprob = s_y - lse,   loss = -logprob + z
+ * lse^2,   entropy H = -sum_v p_v log p_v
  *
  * With [.] = 1 where true, log p_v = s_v - lse and d lse/d s_v = p_v,
  *   d logprob/d s_v = [v=y] - p_v
@@ -24,16 +24,21 @@ extern const tp_op op_linear_cross_entropy, op_linear_cross_entropy_rows,
     op_linear_cross_entropy_backward;
 TP_CPU_DECLARE(lce_cpu);
 
-#define ATTR(field, type) {#field, TP_ATTR_##type, offsetof(lce_attr, o.field)}
+#define ATTR(field, type)                                                                          \
+    { #field, TP_ATTR_##type, offsetof(lce_attr, o.field) }
 const tp_attr lce_attrs[] = {
-    ATTR(softcap, FLOAT),    ATTR(z_loss, FLOAT), ATTR(temperature, FLOAT),
-    ATTR(ignore_index, I64), ATTR(chunk, I64),    ATTR(trans_w, BOOL),
+    ATTR(softcap, FLOAT),
+    ATTR(z_loss, FLOAT),
+    ATTR(temperature, FLOAT),
+    ATTR(ignore_index, I64),
+    ATTR(chunk, I64),
+    ATTR(trans_w, BOOL),
     {0},
 };
 
-/* ---- shapes ---------------------------------------------------------------------------------------- */
-lce_dims lce_dims_of(const tp_call *k)
-{
+/* ---- shapes
+ * ---------------------------------------------------------------------------------------- */
+lce_dims lce_dims_of(const tp_call *k) {
     const tp_tensor *x = k->in[LCE_X], *w = k->in[LCE_W];
     const tp_lce_opts *o = &((const lce_attr *)k->attr)->o;
     bool trans = o->trans_w;
@@ -51,14 +56,12 @@ lce_dims lce_dims_of(const tp_call *k)
     return d;
 }
 
-static tp_status need_nonnegative(tp_call *k, double x, const char *name)
-{
+static tp_status need_nonnegative(tp_call *k, double x, const char *name) {
     if (x >= 0 && x <= 1e30) return TP_OK;
     return tp_refuse(k, TP_EARG, "%s must be finite and not negative, got %g", name, x);
 }
 
-static tp_status check_attrs(tp_call *k)
-{
+static tp_status check_attrs(tp_call *k) {
     const tp_lce_opts *o = &((const lce_attr *)k->attr)->o;
     tp_status st;
     if ((st = need_nonnegative(k, o->softcap, "softcap")) ||
@@ -74,8 +77,7 @@ static tp_status check_attrs(tp_call *k)
     return TP_OK;
 }
 
-static tp_status check_shapes(tp_call *k)
-{
+static tp_status check_shapes(tp_call *k) {
     const tp_tensor *x = k->in[LCE_X], *w = k->in[LCE_W], *y = k->in[LCE_TARGETS];
     bool trans = ((const lce_attr *)k->attr)->o.trans_w, fits = y->ndim == x->ndim - 1;
     if (w->shape[trans ? 0 : 1] != tp_dim(x, -1))
@@ -93,8 +95,7 @@ static tp_status check_shapes(tp_call *k)
     return TP_OK;
 }
 
-tp_status lce_infer_common(tp_call *k)
-{
+tp_status lce_infer_common(tp_call *k) {
     tp_status st;
     if ((st = tp_need_float(k, LCE_X, "x")) || (st = tp_need_float(k, LCE_W, "w")) ||
         (st = tp_need_int(k, LCE_TARGETS, "targets")) ||
@@ -108,8 +109,7 @@ tp_status lce_infer_common(tp_call *k)
     return check_attrs(k);
 }
 
-tp_status lce_check_targets(const tp_call *k)
-{
+tp_status lce_check_targets(const tp_call *k) {
     const tp_tensor *y = k->in[LCE_TARGETS];
     lce_dims d = lce_dims_of(k);
     for (int64_t i = 0; i < d.n; i++) {
@@ -123,17 +123,16 @@ tp_status lce_check_targets(const tp_call *k)
     return TP_OK;
 }
 
-static tp_status forward_infer(tp_call *k)
-{
+static tp_status forward_infer(tp_call *k) {
     tp_status st = lce_infer_common(k);
     const tp_tensor *x = k->in[LCE_X];
     for (int i = 0; i < 4 && !st; i++) st = tp_out(k, x->dtype, x->ndim - 1, x->shape);
     return st;
 }
 
-/* ---- oracles --------------------------------------------------------------------------------------- */
-void lce_exact_logits(const tp_call *k, const lce_dims *d, int64_t i, double *s)
-{
+/* ---- oracles
+ * --------------------------------------------------------------------------------------- */
+void lce_exact_logits(const tp_call *k, const lce_dims *d, int64_t i, double *s) {
     const double *x = tp_f64(k->in[LCE_X]) + i * d->c, *w = tp_f64(k->in[LCE_W]);
     for (int64_t v = 0; v < d->v; v++) {
         double raw = 0;
@@ -142,8 +141,7 @@ void lce_exact_logits(const tp_call *k, const lce_dims *d, int64_t i, double *s)
     }
 }
 
-lce_exact lce_exact_stats(const lce_dims *d, const double *s, int64_t target)
-{
+lce_exact lce_exact_stats(const lce_dims *d, const double *s, int64_t target) {
     double m = s[0], sum = 0, entropy = 0;
     for (int64_t v = 1; v < d->v; v++) m = s[v] > m ? s[v] : m;
     for (int64_t v = 0; v < d->v; v++) sum += exp(s[v] - m);
@@ -153,8 +151,7 @@ lce_exact lce_exact_stats(const lce_dims *d, const double *s, int64_t target)
 }
 
 void lce_exact_backward(const tp_call *k, const lce_dims *d, int64_t i, double *s, double lse,
-                        lce_coef q, double *dx, double *dw)
-{
+                        lce_coef q, double *dx, double *dw) {
     const double *x = tp_f64(k->in[LCE_X]) + i * d->c, *w = tp_f64(k->in[LCE_W]);
     int64_t target = tp_i32(k->in[LCE_TARGETS])[i];
     for (int64_t v = 0; v < d->v; v++) {
@@ -168,8 +165,7 @@ void lce_exact_backward(const tp_call *k, const lce_dims *d, int64_t i, double *
     }
 }
 
-static tp_status forward_oracle(const tp_call *k)
-{
+static tp_status forward_oracle(const tp_call *k) {
     lce_dims d = lce_dims_of(k);
     tp_status st = lce_check_targets(k);
     if (st) return st;
@@ -190,11 +186,11 @@ static tp_status forward_oracle(const tp_call *k)
     return TP_OK;
 }
 
-/* ---- linear_cross_entropy_rows ----------------------------------------------------------------------- */
+/* ---- linear_cross_entropy_rows
+ * ----------------------------------------------------------------------- */
 enum { ROWS_LSE, ROWS_ENTROPY, ROWS_DOUT };
 
-static tp_status rows_infer(tp_call *k)
-{
+static tp_status rows_infer(tp_call *k) {
     tp_status st = tp_need_float(k, ROWS_LSE, "lse");
     if (!st) st = tp_need_same(k, ROWS_LSE, ROWS_ENTROPY, "lse and entropy");
     for (int i = 0; i < 4 && !st; i++)
@@ -203,14 +199,14 @@ static tp_status rows_infer(tp_call *k)
     return st;
 }
 
-static tp_status rows_oracle(const tp_call *k)
-{
+static tp_status rows_oracle(const tp_call *k) {
     double z = ((const lce_attr *)k->attr)->o.z_loss;
     for (int64_t i = 0, n = tp_numel(k->out[0]); i < n; i++) {
         double dout[4] = {0};
         for (int j = 0; j < 4; j++)
             if (k->in[ROWS_DOUT + j]) dout[j] = tp_f64(k->in[ROWS_DOUT + j])[i];
-        lce_coef q = lce_coef_of(tp_f64(k->in[ROWS_LSE])[i], tp_f64(k->in[ROWS_ENTROPY])[i], z, dout);
+        lce_coef q =
+            lce_coef_of(tp_f64(k->in[ROWS_LSE])[i], tp_f64(k->in[ROWS_ENTROPY])[i], z, dout);
         tp_f64(k->out[0])[i] = q.a;
         tp_f64(k->out[1])[i] = q.b;
         tp_f64(k->out[2])[i] = q.d;
@@ -218,10 +214,10 @@ static tp_status rows_oracle(const tp_call *k)
     return TP_OK;
 }
 
-/* ---- builders ---------------------------------------------------------------------------------------- */
+/* ---- builders
+ * ---------------------------------------------------------------------------------------- */
 tp_lce tp_linear_cross_entropy(tp_ctx *c, tp_tensor *x, tp_tensor *w, tp_tensor *targets,
-                               const tp_lce_opts *opts)
-{
+                               const tp_lce_opts *opts) {
     lce_attr at = {0};
     if (opts) at.o = *opts;
     tp_tensor *out[TP_MAXOUT] = {0};
@@ -230,8 +226,7 @@ tp_lce tp_linear_cross_entropy(tp_ctx *c, tp_tensor *x, tp_tensor *w, tp_tensor 
     return (tp_lce){out[LCE_LOSS], out[LCE_LOGPROB], out[LCE_ENTROPY], out[LCE_LSE]};
 }
 
-static void forward_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void forward_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     lce_attr at = *(const lce_attr *)k->attr;
     tp_tensor *lse = k->out[LCE_LSE], *q[TP_MAXOUT] = {0}, *d[TP_MAXOUT] = {0};
     tp_tensor *rows[] = {lse, k->out[LCE_ENTROPY], dout[0], dout[1], dout[2], dout[3]};
@@ -247,20 +242,25 @@ static void forward_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *di
 
 /* Only what promises of speed count: two operations per multiply-add of x w^T; the softmax is
  * some twenty per logit. */
-static double forward_flops(const tp_call *k)
-{
+static double forward_flops(const tp_call *k) {
     lce_dims d = lce_dims_of(k);
     return (double)d.n * (double)d.v * (2.0 * (double)d.c + 20.0);
 }
-static double rows_flops(const tp_call *k) { return 8.0 * (double)tp_numel(k->out[0]); }
+static double rows_flops(const tp_call *k) {
+    return 8.0 * (double)tp_numel(k->out[0]);
+}
 
-/* ---- samples --------------------------------------------------------------------------------------- */
+/* ---- samples
+ * --------------------------------------------------------------------------------------- */
 static const int32_t some_ignored[6] = {0, -100, 4, -100, 2, 1}, seven_ignored[4] = {3, -7, 0, -7},
-                     all_ignored[3] = {-100, -100, -100}, outside[2] = {1, 5}, negative[2] = {-1, 0};
-#define X(...) {TP_GEN_NORMAL, (int)(sizeof((int64_t[]){__VA_ARGS__}) / 8), {__VA_ARGS__}}
-#define Y(v, ...) {TP_GEN_INT, (int)(sizeof((int64_t[]){__VA_ARGS__}) / 8), {__VA_ARGS__}, 0, v}
+                     all_ignored[3] = {-100, -100, -100}, outside[2] = {1, 5},
+                     negative[2] = {-1, 0};
+/* clang-format off */
+#define DIMS(...) (int)(sizeof((int64_t[]){__VA_ARGS__}) / 8), {__VA_ARGS__}
+#define X(...) {TP_GEN_NORMAL, DIMS(__VA_ARGS__)}
+#define Y(v, ...) {TP_GEN_INT, DIMS(__VA_ARGS__), 0, v}
 #define NO_DIMS_Y(v) {TP_GEN_INT, .hi = v}
-#define GIVEN(y, ...) {TP_GEN_DATA, (int)(sizeof((int64_t[]){__VA_ARGS__}) / 8), {__VA_ARGS__}, .data = y}
+#define GIVEN(y, ...) {TP_GEN_DATA, DIMS(__VA_ARGS__), .data = y}
 #define OPTS(...) &(const lce_attr){.o = {__VA_ARGS__}}
 
 static const tp_sample forward_samples[] = {
@@ -303,15 +303,17 @@ static const tp_sample rows_samples[] = {
     {"shapes", {X(4), X(4), X(5)}, .refuse = "same shape"},
     {0},
 };
+/* clang-format on */
 
 const tp_op op_linear_cross_entropy = {
     .name = "linear_cross_entropy",
     .synopsis = "loss, logprob, entropy, lse of softmax(x w^T) at targets",
-    .doc = "The language-model head and its cross-entropy in one op. Logits exist only as a block of "
-           "rows by vocabulary entries; a row's softmax runs online over blocks of 512 entries, so a "
-           "token's values depend on its row alone. Optional soft cap, z-loss and temperature; an "
-           "ignored token has all outputs and gradients 0. The backward op recomputes the logits; "
-           "its second product with them earns no FLOPs in the count.",
+    .doc =
+        "The language-model head and its cross-entropy in one op. Logits exist only as a block of "
+        "rows by vocabulary entries; a row's softmax runs online over blocks of 512 entries, so a "
+        "token's values depend on its row alone. Optional soft cap, z-loss and temperature; an "
+        "ignored token has all outputs and gradients 0. The backward op recomputes the logits; "
+        "its second product with them earns no FLOPs in the count.",
     .infer = forward_infer,
     .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(lce_cpu), NULL}},
     .oracle = forward_oracle,

@@ -11,13 +11,13 @@ extern "C" {
 #endif
 
 typedef struct tp_lce_opts {
-    double softcap;      /* > 0: logits become cap*tanh(logits/cap) (Gemma 2); 0: none */
-    double z_loss;       /* adds z_loss * lse^2 to each token's loss (PaLM); 0: none */
-    double temperature;  /* logits are divided by it, after the cap; 0 means 1 */
+    double softcap;       /* > 0: logits become cap*tanh(logits/cap) (Gemma 2); 0: none */
+    double z_loss;        /* adds z_loss * lse^2 to each token's loss (PaLM); 0: none */
+    double temperature;   /* logits are divided by it, after the cap; 0 means 1 */
     int64_t ignore_index; /* a target of this value counts for nothing; negative; 0 means -100 */
-    int64_t chunk;       /* rows whose logits exist at a time, at most 65536; 0: chosen by size.
-                            No value of it changes a bit of the result. */
-    bool trans_w;        /* w is (C,V) instead of (V,C) */
+    int64_t chunk;        /* rows whose logits exist at a time, at most 65536; 0: chosen by size.
+                             No value of it changes a bit of the result. */
+    bool trans_w;         /* w is (C,V) instead of (V,C) */
 } tp_lce_opts;
 
 typedef struct tp_lce {

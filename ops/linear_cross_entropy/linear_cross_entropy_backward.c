@@ -1,14 +1,14 @@
 /* linear_cross_entropy_backward: from a, b, d per token (linear_cross_entropy.c derives them)
  *   draw_v = (p_v (a + b s_v) + d [v = target]) ds/draw,   dx = draw w,   dw = draw^T x.
- * dw is summed per sample in the order of t and over samples in a fixed binary tree (lce_tree.h). */
+ * dw is summed per sample in the order of t and over samples in a fixed binary tree (lce_tree.h).
+ */
 #include "ops/linear_cross_entropy/lce.h"
 #include <string.h>
 
 extern const tp_op op_linear_cross_entropy_backward;
 TP_CPU_DECLARE(lce_backward_cpu);
 
-static tp_status backward_infer(tp_call *k)
-{
+static tp_status backward_infer(tp_call *k) {
     static const char *const names[] = {"lse", "a", "b", "d"};
     const lce_attr *at = k->attr;
     const tp_tensor *y = k->in[LCE_TARGETS];
@@ -27,8 +27,7 @@ static tp_status backward_infer(tp_call *k)
     return at->no_dw ? tp_out(k, k->in[LCE_W]->dtype, 1, &none) : tp_out_like(k, k->in[LCE_W]);
 }
 
-static tp_status backward_oracle(const tp_call *k)
-{
+static tp_status backward_oracle(const tp_call *k) {
     lce_dims d = lce_dims_of(k);
     tp_status st = lce_check_targets(k);
     if (st) return st;
@@ -50,8 +49,7 @@ static tp_status backward_oracle(const tp_call *k)
     return TP_OK;
 }
 
-static double backward_flops(const tp_call *k)
-{
+static double backward_flops(const tp_call *k) {
     const lce_attr *at = k->attr;
     lce_dims d = lce_dims_of(k);
     double products = (at->no_dx ? 0.0 : 2.0) + (at->no_dw ? 0.0 : 2.0);
@@ -59,12 +57,14 @@ static double backward_flops(const tp_call *k)
 }
 
 static const int32_t some_ignored[6] = {0, -100, 4, -100, 2, 1}, outside[2] = {1, 5};
-#define X(...) {TP_GEN_NORMAL, (int)(sizeof((int64_t[]){__VA_ARGS__}) / 8), {__VA_ARGS__}}
-#define LSE(...) {TP_GEN_NORMAL, (int)(sizeof((int64_t[]){__VA_ARGS__}) / 8), {__VA_ARGS__}, 3, 0.5}
-#define Y(v, ...) {TP_GEN_INT, (int)(sizeof((int64_t[]){__VA_ARGS__}) / 8), {__VA_ARGS__}, 0, v}
+/* clang-format off */
+#define DIMS(...) (int)(sizeof((int64_t[]){__VA_ARGS__}) / 8), {__VA_ARGS__}
+#define X(...) {TP_GEN_NORMAL, DIMS(__VA_ARGS__)}
+#define LSE(...) {TP_GEN_NORMAL, DIMS(__VA_ARGS__), 3, 0.5}
+#define Y(v, ...) {TP_GEN_INT, DIMS(__VA_ARGS__), 0, v}
 #define NO_DIMS_Y(v) {TP_GEN_INT, .hi = v}
 #define NO_DIMS(mean) {TP_GEN_NORMAL, .lo = mean, .hi = 1}
-#define GIVEN(y, ...) {TP_GEN_DATA, (int)(sizeof((int64_t[]){__VA_ARGS__}) / 8), {__VA_ARGS__}, .data = y}
+#define GIVEN(y, ...) {TP_GEN_DATA, DIMS(__VA_ARGS__), .data = y}
 #define FOUR(...) LSE(__VA_ARGS__), X(__VA_ARGS__), X(__VA_ARGS__), X(__VA_ARGS__)
 #define OPTS(...) &(const lce_attr){.o = {__VA_ARGS__}}
 
@@ -75,7 +75,8 @@ static const tp_sample backward_samples[] = {
     {"w as (C,V)", {X(3, 2, 5), X(5, 9), Y(9, 3, 2), FOUR(3, 2)}, OPTS(.trans_w = true)},
     {"softcap and temperature", {X(3, 4), X(6, 4), Y(6, 3), FOUR(3)},
      OPTS(.softcap = 1.5, .temperature = 0.8)},
-    {"five samples in chunks of two", {X(5, 3, 2), X(33, 2), Y(33, 5, 3), FOUR(5, 3)}, OPTS(.chunk = 7)},
+    {"five samples in chunks of two", {X(5, 3, 2), X(33, 2), Y(33, 5, 3), FOUR(5, 3)},
+     OPTS(.chunk = 7)},
     {"long samples in parts", {X(3, 7, 3), X(5, 3), Y(5, 3, 7), FOUR(3, 7)}, OPTS(.chunk = 3)},
     {"the same, (C,V)", {X(3, 7, 3), X(3, 5), Y(5, 3, 7), FOUR(3, 7)},
      OPTS(.chunk = 3, .trans_w = true)},
@@ -90,6 +91,7 @@ static const tp_sample backward_samples[] = {
      .refuse = "a must have the shape of targets"},
     {0},
 };
+/* clang-format on */
 
 const tp_op op_linear_cross_entropy_backward = {
     .name = "linear_cross_entropy_backward",

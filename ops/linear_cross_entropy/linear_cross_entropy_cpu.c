@@ -1,5 +1,5 @@
-/* linear_cross_entropy on the CPU: matrix products block by block, a pass over each block while it is
- * in the caches. Three kernels: forward and backward keep a block of some rows by some of the
+/* linear_cross_entropy on the CPU: matrix products block by block, a pass over each block while it
+ * is in the caches. Three kernels: forward and backward keep a block of some rows by some of the
  * vocabulary; train keeps some whole rows and gets forward and backward from one product. All of
  * them give a token, a row of dx and an entry of dw the same bits. */
 #include "ops/linear_cross_entropy/lce_cut.h"
@@ -15,34 +15,46 @@ typedef struct work { /* one kernel call */
     lce_dims d;
     lce_cut u;
     lce_scale scale;
-    float *logits;        /* (u.rows, u.ld) */
-    lce_row *row;         /* (u.rows) */
-    float *loss;          /* train: (n) */
-    float *place;         /* the tree's places 1, 2, …, each of place_floats */
+    float *logits; /* (u.rows, u.ld) */
+    lce_row *row;  /* (u.rows) */
+    float *loss;   /* train: (n) */
+    float *place;  /* the tree's places 1, 2, …, each of place_floats */
     int64_t place_floats;
     void *gemm;
     lce_chunk now;
-    int64_t v0, nv;       /* the tile */
+    int64_t v0, nv; /* the tile */
 } work;
 
-/* ---- memory -------------------------------------------------------------------------------------- */
-static tp_gemm logits_gemm(const work *w, int64_t rows, int64_t nv)
-{
+/* ---- memory
+ * -------------------------------------------------------------------------------------- */
+static tp_gemm logits_gemm(const work *w, int64_t rows, int64_t nv) {
     const lce_dims *d = &w->d;
-    return (tp_gemm){.m = rows, .n = nv, .k = d->c, .a_rs = d->c, .a_cs = 1, .b_rs = d->w_cs,
-                     .b_cs = d->w_vs, .ldc = w->u.ld, .work = w->gemm};
+    return (tp_gemm){.m = rows,
+                     .n = nv,
+                     .k = d->c,
+                     .a_rs = d->c,
+                     .a_cs = 1,
+                     .b_rs = d->w_cs,
+                     .b_cs = d->w_vs,
+                     .ldc = w->u.ld,
+                     .work = w->gemm};
 }
 
-static tp_gemm dx_gemm(const work *w, int64_t rows, int64_t nv)
-{
+static tp_gemm dx_gemm(const work *w, int64_t rows, int64_t nv) {
     const lce_dims *d = &w->d;
-    return (tp_gemm){.m = rows, .n = d->c, .k = nv, .a_rs = w->u.ld, .a_cs = 1, .b_rs = d->w_vs,
-                     .b_cs = d->w_cs, .ldc = d->c, .work = w->gemm};
+    return (tp_gemm){.m = rows,
+                     .n = d->c,
+                     .k = nv,
+                     .a_rs = w->u.ld,
+                     .a_cs = 1,
+                     .b_rs = d->w_vs,
+                     .b_cs = d->w_cs,
+                     .ldc = d->c,
+                     .work = w->gemm};
 }
 
 /* dw (V,C) = dlogits^T x, or its transpose; each entry is the same chain over tokens. */
-static tp_gemm dw_gemm(const work *w, int64_t rows, int64_t nv, int64_t ld)
-{
+static tp_gemm dw_gemm(const work *w, int64_t rows, int64_t nv, int64_t ld) {
     const lce_dims *d = &w->d;
     tp_gemm g = {.k = rows, .ldc = ld, .work = w->gemm};
     if (d->trans_w) {
@@ -55,11 +67,12 @@ static tp_gemm dw_gemm(const work *w, int64_t rows, int64_t nv, int64_t ld)
     return g;
 }
 
-static size_t most(size_t a, size_t b) { return a > b ? a : b; }
+static size_t most(size_t a, size_t b) {
+    return a > b ? a : b;
+}
 
 /* The largest workspace of the products: chunks and tiles come in two sizes each. */
-static size_t gemm_bytes(const work *w, bool dx, bool dw)
-{
+static size_t gemm_bytes(const work *w, bool dx, bool dw) {
     const lce_dims *d = &w->d;
     const lce_cut *u = &w->u;
     if (!u->chunks) return 0;
@@ -69,11 +82,16 @@ static size_t gemm_bytes(const work *w, bool dx, bool dw)
     for (int i = 0; i < 4; i++) {
         int64_t r = rows[i & 1], n = nv[i >> 1];
         if (!n) continue;
-        tp_gemm g[3] = {logits_gemm(w, r, n), dx_gemm(w, r, n), dw_gemm(w, r, n, d->v)};
+        tp_gemm g[5] = {logits_gemm(w, r, n), dx_gemm(w, r, n), dw_gemm(w, r, n, d->v)};
         g[2].leaf = head.leaf_steps;
-        bool runs[3] = {true, dx, dw};
-        for (int j = 0; j < 3; j++)
-            if (runs[j]) bytes = most(bytes, tp_gemm_workspace(&g[j], tp_threads(w->k->ctx)));
+        g[3] = g[1]; /* a product that resumes may be cut otherwise than one that starts */
+        g[4] = g[2];
+        g[3].resume = true;
+        g[4].resume = true;
+        g[4].leaf = 0;
+        bool runs[5] = {true, dx, dw, dx, dw};
+        for (int t = 0; t < 5; t++)
+            if (runs[t]) bytes = most(bytes, tp_gemm_workspace(&g[t], tp_threads(w->k->ctx)));
     }
     return bytes;
 }
@@ -83,16 +101,14 @@ typedef struct room {
     size_t used;
 } room;
 
-static void *carve(room *r, size_t bytes)
-{
+static void *carve(room *r, size_t bytes) {
     void *p = r->base ? r->base + r->used : NULL;
     r->used += (bytes + 63) & ~(size_t)63;
     return p;
 }
 
 /* Lays the call's memory out from `base` and returns the bytes; with base NULL it only measures. */
-static size_t lay_out(work *w, const tp_call *k, bool whole, bool dx, bool dw, void *base)
-{
+static size_t lay_out(work *w, const tp_call *k, bool whole, bool dx, bool dw, void *base) {
     const lce_attr *at = k->attr;
     room r = {base, 0};
     *w = (work){.k = k, .d = lce_dims_of(k)};
@@ -109,19 +125,22 @@ static size_t lay_out(work *w, const tp_call *k, bool whole, bool dx, bool dw, v
     return r.used;
 }
 
-/* ---- steps ----------------------------------------------------------------------------------------- */
-static int64_t target_of(const work *w, int64_t i)
-{
+/* ---- steps
+ * ----------------------------------------------------------------------------------------- */
+static int64_t target_of(const work *w, int64_t i) {
     const tp_tensor *t = w->k->in[LCE_TARGETS];
     return tp_i32(t)[tp_offset(t, i)];
 }
 
-static float at_row(const tp_tensor *t, int64_t i) { return tp_f32(t)[tp_offset(t, i)]; }
+static float at_row(const tp_tensor *t, int64_t i) {
+    return tp_f32(t)[tp_offset(t, i)];
+}
 
-static int64_t row_grain(const work *w) { return 1 + 8192 / (w->nv + 1); }
+static int64_t row_grain(const work *w) {
+    return 1 + 8192 / (w->nv + 1);
+}
 
-static void run_logits(const work *w)
-{
+static void run_logits(const work *w) {
     tp_gemm g = logits_gemm(w, w->now.rows, w->nv);
     g.a = tp_f32(w->k->in[LCE_X]) + w->now.row0 * w->d.c;
     g.b = tp_f32(w->k->in[LCE_W]) + w->v0 * w->d.w_vs;
@@ -129,8 +148,7 @@ static void run_logits(const work *w)
     TP_CAT(tp_gemm_run, TP_ISA)(w->k->ctx, &g);
 }
 
-static void run_dx(const work *w, tp_tensor *dx)
-{
+static void run_dx(const work *w, tp_tensor *dx) {
     tp_gemm g = dx_gemm(w, w->now.rows, w->nv);
     g.a = w->logits;
     g.b = tp_f32(w->k->in[LCE_W]) + w->v0 * w->d.w_vs;
@@ -144,8 +162,7 @@ typedef struct merge {
     int64_t cols, left_ld, right_ld;
 } merge;
 
-static void merge_rows(void *arg, int64_t begin, int64_t end)
-{
+static void merge_rows(void *arg, int64_t begin, int64_t end) {
     const merge *m = arg;
     for (int64_t i = begin; i < end; i++) {
         float *restrict l = m->left + i * m->left_ld;
@@ -155,16 +172,14 @@ static void merge_rows(void *arg, int64_t begin, int64_t end)
 }
 
 /* Place 0 of the tree is the result's own memory, the others lie in the workspace. */
-static float *place_at(const work *w, const tp_tensor *dw, int p, int64_t *ld)
-{
+static float *place_at(const work *w, const tp_tensor *dw, int p, int64_t *ld) {
     bool trans = w->d.trans_w;
     *ld = !trans ? w->d.c : p ? w->nv : w->d.v;
     if (p) return w->place + (p - 1) * w->place_floats;
     return tp_f32(dw) + (trans ? w->v0 : w->v0 * w->d.c);
 }
 
-static void merge_places(const work *w, const tp_tensor *dw, int p)
-{
+static void merge_places(const work *w, const tp_tensor *dw, int p) {
     merge m = {.cols = w->d.trans_w ? w->nv : w->d.c};
     m.left = place_at(w, dw, p - 1, &m.left_ld);
     m.right = place_at(w, dw, p, &m.right_ld);
@@ -172,8 +187,7 @@ static void merge_places(const work *w, const tp_tensor *dw, int p)
                     merge_rows, &m);
 }
 
-static void run_dw(const work *w, tp_tensor *dw)
-{
+static void run_dw(const work *w, tp_tensor *dw) {
     const lce_chunk *now = &w->now;
     int place = lce_leaf_place(now->leaf);
     int64_t ld = 0;
@@ -191,14 +205,13 @@ static void run_dw(const work *w, tp_tensor *dw)
     for (int i = 0; i < merges; i++) merge_places(w, dw, place - i);
 }
 
-static void zero(tp_tensor *t)
-{
+static void zero(tp_tensor *t) {
     if (t->data) memset(t->data, 0, (size_t)tp_numel(t) * sizeof(float));
 }
 
-/* ---- forward ----------------------------------------------------------------------------------------- */
-static void take_rows(void *arg, int64_t begin, int64_t end)
-{
+/* ---- forward
+ * ----------------------------------------------------------------------------------------- */
+static void take_rows(void *arg, int64_t begin, int64_t end) {
     const work *w = arg;
     for (int64_t i = begin; i < end; i++) {
         float *s = w->logits + i * w->u.ld;
@@ -208,28 +221,24 @@ static void take_rows(void *arg, int64_t begin, int64_t end)
 }
 
 /* The loss of a token; its parts go to `out`. */
-static float lce_token(const work *w, const lce_row *r, bool ignored, lce_stats *out)
-{
+static float lce_token(const work *w, const lce_row *r, bool ignored, lce_stats *out) {
     *out = ignored ? (lce_stats){0} : lce_row_end(r);
     return fmaf((float)w->d.z_loss * out->lse, out->lse, -out->logprob);
 }
 
-static void end_chunk(const work *w)
-{
+static void end_chunk(const work *w) {
     tp_tensor *const *out = w->k->out;
     for (int64_t i = 0; i < w->now.rows; i++) {
         int64_t at = w->now.row0 + i;
         lce_stats s;
-        tp_f32(out[LCE_LOSS])[at] =
-            lce_token(w, &w->row[i], target_of(w, at) == w->d.ignore, &s);
+        tp_f32(out[LCE_LOSS])[at] = lce_token(w, &w->row[i], target_of(w, at) == w->d.ignore, &s);
         tp_f32(out[LCE_LOGPROB])[at] = s.logprob;
         tp_f32(out[LCE_ENTROPY])[at] = s.entropy;
         tp_f32(out[LCE_LSE])[at] = s.lse;
     }
 }
 
-static tp_status forward_run(const tp_call *k)
-{
+static tp_status forward_run(const tp_call *k) {
     work w;
     tp_status st = lce_check_targets(k);
     if (st) return st;
@@ -246,15 +255,14 @@ static tp_status forward_run(const tp_call *k)
     return TP_OK;
 }
 
-static size_t forward_workspace(const tp_call *k)
-{
+static size_t forward_workspace(const tp_call *k) {
     work w;
     return lay_out(&w, k, false, false, false, NULL);
 }
 
-/* ---- backward ---------------------------------------------------------------------------------------- */
-static void grad_rows(void *arg, int64_t begin, int64_t end)
-{
+/* ---- backward
+ * ---------------------------------------------------------------------------------------- */
+static void grad_rows(void *arg, int64_t begin, int64_t end) {
     const work *w = arg;
     tp_tensor *const *in = w->k->in;
     for (int64_t i = begin; i < end; i++) {
@@ -270,8 +278,7 @@ static void grad_rows(void *arg, int64_t begin, int64_t end)
     }
 }
 
-static tp_status backward_run(const tp_call *k)
-{
+static tp_status backward_run(const tp_call *k) {
     const lce_attr *at = k->attr;
     work w;
     tp_status st = lce_check_targets(k);
@@ -291,16 +298,15 @@ static tp_status backward_run(const tp_call *k)
     return TP_OK;
 }
 
-static size_t backward_workspace(const tp_call *k)
-{
+static size_t backward_workspace(const tp_call *k) {
     const lce_attr *at = k->attr;
     work w;
     return lay_out(&w, k, false, !at->no_dx, !at->no_dw, NULL);
 }
 
-/* ---- train ------------------------------------------------------------------------------------------- */
-static void train_rows(void *arg, int64_t begin, int64_t end)
-{
+/* ---- train
+ * ------------------------------------------------------------------------------------------- */
+static void train_rows(void *arg, int64_t begin, int64_t end) {
     const work *w = arg;
     const tp_tensor *coef = w->k->in[LCE_TRAIN_COEF];
     tp_tensor *const *out = w->k->out;
@@ -325,8 +331,7 @@ static void train_rows(void *arg, int64_t begin, int64_t end)
 }
 
 /* Per sample a chain in double over t, then the tree over samples, as for dw. */
-static float sum_loss(const work *w)
-{
+static float sum_loss(const work *w) {
     float place[65] = {0};
     for (int64_t i = 0; i < w->d.samples; i++) {
         double sum = 0;
@@ -338,8 +343,7 @@ static float sum_loss(const work *w)
     return place[0];
 }
 
-static tp_status train_run(const tp_call *k)
-{
+static tp_status train_run(const tp_call *k) {
     work w;
     tp_status st = lce_check_targets(k);
     if (st) return st;
@@ -357,18 +361,19 @@ static tp_status train_run(const tp_call *k)
     return TP_OK;
 }
 
-static size_t train_workspace(const tp_call *k)
-{
+static size_t train_workspace(const tp_call *k) {
     work w;
     return lay_out(&w, k, true, true, true, NULL);
 }
 
-/* ---- rows ---------------------------------------------------------------------------------------------- */
+/* ---- rows
+ * ---------------------------------------------------------------------------------------------- */
 /* Per-token inputs may be strided (a summed loss sends back one value, expanded). */
-static bool dense(const tp_tensor *t) { return tp_numel(t) == 0 || tp_contiguous(t); }
+static bool dense(const tp_tensor *t) {
+    return tp_numel(t) == 0 || tp_contiguous(t);
+}
 
-static const char *decline(const tp_call *k)
-{
+static const char *decline(const tp_call *k) {
     if (!dense(k->in[LCE_X])) return "x is strided";
     if (!dense(k->in[LCE_W])) return "w is strided";
     return tp_decline_unless_f32(k);

@@ -10,8 +10,7 @@
 extern const tp_op op_linear_cross_entropy_train;
 TP_CPU_DECLARE(lce_train_cpu);
 
-static tp_status train_infer(tp_call *k)
-{
+static tp_status train_infer(tp_call *k) {
     tp_status st = lce_infer_common(k);
     if (!st) st = tp_need_float(k, LCE_TRAIN_COEF, "coef");
     if (st) return st;
@@ -25,8 +24,7 @@ static tp_status train_infer(tp_call *k)
     return st ? st : tp_out_like(k, k->in[LCE_W]);
 }
 
-static tp_status train_oracle(const tp_call *k)
-{
+static tp_status train_oracle(const tp_call *k) {
     lce_dims d = lce_dims_of(k);
     const tp_tensor *coef = k->in[LCE_TRAIN_COEF];
     tp_status st = lce_check_targets(k);
@@ -57,8 +55,7 @@ static tp_status train_oracle(const tp_call *k)
 }
 
 tp_lce_sum tp_linear_cross_entropy_train(tp_ctx *c, tp_tensor *x, tp_tensor *w, tp_tensor *targets,
-                                         tp_tensor *coef, const tp_lce_opts *opts)
-{
+                                         tp_tensor *coef, const tp_lce_opts *opts) {
     lce_attr at = {0};
     if (opts) at.o = *opts;
     tp_tensor *out[TP_MAXOUT] = {0}, *in[] = {x, w, targets, coef};
@@ -66,12 +63,12 @@ tp_lce_sum tp_linear_cross_entropy_train(tp_ctx *c, tp_tensor *x, tp_tensor *w, 
     return (tp_lce_sum){out[LCE_SUM], out[LCE_SUM_LOGPROB], out[LCE_SUM_ENTROPY]};
 }
 
-static void train_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void train_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     for (int i = LCE_SUM_LOGPROB; i <= LCE_SUM_DW; i++)
         if (dout[i]) {
-            tp_refuse(k, TP_EARG, "only the summed loss has a gradient; linear_cross_entropy has "
-                                  "them for the tokens' loss, logprob and entropy");
+            tp_refuse(k, TP_EARG,
+                      "only the summed loss has a gradient; linear_cross_entropy has "
+                      "them for the tokens' loss, logprob and entropy");
             return;
         }
     if (tp_wants(k, LCE_TRAIN_COEF)) {
@@ -83,17 +80,18 @@ static void train_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[
     if (tp_wants(k, LCE_W)) din[LCE_W] = tp_mul(k->ctx, k->out[LCE_SUM_DW], dout[LCE_SUM]);
 }
 
-static double train_flops(const tp_call *k)
-{
+static double train_flops(const tp_call *k) {
     lce_dims d = lce_dims_of(k);
     return (double)d.n * (double)d.v * (6.0 * (double)d.c + 35.0);
 }
 
 static const int32_t some_ignored[6] = {0, -100, 4, -100, 2, 1}, outside[2] = {1, 5};
-#define X(...) {TP_GEN_NORMAL, (int)(sizeof((int64_t[]){__VA_ARGS__}) / 8), {__VA_ARGS__}}
-#define Y(v, ...) {TP_GEN_INT, (int)(sizeof((int64_t[]){__VA_ARGS__}) / 8), {__VA_ARGS__}, 0, v}
+/* clang-format off */
+#define DIMS(...) (int)(sizeof((int64_t[]){__VA_ARGS__}) / 8), {__VA_ARGS__}
+#define X(...) {TP_GEN_NORMAL, DIMS(__VA_ARGS__)}
+#define Y(v, ...) {TP_GEN_INT, DIMS(__VA_ARGS__), 0, v}
 #define NO_DIMS_Y(v) {TP_GEN_INT, .hi = v}
-#define GIVEN(y, ...) {TP_GEN_DATA, (int)(sizeof((int64_t[]){__VA_ARGS__}) / 8), {__VA_ARGS__}, .data = y}
+#define GIVEN(y, ...) {TP_GEN_DATA, DIMS(__VA_ARGS__), .data = y}
 #define OPTS(...) &(const lce_attr){.o = {__VA_ARGS__}}
 /* no_grad: dx and dw are outputs without gradients of their own, which differences would see.
  * tests/lce_test.c compares this op's gradients with linear_cross_entropy's instead. */
@@ -116,14 +114,16 @@ static const tp_sample train_samples[] = {
     {"wrong coef", {X(2, 3), X(5, 3), Y(5, 2), X(3)}, .refuse = "coef must have the shape"},
     {0},
 };
+/* clang-format on */
 
 const tp_op op_linear_cross_entropy_train = {
     .name = "linear_cross_entropy_train",
     .synopsis = "L = sum coef*loss, with dL/dx and dL/dw from the same logits",
-    .doc = "linear_cross_entropy for training: the weights of the tokens are known beforehand, so one "
-           "pass over whole rows of logits gives loss and gradients with three matrix products "
-           "instead of four. The gradients have the bits of linear_cross_entropy's. Costs the memory "
-           "of dx and dw until backward reaches the op.",
+    .doc =
+        "linear_cross_entropy for training: the weights of the tokens are known beforehand, so one "
+        "pass over whole rows of logits gives loss and gradients with three matrix products "
+        "instead of four. The gradients have the bits of linear_cross_entropy's. Costs the memory "
+        "of dx and dw until backward reaches the op.",
     .infer = train_infer,
     .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(lce_train_cpu), NULL}},
     .oracle = train_oracle,

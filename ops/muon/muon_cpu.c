@@ -3,7 +3,8 @@
 #include "ops/muon/newton_schulz.h"
 #include "ops/sgd/sgd_math.h"
 
-/* ---- momentum_ ----------------------------------------------------------------------------------- */
+/* ---- momentum_
+ * ----------------------------------------------------------------------------------- */
 typedef struct job {
     float *b, *u;
     const float *g;
@@ -11,8 +12,7 @@ typedef struct job {
     bool nesterov;
 } job;
 
-static void momentum_range(void *arg, int64_t begin, int64_t end)
-{
+static void momentum_range(void *arg, int64_t begin, int64_t end) {
     const job *j = arg;
     float *restrict b = j->b, *restrict u = j->u;
     const float *restrict g = j->g;
@@ -24,23 +24,27 @@ static void momentum_range(void *arg, int64_t begin, int64_t end)
         for (int64_t i = begin; i < end; i++) u[i] = momentum_f(&b[i], 0.0f, mu, nesterov);
 }
 
-static tp_status momentum_run(const tp_call *k)
-{
+static tp_status momentum_run(const tp_call *k) {
     const tp_momentum_opts *o = k->attr;
-    job j = {tp_f32(k->in[0]), tp_f32(k->out[0]), k->in[1] ? tp_f32(k->in[1]) : NULL,
-             o->grad_scale == 0 ? 1.0f : (float)o->grad_scale, (float)o->momentum, o->nesterov};
+    job j = {tp_f32(k->in[0]),
+             tp_f32(k->out[0]),
+             k->in[1] ? tp_f32(k->in[1]) : NULL,
+             o->grad_scale == 0 ? 1.0f : (float)o->grad_scale,
+             (float)o->momentum,
+             o->nesterov};
     tp_parallel_for(k->ctx, tp_numel(k->in[0]), 1 << 15, momentum_range, &j);
     return TP_OK;
 }
 TP_CPU_KERNEL(momentum_cpu, .decline = tp_decline_unless_f32_dense, .run = momentum_run);
 
-/* ---- newton_schulz ------------------------------------------------------------------------------- */
+/* ---- newton_schulz
+ * ------------------------------------------------------------------------------- */
 typedef struct work { /* one block */
     tp_ctx *c;
     ns_shape s;
-    double *row;       /* (rows): squared lengths */
+    double *row;        /* (rows): squared lengths */
     float *gram, *poly; /* (small, small) */
-    float *spare;      /* (rows, cols), dense: the iterate is in turns here and in the output */
+    float *spare;       /* (rows, cols), dense: the iterate is in turns here and in the output */
     void *gemm;
     const float *src;
     float *dst;
@@ -49,26 +53,39 @@ typedef struct work { /* one block */
 } work;
 
 /* gram = x x^T, or x^T x of a tall block */
-static tp_gemm gram_gemm(const work *w, const float *x, int64_t ld)
-{
+static tp_gemm gram_gemm(const work *w, const float *x, int64_t ld) {
     const ns_shape *s = &w->s;
-    tp_gemm g = {.m = s->small, .n = s->small, .k = s->large, .a = x, .b = x, .c = w->gram,
-                 .ldc = s->small, .work = w->gemm};
+    tp_gemm g = {.m = s->small,
+                 .n = s->small,
+                 .k = s->large,
+                 .a = x,
+                 .b = x,
+                 .c = w->gram,
+                 .ldc = s->small,
+                 .work = w->gemm};
     g.a_rs = g.b_cs = s->tall ? 1 : ld;
     g.a_cs = g.b_rs = s->tall ? ld : 1;
     return g;
 }
 
-static tp_gemm square_gemm(const work *w)
-{
+static tp_gemm square_gemm(const work *w) {
     int64_t n = w->s.small;
-    return (tp_gemm){.m = n, .n = n, .k = n, .a = w->gram, .a_rs = n, .a_cs = 1, .b = w->gram,
-                     .b_rs = n, .b_cs = 1, .c = w->poly, .ldc = n, .work = w->gemm};
+    return (tp_gemm){.m = n,
+                     .n = n,
+                     .k = n,
+                     .a = w->gram,
+                     .a_rs = n,
+                     .a_cs = 1,
+                     .b = w->gram,
+                     .b_rs = n,
+                     .b_cs = 1,
+                     .c = w->poly,
+                     .ldc = n,
+                     .work = w->gemm};
 }
 
 /* y = poly x, or x poly of a tall block */
-static tp_gemm apply_gemm(const work *w, const float *x, int64_t ld, float *y, int64_t y_ld)
-{
+static tp_gemm apply_gemm(const work *w, const float *x, int64_t ld, float *y, int64_t y_ld) {
     const ns_shape *s = &w->s;
     tp_gemm g = {.m = s->rows, .n = s->cols, .k = s->small, .c = y, .ldc = y_ld, .work = w->gemm};
     g.a = s->tall ? x : w->poly;
@@ -79,8 +96,7 @@ static tp_gemm apply_gemm(const work *w, const float *x, int64_t ld, float *y, i
     return g;
 }
 
-static void row_squares(void *arg, int64_t begin, int64_t end)
-{
+static void row_squares(void *arg, int64_t begin, int64_t end) {
     const work *w = arg;
     for (int64_t i = begin; i < end; i++) {
         const float *restrict x = w->src + i * w->s.ld;
@@ -94,8 +110,7 @@ static void row_squares(void *arg, int64_t begin, int64_t end)
     }
 }
 
-static void scale_rows(void *arg, int64_t begin, int64_t end)
-{
+static void scale_rows(void *arg, int64_t begin, int64_t end) {
     const work *w = arg;
     for (int64_t i = begin; i < end; i++) {
         const float *restrict x = w->src + i * w->s.ld;
@@ -105,8 +120,7 @@ static void scale_rows(void *arg, int64_t begin, int64_t end)
 }
 
 /* poly = a I + b gram + c gram^2, with gram^2 already in poly */
-static void poly_rows(void *arg, int64_t begin, int64_t end)
-{
+static void poly_rows(void *arg, int64_t begin, int64_t end) {
     const work *w = arg;
     int64_t n = w->s.small;
     for (int64_t i = begin; i < end; i++) {
@@ -117,8 +131,7 @@ static void poly_rows(void *arg, int64_t begin, int64_t end)
     }
 }
 
-static void normalise(work *w)
-{
+static void normalise(work *w) {
     int64_t grain = 1 + (1 << 14) / (w->s.cols + 1);
     tp_parallel_for(w->c, w->s.rows, grain, row_squares, w);
     double sum = 0;
@@ -127,8 +140,7 @@ static void normalise(work *w)
     tp_parallel_for(w->c, w->s.rows, grain, scale_rows, w);
 }
 
-static void iterate(work *w, const float *src, float *out)
-{
+static void iterate(work *w, const float *src, float *out) {
     bool in_out = w->s.steps % 2 == 0; /* so that the last step ends in out */
     w->src = src;
     w->dst = in_out ? out : w->spare;
@@ -151,15 +163,13 @@ typedef struct room {
     size_t used;
 } room;
 
-static void *carve(room *r, size_t bytes)
-{
+static void *carve(room *r, size_t bytes) {
     void *p = r->base ? r->base + r->used : NULL;
     r->used += (bytes + 63) & ~(size_t)63;
     return p;
 }
 
-static size_t lay_out(work *w, const tp_call *k, void *base)
-{
+static size_t lay_out(work *w, const tp_call *k, void *base) {
     room r = {base, 0};
     *w = (work){.c = k->ctx, .s = ns_shape_of(k)};
     size_t n = (size_t)w->s.small;
@@ -179,14 +189,12 @@ static size_t lay_out(work *w, const tp_call *k, void *base)
     return r.used;
 }
 
-static size_t newton_schulz_workspace(const tp_call *k)
-{
+static size_t newton_schulz_workspace(const tp_call *k) {
     work w;
     return lay_out(&w, k, NULL);
 }
 
-static tp_status newton_schulz_run(const tp_call *k)
-{
+static tp_status newton_schulz_run(const tp_call *k) {
     work w;
     if (tp_numel(k->in[0]) == 0) return TP_OK;
     lay_out(&w, k, k->workspace);
@@ -195,8 +203,7 @@ static tp_status newton_schulz_run(const tp_call *k)
     return TP_OK;
 }
 
-static const char *decline(const tp_call *k)
-{
+static const char *decline(const tp_call *k) {
     if (tp_numel(k->in[0]) && !tp_contiguous(k->in[0])) return "x is strided";
     return tp_decline_unless_f32(k);
 }

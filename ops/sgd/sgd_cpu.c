@@ -9,8 +9,7 @@ typedef struct job {
     bool nesterov;
 } job;
 
-static void range(void *arg, int64_t begin, int64_t end)
-{
+static void range(void *arg, int64_t begin, int64_t end) {
     const job *j = arg;
     float *restrict p = j->p, *restrict b = j->b;
     const float *restrict g = j->g;
@@ -27,8 +26,7 @@ static void range(void *arg, int64_t begin, int64_t end)
             p[i] = sgd_f(p[i], momentum_f(&b[i], scale * g[i], mu, nesterov), rate, decay);
 }
 
-static tp_status run(const tp_call *k)
-{
+static tp_status run(const tp_call *k) {
     const tp_sgd_opts *o = k->attr;
     job j = {.p = tp_f32(k->in[0]),
              .b = k->in[1] ? tp_f32(k->in[1]) : NULL,

@@ -4,14 +4,12 @@
 extern const tp_op op_sum_squares;
 TP_CPU_DECLARE(sum_squares_cpu);
 
-static tp_status sum_squares_infer(tp_call *k)
-{
+static tp_status sum_squares_infer(tp_call *k) {
     tp_status st = tp_need_float(k, 0, "x");
     return st ? st : tp_out(k, TP_F64, 0, NULL);
 }
 
-static tp_status sum_squares_oracle(const tp_call *k)
-{
+static tp_status sum_squares_oracle(const tp_call *k) {
     double sum = 0;
     for (int64_t i = 0, n = tp_numel(k->in[0]); i < n; i++)
         sum += tp_f64(k->in[0])[i] * tp_f64(k->in[0])[i];
@@ -19,9 +17,13 @@ static tp_status sum_squares_oracle(const tp_call *k)
     return TP_OK;
 }
 
-tp_tensor *tp_sum_squares(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_sum_squares, NULL, x); }
+tp_tensor *tp_sum_squares(tp_ctx *c, tp_tensor *x) {
+    return tp_op1(c, &op_sum_squares, NULL, x);
+}
 
-static double sum_squares_flops(const tp_call *k) { return 2.0 * (double)tp_numel(k->in[0]); }
+static double sum_squares_flops(const tp_call *k) {
+    return 2.0 * (double)tp_numel(k->in[0]);
+}
 
 static const tp_sample sum_squares_samples[] = {
     {"vector", {{TP_GEN_NORMAL, 1, {37}}}},
@@ -36,8 +38,9 @@ static const tp_sample sum_squares_samples[] = {
 const tp_op op_sum_squares = {
     .name = "sum_squares",
     .synopsis = "y = sum x^2",
-    .doc = "The squared Euclidean length in double, in an order that depends on the size only. It is "
-           "finite exactly if every f32 value is.",
+    .doc =
+        "The squared Euclidean length in double, in an order that depends on the size only. It is "
+        "finite exactly if every f32 value is.",
     .infer = sum_squares_infer,
     .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(sum_squares_cpu), NULL}},
     .oracle = sum_squares_oracle,

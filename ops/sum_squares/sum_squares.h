@@ -5,8 +5,9 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
-/* f64 scalar = sum x^2, x (…) float, in a fixed order: chunks of 65536 values, a tree over chunks. Of
- * f32 values it is finite exactly if they all are: no sum of their squares overflows a double. */
+/* f64 scalar = sum x^2, x (…) float, in a fixed order: chunks of 65536 values, a tree over chunks.
+ * Of f32 values it is finite exactly if they all are: no sum of their squares overflows a double.
+ */
 tp_tensor *tp_sum_squares(tp_ctx *c, tp_tensor *x);
 #ifdef __cplusplus
 }

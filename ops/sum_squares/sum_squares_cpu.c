@@ -8,8 +8,7 @@ typedef struct job {
     double *part;
 } job;
 
-static double chunk_sum(const float *restrict x, int64_t n)
-{
+static double chunk_sum(const float *restrict x, int64_t n) {
     double lane[LANES] = {0};
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
@@ -20,19 +19,16 @@ static double chunk_sum(const float *restrict x, int64_t n)
     return lane[0];
 }
 
-static void range(void *arg, int64_t begin, int64_t end)
-{
+static void range(void *arg, int64_t begin, int64_t end) {
     const job *j = arg;
     j->part[begin / CHUNK] = chunk_sum(j->x + begin, end - begin);
 }
 
-static size_t workspace(const tp_call *k)
-{
+static size_t workspace(const tp_call *k) {
     return (size_t)((tp_numel(k->in[0]) + CHUNK - 1) / CHUNK + 1) * sizeof(double);
 }
 
-static tp_status run(const tp_call *k)
-{
+static tp_status run(const tp_call *k) {
     job j = {tp_f32(k->in[0]), k->workspace};
     int64_t n = tp_numel(k->in[0]), parts = (n + CHUNK - 1) / CHUNK;
     j.part[0] = 0;
@@ -44,8 +40,7 @@ static tp_status run(const tp_call *k)
     return TP_OK;
 }
 
-static const char *decline(const tp_call *k)
-{
+static const char *decline(const tp_call *k) {
     if (k->in[0]->dtype != TP_F32) return "x is not f32";
     return tp_numel(k->in[0]) && !tp_contiguous(k->in[0]) ? "x is strided" : NULL;
 }

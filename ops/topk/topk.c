@@ -2,8 +2,7 @@
  * dy). Indices are integers and carry no gradient.
  *
  * The kernel turns (value, index) into one 64-bit key whose unsigned order is the order asked for,
- * keeps the n largest keys of a row in a heap with the smallest on top, O(C log n), and sorts them.
- */
+ * keeps the n largest keys of a row in a heap with the smallest on top, and sorts them. */
 #include "ops/topk/topk.h"
 #include "ops/gather/gather.h"
 #include "ops/math.h"
@@ -33,8 +32,7 @@ static tp_status topk_infer(tp_call *k) {
     return tp_out(k, TP_I32, x->ndim, shape);
 }
 
-/* ---- in double: n times the next in order -------------------------------------------------------
- */
+/* ---- in double: n times the next in order --------------------------------------------------- */
 static bool before(const double *x, int64_t i, int64_t j) {
     bool nan_i = x[i] != x[i], nan_j = x[j] != x[j];
     if (nan_i != nan_j) return nan_i;
@@ -59,8 +57,7 @@ static tp_status topk_oracle(const tp_call *k) {
     return TP_OK;
 }
 
-/* ---- the kernel ---------------------------------------------------------------------------------
- */
+/* ---- the kernel ----------------------------------------------------------------------------- */
 /* Larger keys come first: the value's bits made monotone, then the complement of the index. */
 static uint64_t key_of(float x, int64_t i) {
     uint32_t bits = tp_f32_to_bits(x + 0.0f); /* -0 equals +0 */

@@ -187,7 +187,7 @@ void op_check_f32_gradient(op_report *r, const tp_op *op, const tp_sample *s)
 static bool same_tensor_bits(const tp_tensor *a, const tp_tensor *b)
 {
     if (!a != !b) return false;
-    return !a || !memcmp(a->data, b->data, (size_t)tp_numel(a) * tp_dtype_size(a->dtype));
+    return !a || !a->data || !memcmp(a->data, b->data, (size_t)tp_numel(a) * tp_dtype_size(a->dtype));
 }
 
 void op_check_threads(op_report *r, const tp_op *op, const tp_sample *s)

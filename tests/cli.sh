@@ -1,0 +1,172 @@
+#!/bin/sh
+# Newcomers' mistakes and damaged files: one sentence on stderr, the right exit code, nothing lost.
+# $1: the tapir binary, $2: the source folder.
+set -u
+tapir=$1
+src=$2
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+cd "$dir"
+failed=0
+checks=0
+
+# says CODE PATTERN COMMAND…: exit code, one line on stderr that matches, no crash
+says() {
+    code=$1 pattern=$2
+    shift 2
+    "$@" >out 2>err </dev/null
+    got=$?
+    checks=$((checks + 1))
+    lines=$(grep -vc '^Try `\|^warning: ' err)
+    if [ "$got" != "$code" ] || [ "$lines" != 1 ] || ! grep -q -- "$pattern" err; then
+        failed=$((failed + 1))
+        echo "FAILED: $*"
+        echo "  wanted exit $code and one line with \"$pattern\"; got exit $got:"
+        sed 's/^/  /' err
+    fi
+}
+works() {
+    checks=$((checks + 1))
+    if ! "$@" >out 2>err </dev/null; then
+        failed=$((failed + 1))
+        echo "FAILED: $*"
+        sed 's/^/  /' err
+    fi
+}
+same() { # a file must not have changed
+    checks=$((checks + 1))
+    [ "$(sha256sum <"$1")" = "$2" ] || { failed=$((failed + 1)); echo "FAILED: $1 changed"; }
+}
+
+i=0
+while [ $i -lt 400 ]; do echo "line $i of a text that is long enough, with word$((i % 17))"; i=$((i + 1)); done >text.txt
+train="$tapir train $src/configs/tests/tiny.yaml run.dir=run data.train=train.h5 data.val=val.h5"
+
+# commands and flags
+says 2 'no command "trian"; did you mean "train"' $tapir trian
+says 2 'unrecognized option' $tapir train --resme x.yaml
+says 2 'which config' $tapir train
+says 2 'which text' $tapir prepare --out x.h5
+says 2 '--out FILE is needed' $tapir prepare text.txt
+says 2 '--vocab must be' $tapir prepare text.txt --out x.h5 --vocab twelve
+says 2 '--vocab must be' $tapir prepare text.txt --out x.h5 --vocab 10
+says 2 '--val-fraction must be' $tapir prepare text.txt --out x.h5 --val y.h5 --val-fraction 2
+says 2 'must differ' $tapir prepare text.txt --out x.h5 --val x.h5
+says 2 '--format is' $tapir prepare text.txt --out x.h5 --format word
+says 2 'no operation "geluu"' $tapir ops geluu
+says 2 'what to measure' $tapir bench stp
+says 2 '--temperature must be' $tapir generate run --temperature hot
+says 2 '--top-p must be' $tapir generate run --top-p 1.5
+says 2 'which run' $tapir hash
+
+# text and tokenizers
+says 1 'nothing.txt' $tapir prepare nothing.txt --out x.h5
+: >empty.txt
+says 1 'no text' $tapir prepare empty.txt --out x.h5
+mkdir folder
+says 1 'folder' $tapir prepare folder --out x.h5
+head -c 3000 /dev/urandom | tr -d '\n' >binary.bin
+says 1 'binary.bin' $tapir prepare binary.bin --out x.h5
+gzip -c text.txt >text.gz 2>/dev/null && says 1 'text.gz' $tapir prepare text.gz --out x.h5
+printf '{"text":"good"}\n{"text":\n' >bad.jsonl
+says 1 'bad.jsonl:2' $tapir prepare bad.jsonl --out x.h5
+printf '{"text":"good"}\n{"words":"no"}\n' >key.jsonl
+says 1 'key.jsonl:2' $tapir prepare key.jsonl --out x.h5
+says 1 'tok.json' $tapir prepare text.txt --out x.h5 --tokenizer tok.json
+echo '{"model":{"type":"Unigram"}}' >tok.json
+says 1 'tok.json' $tapir prepare text.txt --out x.h5 --tokenizer tok.json
+echo '{{{{' >tok.json
+says 1 'tok.json' $tapir prepare text.txt --out x.h5 --tokenizer tok.json
+says 1 'no/such/folder' $tapir prepare text.txt --out no/such/folder/x.h5
+[ ! -e x.h5 ] || { echo "FAILED: a refused prepare left x.h5"; failed=$((failed + 1)); }
+
+works $tapir prepare text.txt --out train.h5 --val val.h5 --vocab 300
+sum=$(sha256sum <train.h5)
+says 1 'already there' $tapir prepare text.txt --out train.h5
+same train.h5 "$sum"
+works $tapir prepare text.txt --out other.h5 --vocab 290
+works $tapir prepare text.txt --out bytes.h5 --tokenizer bytes
+
+# configs
+says 1 'none.yaml' $tapir train none.yaml
+says 1 'unknown key; did you mean model.layers' $train model.layrs=3
+says 1 'model.layers' $train model.layers=-1
+says 1 'model.layers' $train model.layers=many
+says 1 'model.layers' $train model.layers=999999999999999999999
+says 1 'train.optimizer' $train train.optimizer=adam
+says 1 'heads' $train model.heads=5
+says 1 'micro_batches' $train train.micro_batches=3
+says 1 'cpu only\|CPU only' $train device=cuda
+says 1 'data.train' $tapir train $src/configs/tests/tiny.yaml run.dir=run
+printf 'model:\n  layers: [1\n' >broken.yaml
+says 1 'broken.yaml' $tapir train broken.yaml
+printf 'model:\n\tlayers: 1\n' >tab.yaml
+says 1 'tab.yaml' $tapir train tab.yaml
+printf 'seed: 1\nseed: 2\n' >twice.yaml
+says 1 'twice.yaml:2' $tapir train twice.yaml
+: >nothing.yaml
+says 1 '' $tapir train nothing.yaml
+says 1 'memory\|does not fit\|at most\|INT32\|tokens' $train model.channels=1048576 model.heads=1 model.layers=1000
+
+# corpora
+says 1 'nope.h5' $train data.train=nope.h5
+: >empty.h5
+says 1 'empty.h5' $train data.train=empty.h5
+says 1 'text.txt' $train data.train=text.txt
+head -c 3000 train.h5 >cut.h5
+says 1 'cut.h5' $train data.train=cut.h5
+says 1 'another tokenizer' $train data.val=other.h5
+says 1 'model.vocab' $train model.vocab=100
+
+# a run, and what can happen to it
+works $train
+works $tapir hash run
+says 1 'holds a run already' $train
+works $train --resume
+says 1 'another config' $train --resume train.learning_rate=0.5
+says 1 'another config' $train --resume model.layers=2
+works $tapir prepare text.txt --out half.h5 --val-fraction 0.5 --val rest.h5 --tokenizer run/tokenizer.json
+says 1 'is not the corpus' $train --resume data.train=half.h5 data.val=rest.h5
+says 1 'another' $train --resume data.train=other.h5 data.val=other.h5
+works $tapir generate run "line 1" --max-new-tokens 5
+works $tapir generate run --max-new-tokens 5
+works $tapir eval run
+works $tapir eval run val.h5 --json
+says 1 'another tokenizer' $tapir eval run other.h5
+says 1 'no such run' $tapir generate nowhere
+says 1 'is no run' $tapir generate folder
+says 1 'text.txt' $tapir hash text.txt
+last=$(ls run/checkpoints/step-*.h5 | tail -1)
+cp "$last" good.h5
+works $tapir hash good.h5
+h=$($tapir hash good.h5)
+# one bit flipped in the middle: told, and the checkpoint before it is used
+size=$(wc -c <good.h5)
+{ head -c $((size / 2)) good.h5; printf '\377'; tail -c +$((size / 2 + 2)) good.h5; } >flipped.h5
+cmp -s flipped.h5 good.h5 && { head -c $((size / 2)) good.h5; printf '\000'; tail -c +$((size / 2 + 2)) good.h5; } >flipped.h5
+says 1 'flipped.h5' $tapir hash flipped.h5
+head -c $((size / 3)) good.h5 >short.h5
+says 1 'short.h5' $tapir generate short.h5
+says 1 'train.h5' $tapir hash train.h5
+cp flipped.h5 "$last"
+works $tapir hash run
+grep -q 'warning' err || { echo "FAILED: a damaged newest checkpoint was passed over in silence"; failed=$((failed + 1)); }
+[ "$($tapir hash run 2>/dev/null)" != "$h" ] || { echo "FAILED: the damaged one was used"; failed=$((failed + 1)); }
+# the lost step is done again and ends in the same weights
+works $train --resume
+[ "$($tapir hash run)" = "$h" ] || { echo "FAILED: after a damaged checkpoint the run ends elsewhere"; failed=$((failed + 1)); }
+# a full disk while checkpointing: the good one stays
+( ulimit -f 40; $train run.dir=full >out 2>err ) && { echo "FAILED: a full disk was not noticed"; failed=$((failed + 1)); }
+grep -q 'tapir train: ' err || { echo "FAILED: a full disk, no sentence:"; cat err; failed=$((failed + 1)); }
+# output that nobody reads is no crash
+$tapir ops | head -1 >/dev/null
+$tapir generate run --max-new-tokens 50 2>/dev/null | head -c 3 >/dev/null
+# help
+for c in prepare train generate eval tape plan ops bench hash version; do works $tapir $c --help; done
+works $tapir --help
+works $tapir tape $src/configs/tests/tiny.yaml model.vocab=300
+grep -q '(backward)' out || { echo "FAILED: the tape has no backward pass"; failed=$((failed + 1)); }
+works $tapir plan $src/configs/tests/tiny.yaml model.vocab=300 --json
+works $tapir train --keys
+echo "$checks checks, $failed failed"
+[ $failed = 0 ]

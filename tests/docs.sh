@@ -1,0 +1,21 @@
+#!/bin/sh
+# What the docs quote is what the program says. $1: the tapir binary, $2: the source folder.
+set -eu
+cd "$2"
+"$1" ops --markdown | cmp - docs/ops.md || {
+    echo "docs/ops.md is out of date: tapir ops --markdown >docs/ops.md"
+    exit 1
+}
+# the tape printed in the README is the one of configs/tests/readme.yaml
+"$1" tape configs/tests/readme.yaml | sed 's/ *$//' >"${TMPDIR:-/tmp}/tape.$$"
+awk '/^<!-- tape -->/{on=1; next} /^<!-- end -->/{on=0} on && !/^```/' README.md | sed 's/ *$//' |
+    cmp - "${TMPDIR:-/tmp}/tape.$$" || {
+    echo "the README's tape is out of date: tapir tape configs/tests/readme.yaml"
+    rm -f "${TMPDIR:-/tmp}/tape.$$"
+    exit 1
+}
+rm -f "${TMPDIR:-/tmp}/tape.$$"
+# every folder and every config of the tree that the README prints exists
+sed -n '/^<!-- tree -->/,/^<!-- end -->/p' README.md | grep -oE '^[a-z_./]+(/|\.c|\.sh)' | while read -r f; do
+    [ -e "$f" ] || { echo "README names $f, which is not there"; exit 1; }
+done
