@@ -9,12 +9,11 @@ double tp_flops_1(const tp_call *k);   /* one operation per element of out[0] */
 double tp_flops_4(const tp_call *k);   /* four: the usual short formula */
 double tp_flops_20(const tp_call *k);  /* twenty: a formula around one e^x */
 
-enum { TP_ELEMENT_GRAIN = 1 << 14 };   /* 64 KB of floats: two operands stay in L2 */
+enum { TP_ELEMENT_GRAIN = 1 << 14 }; /* 64 KB of floats: two operands stay in L2 */
 
 /* f32 kernels for any strides and broadcasts. `setup` declares what expr needs from r_->attr. */
 #define TP_ELEMENTWISE_KERNEL_(id)                                                                 \
-    static tp_status id##_all(const tp_call *k)                                                    \
-    {                                                                                              \
+    static tp_status id##_all(const tp_call *k) {                                                  \
         tp_elementwise(k, k->nout, k->out, id##_run);                                              \
         return TP_OK;                                                                              \
     }                                                                                              \
@@ -22,8 +21,7 @@ enum { TP_ELEMENT_GRAIN = 1 << 14 };   /* 64 KB of floats: two operands stay in 
 
 /* out[i] = expr of x. */
 #define TP_UNARY_ATTR_CPU(id, setup, expr)                                                         \
-    static void id##_run(const tp_run *r_)                                                         \
-    {                                                                                              \
+    static void id##_run(const tp_run *r_) {                                                       \
         setup;                                                                                     \
         const float *restrict x_ = r_->in[0];                                                      \
         float *restrict o_ = r_->out[0];                                                           \
@@ -37,8 +35,7 @@ enum { TP_ELEMENT_GRAIN = 1 << 14 };   /* 64 KB of floats: two operands stay in 
 
 /* out[i] = expr of x and y. */
 #define TP_BINARY_ATTR_CPU(id, setup, expr)                                                        \
-    static void id##_run(const tp_run *r_)                                                         \
-    {                                                                                              \
+    static void id##_run(const tp_run *r_) {                                                       \
         setup;                                                                                     \
         const float *restrict x_ = r_->in[0], *restrict y_ = r_->in[1];                            \
         float *restrict o_ = r_->out[0];                                                           \

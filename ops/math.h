@@ -1,29 +1,27 @@
 /* Elementary functions in float, the same bits on every CPU and on CUDA: only +, -, *, fmaf and bit
- * operations, no branches, so that compilers vectorise loops over them. Errors are against float64. */
+ * operations, no branches, so that compilers vectorise loops over them. Errors are against float64.
+ */
 #ifndef TP_MATH_H
 #define TP_MATH_H
 #include "ops/op.h"
 #include <math.h>
 #include <string.h>
 
-static inline TP_HD float tp_bits_to_f32(uint32_t u)
-{
+static inline TP_HD float tp_bits_to_f32(uint32_t u) {
     float f;
     memcpy(&f, &u, sizeof f);
     return f;
 }
-static inline TP_HD uint32_t tp_f32_to_bits(float f)
-{
+static inline TP_HD uint32_t tp_f32_to_bits(float f) {
     uint32_t u;
     memcpy(&u, &f, sizeof u);
     return u;
 }
 
 /* e^x. x = n ln2 + r, |r| <= ln2/2; e^r = 1 + r + r^2 P(r) with the degree-5 minimax P of Moshier's
- * Cephes (expf.c); error < 1 ulp. 2^n in two halves so that results below 2^-126 underflow gradually.
- * NaN stays NaN. */
-static inline TP_HD float tp_expf(float x)
-{
+ * Cephes (expf.c); error < 1 ulp. 2^n in two halves so that results below 2^-126 underflow
+ * gradually. NaN stays NaN. */
+static inline TP_HD float tp_expf(float x) {
     float z = x < -104.0f ? -104.0f : x; /* comparisons with NaN are false: it passes through */
     z = z > 89.0f ? 89.0f : z;
     float t = fmaf(z, 1.44269504f, 12582912.0f); /* the nearest integer sits in the low bits */
@@ -45,8 +43,7 @@ static inline TP_HD float tp_expf(float x)
 
 /* tanh x = 1 - 2/(e^{2x}+1); below 0.625, where that cancels, x - x s P(s) with s = x^2 and P the
  * minimax polynomial of (1 - tanh(x)/x)/s (Remez exchange; 4e-9 relative). Error < 1.3 ulp. */
-static inline TP_HD float tp_tanhf(float x)
-{
+static inline TP_HD float tp_tanhf(float x) {
     float a = fabsf(x), s = x * x;
     float e = tp_expf(2.0f * (a > 20.0f ? 20.0f : a));
     float big = 1.0f - 2.0f / (e + 1.0f);
@@ -61,12 +58,13 @@ static inline TP_HD float tp_tanhf(float x)
 }
 
 /* 1/(1+e^-x). Error < 2.5 ulp; below -88.7 the denormal result is flushed to 0. */
-static inline TP_HD float tp_sigmoidf(float x) { return 1.0f / (1.0f + tp_expf(-x)); }
+static inline TP_HD float tp_sigmoidf(float x) {
+    return 1.0f / (1.0f + tp_expf(-x));
+}
 
 /* ln x. x = 2^k m with m in [sqrt(1/2), sqrt(2)); with f = m - 1, ln m = f - f^2/2 + f^3 Q(f), Q
  * minimax (Remez exchange; 8e-10 relative). Error < 1 ulp. ln 0 = -inf, ln of negatives is NaN. */
-static inline TP_HD float tp_logf(float x)
-{
+static inline TP_HD float tp_logf(float x) {
     float tiny = x < 1.17549435e-38f ? 1.0f : 0.0f; /* denormals gain 25 bits first */
     uint32_t u = tp_f32_to_bits(tiny > 0.0f ? x * 33554432.0f : x);
     uint32_t over = u - 0x3F3504F3u; /* of sqrt(1/2): its high bits are k */

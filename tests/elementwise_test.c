@@ -24,15 +24,13 @@
 #include <stdio.h>
 #include <string.h>
 
-static tp_ctx *fresh(int threads)
-{
+static tp_ctx *fresh(int threads) {
     tp_ctx *c;
     assert_int_equal(tp_ctx_new(&c, &(tp_ctx_opts){.threads = threads, .seed = 11}), 0);
     return c;
 }
 
-static tp_tensor *noise(tp_ctx *c, int ndim, const int64_t *shape)
-{
+static tp_tensor *noise(tp_ctx *c, int ndim, const int64_t *shape) {
     tp_tensor *t = tp_tensor_keep(c, TP_F32, ndim, shape);
     assert_non_null(t);
     for (int64_t i = 0, n = tp_numel(t); i < n; i++)
@@ -41,8 +39,7 @@ static tp_tensor *noise(tp_ctx *c, int ndim, const int64_t *shape)
 }
 
 /* Samples from..from+n-1 of x. */
-static tp_tensor *batch(tp_ctx *c, tp_tensor *x, int64_t from, int64_t n)
-{
+static tp_tensor *batch(tp_ctx *c, tp_tensor *x, int64_t from, int64_t n) {
     tp_tensor *v = tp_tensor_view(c, x);
     assert_non_null(v);
     v->shape[0] = n;
@@ -50,15 +47,14 @@ static tp_tensor *batch(tp_ctx *c, tp_tensor *x, int64_t from, int64_t n)
     return v;
 }
 
-static void assert_bits(const tp_tensor *a, const tp_tensor *b)
-{
+static void assert_bits(const tp_tensor *a, const tp_tensor *b) {
     assert_true(a && b && tp_same_shape(a, b));
     assert_memory_equal(a->data, b->data, (size_t)tp_numel(a) * tp_dtype_size(a->dtype));
 }
 
-/* ---- sums ----------------------------------------------------------------------------------------- */
-static void subbatches_are_subtrees(void **state)
-{
+/* ---- sums
+ * ----------------------------------------------------------------------------------------- */
+static void subbatches_are_subtrees(void **state) {
     (void)state;
     static const unsigned dims[] = {1, 3, 7, 5};
     tp_ctx *c = fresh(2);
@@ -73,15 +69,15 @@ static void subbatches_are_subtrees(void **state)
         assert_bits(all, tp_add(c, half[0], half[1]));
     }
     /* an unaligned split must not agree, or the check above shows nothing */
-    tp_tensor *a = tp_sum(c, batch(c, x, 0, 3), 3, false), *b = tp_sum(c, batch(c, x, 3, 5), 3, false);
+    tp_tensor *a = tp_sum(c, batch(c, x, 0, 3), 3, false),
+              *b = tp_sum(c, batch(c, x, 3, 5), 3, false);
     tp_tensor *y = tp_add(c, a, b), *all = tp_sum(c, x, 3, false);
     assert_int_not_equal(memcmp(y->data, all->data, 150 * sizeof(float)), 0);
     tp_ctx_free(c);
 }
 
 /* sum.h's order, written out. */
-static float sum_as_stated(const float *x, int B, int T, int C)
-{
+static float sum_as_stated(const float *x, int B, int T, int C) {
     float leaf[8];
     assert_true(B == 5);
     for (int b = 0; b < B; b++) {
@@ -97,8 +93,7 @@ static float sum_as_stated(const float *x, int B, int T, int C)
     return ((leaf[0] + leaf[1]) + (leaf[2] + leaf[3])) + leaf[4];
 }
 
-static void order_is_as_stated(void **state)
-{
+static void order_is_as_stated(void **state) {
     (void)state;
     tp_ctx *c = fresh(2);
     tp_tensor *x = noise(c, TP_SHAPE(5, 7, 45)), *y = tp_sum(c, x, TP_ALL_DIMS, false);
@@ -115,8 +110,7 @@ static void order_is_as_stated(void **state)
     tp_ctx_free(c);
 }
 
-static void means(void **state)
-{
+static void means(void **state) {
     (void)state;
     tp_ctx *c = fresh(1);
     tp_tensor *x = tp_full(c, TP_F32, 3, TP_SHAPE(4, 5)), *y = tp_mean(c, x, TP_ALL_DIMS, true);
@@ -127,8 +121,7 @@ static void means(void **state)
     tp_ctx_free(c);
 }
 
-static void sum_to_refuses(void **state)
-{
+static void sum_to_refuses(void **state) {
     (void)state;
     tp_ctx *c = fresh(1);
     tp_tensor *x = noise(c, TP_SHAPE(2, 3));
@@ -141,16 +134,15 @@ static void sum_to_refuses(void **state)
     tp_ctx_free(c);
 }
 
-/* ---- dropout ---------------------------------------------------------------------------------------- */
-static tp_tensor *drop_at(tp_ctx *c, tp_tensor *x, uint64_t step, uint64_t sample, int site)
-{
+/* ---- dropout
+ * ---------------------------------------------------------------------------------------- */
+static tp_tensor *drop_at(tp_ctx *c, tp_tensor *x, uint64_t step, uint64_t sample, int site) {
     tp_rng_at(c, step, sample);
     c->stream = (uint32_t)site;
     return tp_dropout(c, x, 0.3);
 }
 
-static void dropout_ignores_the_split(void **state)
-{
+static void dropout_ignores_the_split(void **state) {
     (void)state;
     tp_ctx *c = fresh(2), *one = fresh(1);
     tp_tensor *x = noise(c, TP_SHAPE(4, 33, 301)), *all = drop_at(c, x, 5, 40, 1);
@@ -160,7 +152,8 @@ static void dropout_ignores_the_split(void **state)
         assert_bits(part, batch(c, all, b, 1));
     }
     /* another step, sample, site or seed is another mask */
-    tp_tensor *other[4] = {drop_at(c, x, 6, 40, 1), drop_at(c, x, 5, 41, 1), drop_at(c, x, 5, 40, 2)};
+    tp_tensor *other[4] = {drop_at(c, x, 6, 40, 1), drop_at(c, x, 5, 41, 1),
+                           drop_at(c, x, 5, 40, 2)};
     c->seed++;
     other[3] = drop_at(c, x, 5, 40, 1);
     for (int i = 0; i < 4; i++) {
@@ -172,8 +165,7 @@ static void dropout_ignores_the_split(void **state)
     tp_ctx_free(one);
 }
 
-static void dropout_rates(void **state)
-{
+static void dropout_rates(void **state) {
     (void)state;
     tp_ctx *c = fresh(2);
     tp_tensor *x = tp_full(c, TP_F32, 1, TP_SHAPE(2, 100000)), *y = tp_dropout(c, x, 0.3);
@@ -191,8 +183,7 @@ static void dropout_rates(void **state)
 }
 
 /* The gradient is masked with the mask of the forward pass, although the context has moved on. */
-static void dropout_gradient(void **state)
-{
+static void dropout_gradient(void **state) {
     (void)state;
     tp_ctx *c = fresh(2);
     assert_int_equal(tp_tape_on(c), 0);
@@ -205,9 +196,9 @@ static void dropout_gradient(void **state)
     tp_ctx_free(c);
 }
 
-/* ---- the rest ----------------------------------------------------------------------------------------- */
-static void adding_in_place(void **state)
-{
+/* ---- the rest
+ * ----------------------------------------------------------------------------------------- */
+static void adding_in_place(void **state) {
     (void)state;
     tp_ctx *c = fresh(2);
     tp_tensor *a = tp_full(c, TP_F32, 1.5, TP_SHAPE(40000));
@@ -227,8 +218,7 @@ static void adding_in_place(void **state)
     tp_ctx_free(c);
 }
 
-static void broadcasts_against_strides(void **state)
-{
+static void broadcasts_against_strides(void **state) {
     (void)state;
     tp_ctx *c = fresh(2);
     tp_tensor *a = noise(c, TP_SHAPE(30, 1, 70)), *b = noise(c, TP_SHAPE(20, 1));
@@ -239,12 +229,12 @@ static void broadcasts_against_strides(void **state)
     for (int i = 0; i < 70; i++)
         for (int j = 0; j < 20; j++)
             for (int k = 0; k < 30; k++)
-                assert_true(tp_f32(y)[(i * 20 + j) * 30 + k] == tp_f32(a)[k * 70 + i] * tp_f32(b)[j]);
+                assert_true(tp_f32(y)[(i * 20 + j) * 30 + k] ==
+                            tp_f32(a)[k * 70 + i] * tp_f32(b)[j]);
     tp_ctx_free(c);
 }
 
-static void copies(void **state)
-{
+static void copies(void **state) {
     (void)state;
     tp_ctx *c = fresh(2);
     tp_tensor *x = noise(c, TP_SHAPE(3, 45, 67)), *t = tp_tensor_view(c, x);
@@ -256,13 +246,13 @@ static void copies(void **state)
             for (int j = 0; j < 45; j++)
                 assert_true(tp_f32(y)[(b * 67 + i) * 45 + j] == tp_f32(x)[(b * 45 + j) * 67 + i]);
     assert_ptr_equal(tp_contiguous_of(c, x), x);
-    tp_tensor *row = tp_expand(c, noise(c, TP_SHAPE(5)), TP_SHAPE(1000, 5)), *dense = tp_copy(c, row);
+    tp_tensor *row = tp_expand(c, noise(c, TP_SHAPE(5)), TP_SHAPE(1000, 5)),
+              *dense = tp_copy(c, row);
     for (int i = 0; i < 5000; i++) assert_true(tp_f32(dense)[i] == tp_f32(row)[i % 5]);
     tp_ctx_free(c);
 }
 
-static void largest(void **state)
-{
+static void largest(void **state) {
     (void)state;
     tp_ctx *c = fresh(1);
     float v[] = {1, 5, 5, 2, /**/ -1, NAN, 9, NAN, /**/ -INFINITY, -INFINITY, -3, -4};
@@ -274,14 +264,15 @@ static void largest(void **state)
     tp_ctx_free(c);
 }
 
-static void not_a_number(void **state)
-{
+static void not_a_number(void **state) {
     (void)state;
     tp_ctx *c = fresh(1);
     tp_tensor *nan = tp_full(c, TP_F32, NAN, TP_SHAPE(20)), *one = tp_ones_like(c, nan);
     assert_true(isnan(tp_f32(tp_relu(c, nan))[17]));
-    assert_true(isnan(tp_f32(tp_maximum(c, nan, one))[3]) && isnan(tp_f32(tp_maximum(c, one, nan))[3]));
-    assert_true(isnan(tp_f32(tp_minimum(c, nan, one))[3]) && isnan(tp_f32(tp_minimum(c, one, nan))[3]));
+    assert_true(isnan(tp_f32(tp_maximum(c, nan, one))[3]) &&
+                isnan(tp_f32(tp_maximum(c, one, nan))[3]));
+    assert_true(isnan(tp_f32(tp_minimum(c, nan, one))[3]) &&
+                isnan(tp_f32(tp_minimum(c, one, nan))[3]));
     tp_tensor *no = tp_zeros(c, TP_U8, TP_SHAPE(20));
     assert_true(tp_f32(tp_where(c, no, nan, one))[5] == 1); /* 0*NaN would be NaN */
     assert_true(tp_i32(tp_cast(c, nan, TP_I32))[0] == 0);
@@ -291,8 +282,7 @@ static void not_a_number(void **state)
 }
 
 /* NULL goes through builders without a crash and the first failure stays. */
-static void null_passes(void **state)
-{
+static void null_passes(void **state) {
     (void)state;
     tp_ctx *c = fresh(1);
     tp_tensor *bad = tp_add(c, noise(c, TP_SHAPE(2)), noise(c, TP_SHAPE(3)));
@@ -314,8 +304,7 @@ static void null_passes(void **state)
     tp_ctx_free(c);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(subbatches_are_subtrees),
         cmocka_unit_test(order_is_as_stated),

@@ -19,11 +19,21 @@ typedef struct function {
     float lo, hi; /* the promise holds here; denormal results count as 2^-149 a unit */
 } function;
 
-static float f_exp(float x) { return tp_expf(x); }
-static float f_log(float x) { return tp_logf(x); }
-static float f_tanh(float x) { return tp_tanhf(x); }
-static float f_sigmoid(float x) { return tp_sigmoidf(x); }
-static double r_sigmoid(double x) { return 1 / (1 + exp(-x)); }
+static float f_exp(float x) {
+    return tp_expf(x);
+}
+static float f_log(float x) {
+    return tp_logf(x);
+}
+static float f_tanh(float x) {
+    return tp_tanhf(x);
+}
+static float f_sigmoid(float x) {
+    return tp_sigmoidf(x);
+}
+static double r_sigmoid(double x) {
+    return 1 / (1 + exp(-x));
+}
 
 static const function functions[] = {
     {"exp", f_exp, exp, 1.0, -INFINITY, 88.72f},
@@ -33,8 +43,7 @@ static const function functions[] = {
 };
 enum { N = sizeof functions / sizeof *functions };
 
-static double ulp_error(float got, double want)
-{
+static double ulp_error(float got, double want) {
     int e;
     double unit = 0x1p-149;
     if (got == want) return 0;
@@ -45,8 +54,7 @@ static double ulp_error(float got, double want)
     return fabs((double)got - want) / unit;
 }
 
-static double worst_of(const function *f, double spoil, float *at)
-{
+static double worst_of(const function *f, double spoil, float *at) {
     double worst = 0;
     for (uint64_t u = 0; u < 1ull << 32; u += 499) {
         float x = tp_bits_to_f32((uint32_t)u);
@@ -57,8 +65,7 @@ static double worst_of(const function *f, double spoil, float *at)
     return worst;
 }
 
-static void errors(void **state)
-{
+static void errors(void **state) {
     (void)state;
     for (int i = 0; i < N; i++) {
         float at = 0;
@@ -69,15 +76,13 @@ static void errors(void **state)
 }
 
 /* A result wrong by 2e-7 must not pass. */
-static void errors_are_noticed(void **state)
-{
+static void errors_are_noticed(void **state) {
     (void)state;
     float at;
     assert_false(worst_of(&functions[1], 2e-7, &at) <= functions[1].max_ulp);
 }
 
-static void special_values(void **state)
-{
+static void special_values(void **state) {
     (void)state;
     for (int i = 0; i < N; i++) assert_true(isnan(functions[i].f(NAN)));
     assert_true(tp_expf(INFINITY) == INFINITY && tp_expf(-INFINITY) == 0 && tp_expf(0) == 1);
@@ -89,13 +94,13 @@ static void special_values(void **state)
     assert_true(ulp_error(tp_logf(0x1p-149f), log(0x1p-149)) < 1);
     assert_true(tp_tanhf(INFINITY) == 1 && tp_tanhf(-INFINITY) == -1 && tp_tanhf(0) == 0);
     assert_true(tp_tanhf(-0.0f) == 0 && tp_tanhf(1e-40f) == 1e-40f);
-    assert_true(tp_sigmoidf(INFINITY) == 1 && tp_sigmoidf(-INFINITY) == 0 && tp_sigmoidf(0) == 0.5f);
+    assert_true(tp_sigmoidf(INFINITY) == 1 && tp_sigmoidf(-INFINITY) == 0 &&
+                tp_sigmoidf(0) == 0.5f);
     assert_true(tp_sigmoidf(-100) == 0 && tp_sigmoidf(100) == 1);
 }
 
 /* The kernels' loops, vectorised or not, against the plain function, NaNs aside. */
-static void same_bits(void **state)
-{
+static void same_bits(void **state) {
     (void)state;
     enum { COUNT = 100003 }; /* no multiple of any vector length */
     tp_ctx *c;
@@ -113,7 +118,8 @@ static void same_bits(void **state)
             assert_non_null(y);
             for (int e = 0; e < COUNT; e++) {
                 float want = functions[i].f(tp_f32(x)[e]), got = tp_f32(y)[e];
-                if (isnan(want)) assert_true(isnan(got));
+                if (isnan(want))
+                    assert_true(isnan(got));
                 else if (tp_f32_to_bits(want) != tp_f32_to_bits(got))
                     fail_msg("%s (v%d) of %a: %a, not %a", op->name, list[j]->isa,
                              (double)tp_f32(x)[e], (double)got, (double)want);
@@ -123,8 +129,7 @@ static void same_bits(void **state)
     tp_ctx_free(c);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(errors),
         cmocka_unit_test(errors_are_noticed),

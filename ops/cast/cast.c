@@ -13,38 +13,36 @@ typedef struct cast_attr {
     int32_t dtype;
 } cast_attr;
 
-tp_tensor *tp_cast(tp_ctx *c, tp_tensor *x, tp_dtype t)
-{
+tp_tensor *tp_cast(tp_ctx *c, tp_tensor *x, tp_dtype t) {
     if (x && x->dtype == t) return x;
     return tp_op1(c, &op_cast, &(cast_attr){(int32_t)t}, x);
 }
 
-static tp_status cast_infer(tp_call *k)
-{
+static tp_status cast_infer(tp_call *k) {
     const cast_attr *a = k->attr;
     if (a->dtype < 0 || a->dtype >= TP_NDTYPE)
         return tp_refuse(k, TP_EDTYPE, "there is no dtype number %d", a->dtype);
     return tp_out(k, (tp_dtype)a->dtype, k->in[0]->ndim, k->in[0]->shape);
 }
 
-static tp_status cast_oracle(const tp_call *k)
-{
+static tp_status cast_oracle(const tp_call *k) {
     static const double top[TP_NDTYPE] = {
         [TP_I32] = INT32_MAX, [TP_I64] = (double)INT64_MAX, [TP_U8] = 255};
     const tp_tensor *x = k->in[0], *y = k->out[0];
     bool whole = !tp_is_float(y->dtype), i64 = x->dtype == TP_I64 && y->dtype == TP_I64;
     for (int64_t i = 0, n = tp_numel(y); i < n; i++) {
         double v = tp_get(x, i), hi = top[y->dtype], lo = y->dtype == TP_U8 ? 0 : -hi - 1;
-        if (i64) ((int64_t *)y->data)[i] = ((const int64_t *)x->data)[i];
+        if (i64)
+            ((int64_t *)y->data)[i] = ((const int64_t *)x->data)[i];
         else if (whole && y->dtype == TP_I64 && !(fabs(v) < hi)) /* 2^63 is no int64_t */
             ((int64_t *)y->data)[i] = isnan(v) ? 0 : v > 0 ? INT64_MAX : INT64_MIN;
-        else tp_set(y, i, !whole ? v : isnan(v) ? 0 : fmin(fmax(trunc(v), lo), hi));
+        else
+            tp_set(y, i, !whole ? v : isnan(v) ? 0 : fmin(fmax(trunc(v), lo), hi));
     }
     return TP_OK;
 }
 
-static void cast_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void cast_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     din[0] = tp_cast(k->ctx, dout[0], k->in[0]->dtype);
 }
 

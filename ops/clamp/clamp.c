@@ -9,32 +9,27 @@ extern const tp_op op_clamp, op_clamp_backward;
 TP_CPU_DECLARE(clamp_cpu);
 TP_CPU_DECLARE(clamp_backward_cpu);
 
-tp_tensor *tp_clamp(tp_ctx *c, tp_tensor *x, double lo, double hi)
-{
+tp_tensor *tp_clamp(tp_ctx *c, tp_tensor *x, double lo, double hi) {
     return tp_op1(c, &op_clamp, (&(clamp_attr){lo, hi}), x);
 }
 
-static tp_status check_bounds(const tp_call *k)
-{
+static tp_status check_bounds(const tp_call *k) {
     const clamp_attr *a = k->attr;
     if (a->lo <= a->hi) return TP_OK;
     return tp_refuse(k, TP_EARG, "lo must not be above hi, got %g and %g", a->lo, a->hi);
 }
 
-static tp_status clamp_infer(tp_call *k)
-{
+static tp_status clamp_infer(tp_call *k) {
     tp_status st = check_bounds(k);
     return st ? st : tp_infer_unary(k);
 }
 
-static tp_status clamp_backward_infer(tp_call *k)
-{
+static tp_status clamp_backward_infer(tp_call *k) {
     tp_status st = check_bounds(k);
     return st ? st : tp_infer_binary(k);
 }
 
-static tp_status clamp_oracle(const tp_call *k)
-{
+static tp_status clamp_oracle(const tp_call *k) {
     const clamp_attr *a = k->attr;
     for (int64_t i = 0, n = tp_numel(k->out[0]); i < n; i++) {
         double x = tp_f64(k->in[0])[i];
@@ -43,8 +38,7 @@ static tp_status clamp_oracle(const tp_call *k)
     return TP_OK;
 }
 
-static tp_status clamp_backward_oracle(const tp_call *k)
-{
+static tp_status clamp_backward_oracle(const tp_call *k) {
     const clamp_attr *a = k->attr;
     for (int64_t i = 0, n = tp_numel(k->out[0]); i < n; i++) {
         double x = tp_f64(k->in[0])[i];
@@ -53,14 +47,12 @@ static tp_status clamp_backward_oracle(const tp_call *k)
     return TP_OK;
 }
 
-static void clamp_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void clamp_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     din[0] = tp_op1(k->ctx, &op_clamp_backward, k->attr, k->in[0], dout[0]);
 }
 
 /* Piecewise constant in x: no gradient goes there. */
-static void clamp_backward_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void clamp_backward_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     if (tp_wants(k, 1)) din[1] = tp_op1(k->ctx, &op_clamp_backward, k->attr, k->in[0], dout[0]);
 }
 

@@ -10,24 +10,21 @@
 extern const tp_op op_dropout;
 TP_CPU_DECLARE(dropout_cpu);
 
-tp_tensor *tp_dropout(tp_ctx *c, tp_tensor *x, double p_drop)
-{
+tp_tensor *tp_dropout(tp_ctx *c, tp_tensor *x, double p_drop) {
     dropout_attr a = {p_drop, c->seed, c->step, c->sample, c->stream};
     if (p_drop == 0 && x) return x;
     c->stream++;
     return tp_op1(c, &op_dropout, &a, x);
 }
 
-static tp_status dropout_infer(tp_call *k)
-{
+static tp_status dropout_infer(tp_call *k) {
     const dropout_attr *a = k->attr;
     if (!(a->p_drop >= 0 && a->p_drop < 1))
         return tp_refuse(k, TP_EARG, "p_drop must be at least 0 and below 1, got %g", a->p_drop);
     return tp_infer_unary(k);
 }
 
-static tp_status dropout_oracle(const tp_call *k)
-{
+static tp_status dropout_oracle(const tp_call *k) {
     const dropout_attr *a = k->attr;
     const tp_tensor *x = k->in[0];
     uint32_t key[4], word[4];
@@ -43,8 +40,7 @@ static tp_status dropout_oracle(const tp_call *k)
     return TP_OK;
 }
 
-static void dropout_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void dropout_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     din[0] = tp_op1(k->ctx, &op_dropout, k->attr, dout[0]);
 }
 

@@ -13,27 +13,23 @@ typedef struct expand_attr {
 } expand_attr;
 
 static tp_tensor *expand_to(tp_ctx *c, tp_tensor *x, int ndim, const int64_t *shape,
-                            unsigned inserted)
-{
+                            unsigned inserted) {
     expand_attr a = {.ndim = ndim, .inserted = (int32_t)inserted};
     if (ndim >= 0 && ndim <= TP_MAXDIM && shape)
         memcpy(a.shape, shape, (size_t)ndim * sizeof *shape);
     return tp_op1(c, &op_expand, &a, x);
 }
 
-tp_tensor *tp_expand(tp_ctx *c, tp_tensor *x, int ndim, const int64_t *shape)
-{
+tp_tensor *tp_expand(tp_ctx *c, tp_tensor *x, int ndim, const int64_t *shape) {
     unsigned more = x && ndim > x->ndim ? (1u << (ndim - x->ndim)) - 1 : 0;
     return expand_to(c, x, ndim, shape, more);
 }
 
-tp_tensor *tp_expand_at(tp_ctx *c, tp_tensor *x, const tp_tensor *like, unsigned inserted)
-{
+tp_tensor *tp_expand_at(tp_ctx *c, tp_tensor *x, const tp_tensor *like, unsigned inserted) {
     return expand_to(c, x, like->ndim, like->shape, inserted);
 }
 
-static tp_status expand_infer(tp_call *k)
-{
+static tp_status expand_infer(tp_call *k) {
     const expand_attr *a = k->attr;
     tp_tensor *x = k->in[0];
     if (a->ndim < 0 || a->ndim > TP_MAXDIM)
@@ -64,8 +60,7 @@ static tp_status expand_infer(tp_call *k)
     return TP_OK;
 }
 
-static void expand_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void expand_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     const expand_attr *a = k->attr;
     const tp_tensor *x = k->in[0];
     unsigned keep = 0;
@@ -77,7 +72,10 @@ static void expand_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din
     din[0] = dims ? tp_sum_at(k->ctx, dout[0], dims, keep) : dout[0];
 }
 
-#define TO(n, ins, ...) &(const expand_attr){.ndim = n, .inserted = ins, .shape = {__VA_ARGS__}}
+#define TO(n, ins, ...)                                                                            \
+    &(const expand_attr) {                                                                         \
+        .ndim = n, .inserted = ins, .shape = { __VA_ARGS__ }                                       \
+    }
 /* clang-format off */
 static const tp_sample expand_samples[] = {
     {"rows", {{TP_GEN_NORMAL, 1, {5}}}, TO(2, 1, 3, 5)},

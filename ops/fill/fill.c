@@ -12,28 +12,28 @@ typedef struct fill_attr {
     int64_t shape[TP_MAXDIM];
 } fill_attr;
 
-tp_tensor *tp_full(tp_ctx *c, tp_dtype t, double v, int ndim, const int64_t *shape)
-{
+tp_tensor *tp_full(tp_ctx *c, tp_dtype t, double v, int ndim, const int64_t *shape) {
     fill_attr a = {.v = v, .dtype = (int32_t)t, .ndim = ndim};
     tp_tensor *none[1] = {NULL};
     if (ndim > 0 && ndim <= TP_MAXDIM) memcpy(a.shape, shape, (size_t)ndim * sizeof *shape);
     return tp_op1_(c, &op_fill, &a, 0, none);
 }
 
-tp_tensor *tp_zeros(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape)
-{
+tp_tensor *tp_zeros(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape) {
     return tp_full(c, t, 0, ndim, shape);
 }
 
-tp_tensor *tp_full_like(tp_ctx *c, const tp_tensor *x, double v)
-{
+tp_tensor *tp_full_like(tp_ctx *c, const tp_tensor *x, double v) {
     return x ? tp_full(c, x->dtype, v, x->ndim, x->shape) : NULL;
 }
-tp_tensor *tp_zeros_like(tp_ctx *c, const tp_tensor *x) { return tp_full_like(c, x, 0); }
-tp_tensor *tp_ones_like(tp_ctx *c, const tp_tensor *x) { return tp_full_like(c, x, 1); }
+tp_tensor *tp_zeros_like(tp_ctx *c, const tp_tensor *x) {
+    return tp_full_like(c, x, 0);
+}
+tp_tensor *tp_ones_like(tp_ctx *c, const tp_tensor *x) {
+    return tp_full_like(c, x, 1);
+}
 
-static tp_status fill_infer(tp_call *k)
-{
+static tp_status fill_infer(tp_call *k) {
     const fill_attr *a = k->attr;
     if (a->dtype < 0 || a->dtype >= TP_NDTYPE)
         return tp_refuse(k, TP_EDTYPE, "there is no dtype number %d", a->dtype);
@@ -44,8 +44,7 @@ static tp_status fill_infer(tp_call *k)
     return tp_out(k, (tp_dtype)a->dtype, a->ndim, a->shape);
 }
 
-static tp_status fill_oracle(const tp_call *k)
-{
+static tp_status fill_oracle(const tp_call *k) {
     const fill_attr *a = k->attr;
     for (int64_t i = 0, n = tp_numel(k->out[0]); i < n; i++) tp_set(k->out[0], i, a->v);
     return TP_OK;

@@ -14,26 +14,22 @@ TP_CPU_DECLARE(max_cpu);
 TP_CPU_DECLARE(max_backward_cpu);
 TP_CPU_DECLARE(max_pick_cpu);
 
-static tp_status max_both(tp_ctx *c, tp_tensor *x, unsigned dims, bool keepdim, tp_tensor *y[2])
-{
+static tp_status max_both(tp_ctx *c, tp_tensor *x, unsigned dims, bool keepdim, tp_tensor *y[2]) {
     tp_reduce_attr a = tp_reduce_dims(x, dims, keepdim ? dims : 0);
     return tp_op_run(c, &op_max, &a, 1, &x, y);
 }
 
-tp_tensor *tp_max(tp_ctx *c, tp_tensor *x, unsigned dims, bool keepdim)
-{
+tp_tensor *tp_max(tp_ctx *c, tp_tensor *x, unsigned dims, bool keepdim) {
     tp_tensor *y[2];
     return max_both(c, x, dims, keepdim, y) ? NULL : y[0];
 }
 
-tp_tensor *tp_argmax(tp_ctx *c, tp_tensor *x, unsigned dims, bool keepdim)
-{
+tp_tensor *tp_argmax(tp_ctx *c, tp_tensor *x, unsigned dims, bool keepdim) {
     tp_tensor *y[2];
     return max_both(c, x, dims, keepdim, y) ? NULL : y[1];
 }
 
-static tp_status max_infer(tp_call *k)
-{
+static tp_status max_infer(tp_call *k) {
     const tp_reduce_attr *a = k->attr;
     const tp_tensor *x = k->in[0];
     tp_status st = tp_infer_reduce(k);
@@ -48,8 +44,7 @@ static tp_status max_infer(tp_call *k)
     return tp_out(k, TP_I32, k->out[0]->ndim, k->out[0]->shape);
 }
 
-static tp_status max_oracle(const tp_call *k)
-{
+static tp_status max_oracle(const tp_call *k) {
     const tp_reduce_attr *a = k->attr;
     const tp_tensor *x = k->in[0];
     double *y = tp_f64(k->out[0]);
@@ -65,19 +60,19 @@ static tp_status max_oracle(const tp_call *k)
     return TP_OK;
 }
 
-static void max_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void max_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     const tp_tensor *x = k->in[0];
     max_attr a = {.reduce = *(const tp_reduce_attr *)k->attr, .ndim = x->ndim};
     memcpy(a.shape, x->shape, sizeof a.shape);
     if (dout[0]) din[0] = tp_op1(k->ctx, &op_max_backward, &a, k->out[1], dout[0]);
 }
 
-/* ---- max_backward: zeros of x's shape with dy at the positions ----------------------------------- */
-static tp_status check_positions(const tp_call *k, const tp_tensor *x)
-{
+/* ---- max_backward: zeros of x's shape with dy at the positions
+ * ----------------------------------- */
+static tp_status check_positions(const tp_call *k, const tp_tensor *x) {
     const max_attr *a = k->attr;
-    tp_call whole = {.ctx = k->ctx, .op = k->op, .nin = 1, .in = {(tp_tensor *)x}, .attr = &a->reduce};
+    tp_call whole = {
+        .ctx = k->ctx, .op = k->op, .nin = 1, .in = {(tp_tensor *)x}, .attr = &a->reduce};
     tp_status st = tp_need_int(k, 0, "the positions");
     if (st || (st = tp_infer_reduce(&whole))) return st;
     if (tp_same_shape(k->in[0], whole.out[0])) return TP_OK;
@@ -85,8 +80,7 @@ static tp_status check_positions(const tp_call *k, const tp_tensor *x)
                      tp_shape_str(k->ctx, whole.out[0]), tp_shape_str(k->ctx, k->in[0]));
 }
 
-static tp_status max_backward_infer(tp_call *k)
-{
+static tp_status max_backward_infer(tp_call *k) {
     const max_attr *a = k->attr;
     tp_tensor x = {.dtype = k->in[1]->dtype, .ndim = a->ndim};
     memcpy(x.shape, a->shape, sizeof x.shape);
@@ -98,8 +92,7 @@ static tp_status max_backward_infer(tp_call *k)
     return tp_out(k, x.dtype, x.ndim, x.shape);
 }
 
-static tp_status max_backward_oracle(const tp_call *k)
-{
+static tp_status max_backward_oracle(const tp_call *k) {
     const max_attr *a = k->attr;
     const tp_tensor *dx = k->out[0];
     tp_status st = max_positions_ok(k, tp_reduced_count(dx, (unsigned)a->reduce.dims));
@@ -110,21 +103,19 @@ static tp_status max_backward_oracle(const tp_call *k)
     return st;
 }
 
-static void max_backward_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void max_backward_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     if (tp_wants(k, 1)) din[1] = tp_op1(k->ctx, &op_max_pick, k->attr, k->in[0], dout[0]);
 }
 
-/* ---- max_pick: the elements of x at the positions ------------------------------------------------- */
-static tp_status max_pick_infer(tp_call *k)
-{
+/* ---- max_pick: the elements of x at the positions
+ * ------------------------------------------------- */
+static tp_status max_pick_infer(tp_call *k) {
     tp_status st = tp_need_float(k, 1, "x");
     if (st || (st = check_positions(k, k->in[1]))) return st;
     return tp_out(k, k->in[1]->dtype, k->in[0]->ndim, k->in[0]->shape);
 }
 
-static tp_status max_pick_oracle(const tp_call *k)
-{
+static tp_status max_pick_oracle(const tp_call *k) {
     const max_attr *a = k->attr;
     const tp_tensor *x = k->in[1];
     tp_status st = max_positions_ok(k, tp_reduced_count(x, (unsigned)a->reduce.dims));
@@ -135,16 +126,19 @@ static tp_status max_pick_oracle(const tp_call *k)
     return st;
 }
 
-static void max_pick_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void max_pick_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     max_attr a = *(const max_attr *)k->attr;
     a.ndim = k->in[1]->ndim;
     memcpy(a.shape, k->in[1]->shape, sizeof a.shape);
     if (tp_wants(k, 1)) din[1] = tp_op1(k->ctx, &op_max_backward, &a, k->in[0], dout[0]);
 }
 
-static double max_flops(const tp_call *k) { return (double)tp_numel(k->in[0]); }
-static double no_flops(const tp_call *k) { return (void)k, 0; }
+static double max_flops(const tp_call *k) {
+    return (double)tp_numel(k->in[0]);
+}
+static double no_flops(const tp_call *k) {
+    return (void)k, 0;
+}
 
 /* clang-format off */
 #define DIMS(d, k) &(const tp_reduce_attr){.dims = d, .keep = k}

@@ -15,23 +15,30 @@ TP_CPU_DECLARE(minimum_cpu);
 TP_CPU_DECLARE(maximum_cpu);
 TP_CPU_DECLARE(less_cpu);
 
-tp_tensor *tp_minimum(tp_ctx *c, tp_tensor *a, tp_tensor *b)
-{
+tp_tensor *tp_minimum(tp_ctx *c, tp_tensor *a, tp_tensor *b) {
     return tp_op1(c, &op_minimum, NULL, a, b);
 }
-tp_tensor *tp_maximum(tp_ctx *c, tp_tensor *a, tp_tensor *b)
-{
+tp_tensor *tp_maximum(tp_ctx *c, tp_tensor *a, tp_tensor *b) {
     return tp_op1(c, &op_maximum, NULL, a, b);
 }
-tp_tensor *tp_less(tp_ctx *c, tp_tensor *a, tp_tensor *b) { return tp_op1(c, &op_less, NULL, a, b); }
+tp_tensor *tp_less(tp_ctx *c, tp_tensor *a, tp_tensor *b) {
+    return tp_op1(c, &op_less, NULL, a, b);
+}
 
-static double min_f64(double a, double b) { return a < b || isnan(a) ? a : b; }
-static double max_f64(double a, double b) { return a > b || isnan(a) ? a : b; }
-static tp_status minimum_oracle(const tp_call *k) { return tp_oracle_binary(k, min_f64); }
-static tp_status maximum_oracle(const tp_call *k) { return tp_oracle_binary(k, max_f64); }
+static double min_f64(double a, double b) {
+    return a < b || isnan(a) ? a : b;
+}
+static double max_f64(double a, double b) {
+    return a > b || isnan(a) ? a : b;
+}
+static tp_status minimum_oracle(const tp_call *k) {
+    return tp_oracle_binary(k, min_f64);
+}
+static tp_status maximum_oracle(const tp_call *k) {
+    return tp_oracle_binary(k, max_f64);
+}
 
-static tp_status less_oracle(const tp_call *k)
-{
+static tp_status less_oracle(const tp_call *k) {
     const tp_tensor *a = k->in[0], *b = k->in[1], *o = k->out[0];
     for (int64_t i = 0, n = tp_numel(o); i < n; i++)
         ((uint8_t *)o->data)[i] =
@@ -39,29 +46,25 @@ static tp_status less_oracle(const tp_call *k)
     return TP_OK;
 }
 
-static tp_status less_infer(tp_call *k)
-{
+static tp_status less_infer(tp_call *k) {
     tp_status st = tp_infer_broadcast(k);
     if (!st) k->out[0]->dtype = TP_U8; /* no bytes yet: the runner allocates after infer */
     return st;
 }
 
 /* dy to b where b_wins, to a elsewhere. */
-static void choose(const tp_call *k, tp_tensor *b_wins, tp_tensor *dy, tp_tensor *din[])
-{
+static void choose(const tp_call *k, tp_tensor *b_wins, tp_tensor *dy, tp_tensor *din[]) {
     tp_ctx *c = k->ctx;
     tp_tensor *zero = tp_zeros(c, dy->dtype, 0, NULL);
     if (tp_wants(k, 0)) din[0] = tp_sum_like(c, tp_where(c, b_wins, zero, dy), k->in[0]);
     if (tp_wants(k, 1)) din[1] = tp_sum_like(c, tp_where(c, b_wins, dy, zero), k->in[1]);
 }
 
-static void minimum_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void minimum_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     choose(k, tp_less(k->ctx, k->in[1], k->in[0]), dout[0], din);
 }
 
-static void maximum_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void maximum_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     choose(k, tp_less(k->ctx, k->in[0], k->in[1]), dout[0], din);
 }
 

@@ -11,19 +11,16 @@
 extern const tp_op op_sum;
 TP_CPU_DECLARE(sum_cpu);
 
-tp_tensor *tp_sum_at(tp_ctx *c, tp_tensor *x, unsigned dims, unsigned keep)
-{
+tp_tensor *tp_sum_at(tp_ctx *c, tp_tensor *x, unsigned dims, unsigned keep) {
     tp_reduce_attr a = tp_reduce_dims(x, dims, keep);
     return tp_op1(c, &op_sum, &a, x);
 }
 
-tp_tensor *tp_sum(tp_ctx *c, tp_tensor *x, unsigned dims, bool keepdim)
-{
+tp_tensor *tp_sum(tp_ctx *c, tp_tensor *x, unsigned dims, bool keepdim) {
     return tp_sum_at(c, x, dims, keepdim ? dims : 0);
 }
 
-tp_tensor *tp_mean(tp_ctx *c, tp_tensor *x, unsigned dims, bool keepdim)
-{
+tp_tensor *tp_mean(tp_ctx *c, tp_tensor *x, unsigned dims, bool keepdim) {
     tp_tensor *y = tp_sum(c, x, dims, keepdim);
     if (!y) return NULL;
     int64_t n = tp_reduced_count(x, dims);
@@ -35,16 +32,18 @@ tp_tensor *tp_mean(tp_ctx *c, tp_tensor *x, unsigned dims, bool keepdim)
     return tp_scale(c, y, 1.0 / (double)n, 0);
 }
 
-tp_tensor *tp_sum_to(tp_ctx *c, tp_tensor *x, int ndim, const int64_t *shape)
-{
+tp_tensor *tp_sum_to(tp_ctx *c, tp_tensor *x, int ndim, const int64_t *shape) {
     if (!x) return NULL;
     unsigned dims = 0, keep = 0;
     int missing = x->ndim - ndim;
     bool fits = missing >= 0;
     for (int d = 0; fits && d < x->ndim; d++) {
-        if (d < missing) dims |= 1u << d;
-        else if (shape[d - missing] == 1 && x->shape[d] != 1) keep |= 1u << d;
-        else fits = shape[d - missing] == x->shape[d];
+        if (d < missing)
+            dims |= 1u << d;
+        else if (shape[d - missing] == 1 && x->shape[d] != 1)
+            keep |= 1u << d;
+        else
+            fits = shape[d - missing] == x->shape[d];
     }
     if (!fits) {
         tp_tensor want = {.dtype = x->dtype, .ndim = ndim < TP_MAXDIM ? ndim : TP_MAXDIM};
@@ -56,15 +55,15 @@ tp_tensor *tp_sum_to(tp_ctx *c, tp_tensor *x, int ndim, const int64_t *shape)
     return dims | keep ? tp_sum_at(c, x, dims | keep, keep) : x;
 }
 
-tp_tensor *tp_sum_like(tp_ctx *c, tp_tensor *x, const tp_tensor *like)
-{
+tp_tensor *tp_sum_like(tp_ctx *c, tp_tensor *x, const tp_tensor *like) {
     return x ? tp_sum_to(c, x, like->ndim, like->shape) : NULL;
 }
 
-static tp_status sum_infer(tp_call *k) { return tp_infer_reduce(k); }
+static tp_status sum_infer(tp_call *k) {
+    return tp_infer_reduce(k);
+}
 
-static tp_status sum_oracle(const tp_call *k)
-{
+static tp_status sum_oracle(const tp_call *k) {
     const tp_reduce_attr *a = k->attr;
     const tp_tensor *x = k->in[0];
     double *y = tp_f64(k->out[0]);
@@ -74,15 +73,19 @@ static tp_status sum_oracle(const tp_call *k)
     return TP_OK;
 }
 
-static void sum_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void sum_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     const tp_reduce_attr *a = k->attr;
     din[0] = tp_expand_at(k->ctx, dout[0], k->in[0], (unsigned)(a->dims & ~a->keep));
 }
 
-static double sum_flops(const tp_call *k) { return (double)tp_numel(k->in[0]); }
+static double sum_flops(const tp_call *k) {
+    return (double)tp_numel(k->in[0]);
+}
 
-#define DIMS(d, k) &(const tp_reduce_attr){.dims = d, .keep = k}
+#define DIMS(d, k)                                                                                 \
+    &(const tp_reduce_attr) {                                                                      \
+        .dims = d, .keep = k                                                                       \
+    }
 /* clang-format off */
 static const tp_sample sum_samples[] = {
     {"vector", {{TP_GEN_NORMAL, 1, {130}}}, DIMS(1, 0)},

@@ -17,23 +17,24 @@ extern const tp_op op_swiglu, op_swiglu_backward;
 TP_CPU_DECLARE(swiglu_cpu);
 TP_CPU_DECLARE(swiglu_backward_cpu);
 
-tp_tensor *tp_swiglu(tp_ctx *c, tp_tensor *gate, tp_tensor *up)
-{
+tp_tensor *tp_swiglu(tp_ctx *c, tp_tensor *gate, tp_tensor *up) {
     return tp_op1(c, &op_swiglu, NULL, gate, up);
 }
 
 tp_status tp_swiglu_backward(tp_ctx *c, tp_tensor *gate, tp_tensor *up, tp_tensor *dy,
-                             tp_tensor *d[2])
-{
+                             tp_tensor *d[2]) {
     d[0] = d[1] = NULL;
     return tp_op_run(c, &op_swiglu_backward, NULL, 3, (tp_tensor *[]){gate, up, dy}, d);
 }
 
-static double swiglu_f64(double g, double u) { return u * g / (1 + exp(-g)); }
-static tp_status swiglu_oracle(const tp_call *k) { return tp_oracle_binary(k, swiglu_f64); }
+static double swiglu_f64(double g, double u) {
+    return u * g / (1 + exp(-g));
+}
+static tp_status swiglu_oracle(const tp_call *k) {
+    return tp_oracle_binary(k, swiglu_f64);
+}
 
-static tp_status swiglu_backward_oracle(const tp_call *k)
-{
+static tp_status swiglu_backward_oracle(const tp_call *k) {
     const double *gate = tp_f64(k->in[0]), *up = tp_f64(k->in[1]), *dy = tp_f64(k->in[2]);
     for (int64_t i = 0, n = tp_numel(k->out[0]); i < n; i++) {
         double s = 1 / (1 + exp(-gate[i]));
@@ -43,8 +44,7 @@ static tp_status swiglu_backward_oracle(const tp_call *k)
     return TP_OK;
 }
 
-static tp_status swiglu_backward_infer(tp_call *k)
-{
+static tp_status swiglu_backward_infer(tp_call *k) {
     tp_status st;
     if ((st = tp_need_float(k, 0, "gate")) || (st = tp_need_same(k, 0, 1, "gate and up")) ||
         (st = tp_need_same(k, 0, 2, "gate and dy")) || (st = tp_out_like(k, k->in[0])))
@@ -52,21 +52,18 @@ static tp_status swiglu_backward_infer(tp_call *k)
     return tp_out_like(k, k->in[0]);
 }
 
-static void swiglu_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void swiglu_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     tp_tensor *d[2];
     if (tp_swiglu_backward(k->ctx, k->in[0], k->in[1], dout[0], d)) return;
     for (int i = 0; i < 2; i++)
         if (tp_wants(k, i)) din[i] = d[i];
 }
 
-static tp_tensor *sum_of(tp_ctx *c, tp_tensor *a, tp_tensor *b)
-{
+static tp_tensor *sum_of(tp_ctx *c, tp_tensor *a, tp_tensor *b) {
     return a && b ? tp_add(c, a, b) : a ? a : b;
 }
 
-static void swiglu_backward_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void swiglu_backward_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     tp_ctx *c = k->ctx;
     tp_tensor *g = k->in[0], *u = k->in[1], *dy = k->in[2], *a = dout[0], *b = dout[1];
     tp_tensor *a_dy = a ? tp_mul(c, a, dy) : NULL;
@@ -79,8 +76,7 @@ static void swiglu_backward_vjp(const tp_call *k, tp_tensor *const dout[], tp_te
                         b ? tp_mul(c, b, tp_silu(c, g)) : NULL);
 }
 
-static double swiglu_backward_flops(const tp_call *k)
-{
+static double swiglu_backward_flops(const tp_call *k) {
     return 26.0 * (double)tp_numel(k->out[0]);
 }
 

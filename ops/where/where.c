@@ -10,13 +10,11 @@
 extern const tp_op op_where;
 TP_CPU_DECLARE(where_cpu);
 
-tp_tensor *tp_where(tp_ctx *c, tp_tensor *cond, tp_tensor *a, tp_tensor *b)
-{
+tp_tensor *tp_where(tp_ctx *c, tp_tensor *cond, tp_tensor *a, tp_tensor *b) {
     return tp_op1(c, &op_where, NULL, cond, a, b);
 }
 
-static tp_status where_infer(tp_call *k)
-{
+static tp_status where_infer(tp_call *k) {
     tp_status st;
     int ndim;
     int64_t shape[TP_MAXDIM];
@@ -30,8 +28,7 @@ static tp_status where_infer(tp_call *k)
     return tp_out(k, k->in[1]->dtype, ndim, shape);
 }
 
-static tp_status where_oracle(const tp_call *k)
-{
+static tp_status where_oracle(const tp_call *k) {
     const tp_tensor *cond = k->in[0], *o = k->out[0];
     for (int64_t i = 0, n = tp_numel(o); i < n; i++) {
         bool yes = ((const uint8_t *)cond->data)[tp_broadcast_at(cond, o, i)];
@@ -41,8 +38,7 @@ static tp_status where_oracle(const tp_call *k)
     return TP_OK;
 }
 
-static void where_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void where_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     tp_ctx *c = k->ctx;
     tp_tensor *cond = k->in[0], *dy = dout[0], *zero = tp_zeros(c, dy->dtype, 0, NULL);
     if (tp_wants(k, 1)) din[1] = tp_sum_like(c, tp_where(c, cond, dy, zero), k->in[1]);
