@@ -179,9 +179,13 @@ static bool put_dataset(hid_t file, const char *name, const char *type, tp_dtype
                                   H5P_DEFAULT)) >= 0 &&
                 put_attribute(set, "type", type) &&
                 (empty || H5Dwrite(set, memory_type(t), H5S_ALL, H5S_ALL, H5P_DEFAULT, data) >= 0);
+    /* After a failed write HDF5 must not write again: what it closes goes to memory from here on. */
+    hid_t errors = good ? -1 : H5Eget_current_stack();
+    if (!good) tp_h5_divert(file);
     if (set >= 0 && H5Dclose(set) < 0) good = false;
     if (creation >= 0) H5Pclose(creation);
     if (space >= 0) H5Sclose(space);
+    if (errors >= 0) H5Eset_current_stack(errors);
     return good;
 }
 
@@ -196,6 +200,7 @@ void tp_checkpoint_abandon(tp_checkpoint_writer *w) {
     if (!w) return;
     if (w->file >= 0) {
         tp_h5_lock();
+        tp_h5_divert(w->file);
         H5Fclose(w->file);
         tp_h5_unlock();
     }
@@ -304,7 +309,7 @@ tp_status tp_checkpoint_finish(tp_checkpoint_writer *w) {
     tp_h5_lock();
     bool good = put_dataset(w->file, list_name, text_type, TP_U8, 1,
                             (int64_t[]){(int64_t)w->list.len}, w->list.at);
-    if (H5Fclose(w->file) < 0) good = false;
+    if (good ? tp_h5_finish(w->file) < 0 : H5Fclose(w->file) < 0) good = false;
     w->file = -1;
     if (!good) st = tp_h5_fail(w->c, TP_EIO, "%s: cannot write", w->path);
     tp_h5_unlock();
