@@ -183,7 +183,7 @@ static void blocks_and_stages(void **state) {
         {40, 70, 801, 0, 0, true, false},   {40, 70, 801, 0, 1, false, true},
         {40, 70, 801, 0, 2, true, true},    {40, 70, 801, 0, 3, false, false},
         {3, 200, 900, 0, 0, true, true},    {8, 100, 900, 0, 2, true, true},
-        {345, 40, 390, 0, 0, false, false}, {345, 40, 390, 0, 28, false, true},
+        {345, 40, 790, 0, 0, false, false}, {345, 40, 790, 0, 28, false, true},
         {20, 2100, 30, 0, 0, true, false},  {16, 540, 800, 0, 2, false, true},
         {30, 50, 400, 0, 12, false, false},
     };
@@ -196,8 +196,8 @@ static void trees(void **state) {
         check(&(shape){20, 40, samples * 5, 5, 1, samples % 2, samples % 3 == 0}, ctx[1]->isa, ctx);
     static const shape shapes[] = {
         {17, 40, 7 * 100, 100, 1, false, false}, /* several stages of several leaves */
-        {17, 40, 5 * 100, 100, 1, true, true},   {17, 40, 5 * 390, 390, 1, false, false},
-        {17, 40, 3 * 390, 390, 1, false, true}, /* leaves longer than a stage, chains carried */
+        {17, 40, 5 * 100, 100, 1, true, true},   {17, 40, 5 * 780, 780, 1, false, false},
+        {17, 40, 3 * 780, 780, 1, false, true}, /* leaves longer than a stage, chains carried */
         {5, 600, 5 * 200, 200, 1, false, false}, {1, 70, 6 * 50, 50, 0, false, false},
         {9, 33, 107, 10, 0, false, false}, /* a last sample that is shorter */
     };
@@ -231,6 +231,36 @@ static void parts_of_a_whole(void **state) {
         }
     free(whole), free(part);
     free_problem(&g);
+}
+
+/* One chain in two calls: the second resumes where the first stopped, and alone adds the bias. */
+static void resumed_chains(void **state) {
+    tp_ctx **ctx = *state;
+    static const int64_t cuts[] = {0, 1, 400, 799, 900};
+    for (int few = 0; few < 2; few++) {
+        shape s = {few ? 3 : 31, 50, 900, 0, few ? 2 : 0, true, false};
+        tp_gemm g = problem(&s);
+        float *want = floats(s.m * s.n, 5), *got = floats(s.m * s.n, 6);
+        for (int64_t i = 0; i < s.m; i++)
+            for (int64_t j = 0; j < s.n; j++) want[i * s.n + j] = wanted(&g, i, j, 0);
+        for (int v = 0; v < VERSIONS; v++)
+            for (int cut = 0; cut < 5 && versions[v].isa <= ctx[2]->isa; cut++) {
+                tp_gemm head = g, tail = g;
+                head.c = tail.c = got;
+                head.k = cuts[cut], head.bias = NULL;
+                tail.k = s.k - head.k, tail.resume = true;
+                tail.a += head.k * g.a_cs, tail.b += head.k * g.b_rs;
+                head.work = workspace(&head, 2);
+                versions[v].run(ctx[2], &head);
+                free(head.work);
+                tail.work = workspace(&tail, 2);
+                versions[v].run(ctx[2], &tail);
+                free(tail.work);
+                assert_memory_equal(got, want, (size_t)(s.m * s.n) * sizeof(float));
+            }
+        free(want), free(got);
+        free_problem(&g);
+    }
 }
 
 /* Mutants that the comparison must notice: a pairwise sum, and products rounded before adding. */
@@ -285,8 +315,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(small_shapes),      cmocka_unit_test(every_height_and_edge),
         cmocka_unit_test(blocks_and_stages), cmocka_unit_test(trees),
-        cmocka_unit_test(parts_of_a_whole),  cmocka_unit_test(oracle_can_fail),
-        cmocka_unit_test(split_batches),
+        cmocka_unit_test(parts_of_a_whole),  cmocka_unit_test(resumed_chains),
+        cmocka_unit_test(oracle_can_fail),   cmocka_unit_test(split_batches),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -30,13 +30,14 @@ static void choose_grid(gemm_plan *p, const tp_gemm *g, int threads) {
 static void choose_stages(gemm_plan *p, const tp_gemm *g) {
     p->leaf = g->leaf > 0 && g->leaf < g->k ? g->leaf : g->k;
     p->leaves = p->leaf > 0 ? gemm_ceil_div(g->k, p->leaf) : 1;
-    if (p->leaf > GEMM_KC) { /* equal parts, whole blocks of 16 for the transposing packer */
-        p->kc = gemm_ceil_div(gemm_ceil_div(p->leaf, gemm_ceil_div(p->leaf, GEMM_KC)), 16) * 16;
+    int64_t most = p->nr == 32 ? GEMM_KC_V4 : GEMM_KC;
+    if (p->leaf > most) { /* equal parts, whole blocks of 16 for the transposing packer */
+        p->kc = gemm_ceil_div(gemm_ceil_div(p->leaf, gemm_ceil_div(p->leaf, most)), 16) * 16;
         p->stages_per_leaf = gemm_ceil_div(p->leaf, p->kc);
         p->leaves_per_stage = 1;
     } else {
         p->stages_per_leaf = 1;
-        p->leaves_per_stage = p->leaf > 0 ? gemm_min(GEMM_KC / p->leaf, p->leaves) : 1;
+        p->leaves_per_stage = p->leaf > 0 ? gemm_min(most / p->leaf, p->leaves) : 1;
         p->kc = p->leaf * p->leaves_per_stage;
     }
     p->local = p->stages_per_leaf == 1 && p->leaves_per_stage == p->leaves;
@@ -59,12 +60,12 @@ gemm_plan tp_gemm_plan(const tp_gemm *g, int threads, int mr, int nr) {
     int64_t panels = gemm_ceil_div(gemm_ceil_div(g->n, nr), p.tasks_n);
     bool buffers = p.levels > 0 || p.carry;
     int64_t nc = buffers && !p.local ? GEMM_NC_TREE : GEMM_NC;
-    p.mc = gemm_ceil_div(rows, gemm_ceil_div(rows, GEMM_MC));
+    p.mc = gemm_ceil_div(rows, gemm_ceil_div(rows, nr == 32 ? GEMM_MC_V4 : GEMM_MC));
     p.nc = gemm_min(nc / nr, panels) * nr;
     int64_t tiles = p.local ? 1 : gemm_ceil_div(p.mc, mr) * (p.nc / nr);
     int64_t nbuf = p.levels + (p.carry ? 1 : 0);
     p.a_bytes = round_up((size_t)(gemm_ceil_div(p.mc, mr) * mr * p.kc) * sizeof(float));
-    p.b_bytes = round_up((size_t)(GEMM_GROUP * nr * p.kc) * sizeof(float));
+    p.b_bytes = round_up((size_t)(nr * p.kc) * sizeof(float));
     p.buf_bytes = round_up((size_t)(nbuf * tiles * mr * nr) * sizeof(float));
     return p;
 }

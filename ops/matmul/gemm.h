@@ -29,7 +29,8 @@ typedef struct tp_gemm {
     const float *bias; /* (n), or NULL */
     bool accumulate;   /* C += A B (+ bias) instead of C = */
     bool resume;       /* the chain starts from c[i,j], not from 0: this call's k follow on those of
-                          an earlier call, with the bits of one call over both; leaf must be 0 */
+                          an earlier call, with the bits of one call over both; excludes
+                          accumulate and leaf */
     int64_t leaf;      /* steps of k per sample; 0: one chain over all of k */
     void *work;        /* tp_gemm_workspace bytes, 64-byte aligned */
 } tp_gemm;

@@ -1,6 +1,6 @@
 /* gemm_cpu: the matrix product of gemm.h, compiled once per instruction set.
  *
- * A block of A and a few panels of B are copied ("packed") into the order in which the tile
+ * A block of A and a panel of B are copied ("packed") into the order in which the tile
  * function reads them, and the tile function keeps MR x NR elements of C in registers for a whole
  * stage of k. A chain longer than a stage is put down in C and taken up again, which does not
  * change it. */
@@ -268,8 +268,8 @@ static const float *b_at(const block *x, int64_t j, int64_t k) {
 }
 
 /* One tile through all the leaves, or the part of a leaf, that the stage [k0, k0+kc) holds. */
-static void run_tile(const block *x, int64_t k0, int64_t kc, int64_t i, int64_t j, float *b,
-                     bool direct, ahead *next) {
+static void run_tile(const block *x, int64_t k0, int64_t kc, int64_t i, int64_t j, bool direct,
+                     ahead *next) {
     const tp_gemm *g = x->g;
     const gemm_plan *p = x->p;
     int64_t r0 = panel_row(x, i), mr = panel_row(x, i + 1) - r0, c0 = j * NR;
@@ -283,9 +283,9 @@ static void run_tile(const block *x, int64_t k0, int64_t kc, int64_t i, int64_t 
         bool starts = k == leaf * p->leaf, ends = end == leaf_end || end == g->k;
         bool last = end == g->k;
         tile t = {.a = x->a + i * MR * p->kc + (k - k0) * MR,
-                  .b = direct ? b_at(x, j, k) : b + (k - k0) * NR,
+                  .b = direct ? b_at(x, j, k) : x->b + (k - k0) * NR,
                   .b_ld = g->b_rs,
-                  .b_packed = b + (k - k0) * NR,
+                  .b_packed = x->b + (k - k0) * NR,
                   .k = end - k,
                   .left = buf,
                   .left_step = step,
@@ -317,40 +317,36 @@ static void run_tile(const block *x, int64_t k0, int64_t kc, int64_t i, int64_t 
     }
 }
 
-/* The panels of B at [j0, j1) against all of the block's rows. A is packed, panel by panel, with
- * the first of them. */
-static void run_group(const block *x, int64_t k0, int64_t kc, int64_t j0, int64_t j1,
-                      ahead next_b) {
+/* Panel j of B against all of the block's rows, for the stage [k0, k0+kc). B's panel is packed
+ * here, or by its first tile where its rows are contiguous; A's panels are packed before the first
+ * j. */
+static void run_panel(const block *x, int64_t k0, int64_t kc, int64_t j, ahead next_b) {
     const tp_gemm *g = x->g;
-    int64_t direct_end = g->b_cs == 1 ? gemm_min(j1, x->cols / NR) : j0;
-    for (int64_t j = direct_end; j < j1; j++)
-        pack_b(x->b + (j - j0) * NR * kc, (int)gemm_min(NR, x->cols - j * NR), kc, b_at(x, j, k0),
-               g->b_rs, g->b_cs);
-    for (int64_t j = j0; j < j1; j++)
-        for (int64_t i = 0; i < x->row_panels; i++) {
-            ahead next_a = {0};
-            if (j == 0) {
-                pack_a(x->a + i * MR * x->p->kc, (int)(panel_row(x, i + 1) - panel_row(x, i)), kc,
-                       a_at(x, i, k0), g->a_rs, g->a_cs);
-                if (i + 1 < x->row_panels)
-                    next_a = ahead_of(a_at(x, i + 1, k0), g->a_rs, g->a_cs,
-                                      panel_row(x, i + 2) - panel_row(x, i + 1), kc);
-            }
-            run_tile(x, k0, kc, i, j, x->b + (j - j0) * NR * kc, i == 0 && j < direct_end,
-                     next_a.runs ? &next_a : &next_b);
+    bool direct = g->b_cs == 1 && (j + 1) * NR <= x->cols;
+    if (!direct)
+        pack_b(x->b, (int)gemm_min(NR, x->cols - j * NR), kc, b_at(x, j, k0), g->b_rs, g->b_cs);
+    for (int64_t i = 0; i < x->row_panels; i++) {
+        ahead next_a = {0};
+        if (j == 0) {
+            pack_a(x->a + i * MR * x->p->kc, (int)(panel_row(x, i + 1) - panel_row(x, i)), kc,
+                   a_at(x, i, k0), g->a_rs, g->a_cs);
+            if (i + 1 < x->row_panels)
+                next_a = ahead_of(a_at(x, i + 1, k0), g->a_rs, g->a_cs,
+                                  panel_row(x, i + 2) - panel_row(x, i + 1), kc);
         }
+        run_tile(x, k0, kc, i, j, direct && i == 0, next_a.runs ? &next_a : &next_b);
+    }
 }
 
 static void run_stage(const block *x, int64_t k0, int64_t kc, int64_t next_kc) {
     const tp_gemm *g = x->g;
     int64_t panels = gemm_ceil_div(x->cols, NR);
-    for (int64_t j0 = 0; j0 < panels; j0 += GEMM_GROUP) {
-        int64_t j1 = gemm_min(j0 + GEMM_GROUP, panels);
-        bool last = j1 == panels; /* then the next stage's first group comes */
-        int64_t j2 = last ? 0 : j1, kn = last ? next_kc : kc;
-        int64_t cols = gemm_min(GEMM_GROUP * NR, x->cols - j2 * NR);
-        ahead next_b = ahead_of(b_at(x, j2, last ? k0 + kc : k0), g->b_cs, g->b_rs, cols, kn);
-        run_group(x, k0, kc, j0, j1, next_b);
+    for (int64_t j = 0; j < panels; j++) {
+        bool last = j + 1 == panels; /* then the next stage's first panel comes */
+        int64_t next = last ? 0 : j + 1, cols = gemm_min(NR, x->cols - next * NR);
+        ahead next_b = ahead_of(b_at(x, next, last ? k0 + kc : k0), g->b_cs, g->b_rs, cols,
+                                last ? next_kc : kc);
+        run_panel(x, k0, kc, j, next_b);
     }
 }
 
@@ -368,11 +364,10 @@ static void run_block(block *x) {
 
 /* k = 0: an empty chain. */
 static void run_empty(const tp_gemm *g) {
-    if (g->resume) return;
     for (int64_t i = 0; i < g->m; i++)
         for (int64_t j = 0; j < g->n; j++) {
-            float y = g->bias ? 0.0f + g->bias[j] : 0.0f;
-            float *c = &g->c[i * g->ldc + j];
+            float *c = &g->c[i * g->ldc + j], y = g->resume ? *c : 0.0f;
+            if (g->bias) y = y + g->bias[j];
             *c = g->accumulate ? *c + y : y;
         }
 }

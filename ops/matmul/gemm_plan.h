@@ -6,11 +6,14 @@
 #include "ops/matmul/gemm.h"
 
 enum {
-    GEMM_KC = 384,      /* k steps packed at a time: a B panel of 32 columns is then 48 KiB */
-    GEMM_MC = 336,      /* rows of A packed at a time: with KC, half of a 1 MiB L2 */
+    /* Steps of k and rows of A packed at a time: the block of A, and a panel of B, stay in an L2 of
+     * 1 MiB beside AVX-512 and of 512 KiB beside AVX2. */
+    GEMM_KC_V4 = 768,
+    GEMM_MC_V4 = 256,
+    GEMM_KC = 384,
+    GEMM_MC = 192,
     GEMM_NC = 2048,     /* columns of C between two returns to the same k: keeps C in L3 */
     GEMM_NC_TREE = 512, /* the same where partial sums lie in buffers of their own */
-    GEMM_GROUP = 4,     /* B panels packed together, so that memory is read in longer runs */
     GEMM_FEW = 8        /* up to so many rows, B is read once, where it lies */
 };
 

@@ -2,9 +2,9 @@
 #include "ops/matmul/peak.h"
 #include "ops/simd.h"
 
-/* Twelve chains: latency 4 times 2 units needs 8, and twelve accumulators fit every register file. */
-void TP_CAT(tp_fma_loop, TP_ISA)(int64_t n, float *out)
-{
+/* Twelve chains: latency 4 times 2 units needs 8, and twelve accumulators fit every register file.
+ */
+void TP_CAT(tp_fma_loop, TP_ISA)(int64_t n, float *out) {
     v16 acc[12], a = v16_set1(out[0]), b = v16_set1(out[1]);
     for (int j = 0; j < 12; j++) acc[j] = v16_set1((float)j);
     for (int64_t i = 0; i < n; i++)
