@@ -5,8 +5,8 @@
  *   loop    step; log; validate; sample; checkpoint
  *   close   a last validation, a last checkpoint, one line that says how it ended
  *
- * Everything that a later step depends on is in the checkpoint, so a run that was killed and resumed
- * ends with the same weights, to the bit, as one that was not. */
+ * Everything that a later step depends on is in the checkpoint, so a run that was killed and
+ * resumed ends with the same weights, to the bit, as one that was not. */
 #include "cli/cli.h"
 #include "data/metrics.h"
 #include "data/tfevents.h"
@@ -42,9 +42,8 @@ typedef struct run {
     int64_t busy_tokens, since_log_tokens;
 } run;
 
-/* ---- open --------------------------------------------------------------------------------------------- */
-static tp_status make_folder(tp_ctx *c, const char *path)
-{
+/* ---- open ----------------------------------------------------------------------------------- */
+static tp_status make_folder(tp_ctx *c, const char *path) {
     char p[TP_CONFIG_TEXT + 32];
     snprintf(p, sizeof p, "%s", path);
     for (char *at = p + 1;; at++) {
@@ -58,28 +57,26 @@ static tp_status make_folder(tp_ctx *c, const char *path)
     }
 }
 
-static tp_status write_file(tp_ctx *c, const char *path, const char *text)
-{
+static tp_status write_file(tp_ctx *c, const char *path, const char *text) {
     FILE *f = fopen(path, "w");
     bool ok = f && fputs(text, f) >= 0;
     if (f && fclose(f)) ok = false;
     return ok ? TP_OK : tp_fail(c, TP_EIO, "cannot write %s: %s", path, strerror(errno));
 }
 
-static tp_packing packing(const tp_config *f)
-{
+static tp_packing packing(const tp_config *f) {
     return f->data.packing == TP_CFG_DOCUMENTS ? TP_PACK_DOCUMENTS : TP_PACK_STREAM;
 }
 
-static tp_status open_corpora(run *r)
-{
+static tp_status open_corpora(run *r) {
     tp_status st = tp_config_require(r->c, &r->cfg, "data.train");
     if (!st) st = tp_corpus_open(&r->train, r->c, r->cfg.data.train);
     if (st) return st;
     const tp_corpus_info *i = tp_corpus_get_info(r->train);
     st = tp_tokenizer_from_json(&r->tokenizer, r->c, i->tokenizer, i->tokenizer_bytes, i->path);
     if (!st && r->cfg.model.vocab && r->cfg.model.vocab < i->vocab)
-        st = tp_fail(r->c, TP_EARG, "model.vocab is %lld, but %s has %d tokens; 0 takes the corpus' own",
+        st = tp_fail(r->c, TP_EARG,
+                     "model.vocab is %lld, but %s has %d tokens; 0 takes the corpus' own",
                      (long long)r->cfg.model.vocab, i->path, i->vocab);
     if (!r->cfg.model.vocab) r->cfg.model.vocab = i->vocab;
     if (st || !*r->cfg.data.val) return st;
@@ -87,8 +84,7 @@ static tp_status open_corpora(run *r)
     return st ? st : tp_same_tokenizer(r->c, r->tokenizer, r->val);
 }
 
-static tp_status plan(run *r)
-{
+static tp_status plan(run *r) {
     char error[512] = "", peak[32];
     tp_status st = tp_plan_make(&r->plan, &r->cfg, error, sizeof error);
     if (st) return tp_fail(r->c, st, "%s", error);
@@ -99,8 +95,7 @@ static tp_status plan(run *r)
     return TP_OK;
 }
 
-static tp_status open_loader(run *r)
-{
+static tp_status open_loader(run *r) {
     const tp_config *f = &r->cfg;
     tp_loader_opts o = {.batch = f->train.batch / f->train.micro_batches,
                         .T = f->model.context,
@@ -110,8 +105,7 @@ static tp_status open_loader(run *r)
     return tp_loader_new(&r->loader, r->c, r->train, &o);
 }
 
-static tp_status open_folder(run *r, bool resume)
-{
+static tp_status open_folder(run *r, bool resume) {
     int64_t left; /* files that a killed run had half written */
     char path[TP_CONFIG_TEXT + 64];
     tp_status st = make_folder(r->c, r->cfg.run.dir);
@@ -122,14 +116,15 @@ static tp_status open_folder(run *r, bool resume)
     snprintf(path, sizeof path, "%s/metrics.jsonl", r->cfg.run.dir);
     struct stat s;
     if (!resume && !stat(path, &s) && s.st_size > 0)
-        return tp_fail(r->c, TP_EARG,
-                       "%s holds a run already: --resume goes on with it, another run.dir=… begins a "
-                       "new one",
-                       r->cfg.run.dir);
+        return tp_fail(
+            r->c, TP_EARG,
+            "%s holds a run already: --resume goes on with it, another run.dir=… begins a "
+            "new one",
+            r->cfg.run.dir);
     return TP_OK;
 }
 
-/* ---- checkpoints ---------------------------------------------------------------------------------------- */
+/* ---- checkpoints ---------------------------------------------------------------------------- */
 typedef struct counter {
     const char *name;
     int64_t *i64;
@@ -138,8 +133,7 @@ typedef struct counter {
 enum { COUNTERS = 11 };
 
 /* Every number that outlives a step. */
-static void counters(run *r, counter out[COUNTERS])
-{
+static void counters(run *r, counter out[COUNTERS]) {
     tp_optim_counters *o = tp_optim_get_counters(r->trainer.optim);
     const counter all[COUNTERS] = {
         {"optimizer/updates", &o->updates, NULL},
@@ -157,8 +151,7 @@ static void counters(run *r, counter out[COUNTERS])
     memcpy(out, all, sizeof all);
 }
 
-static tp_status put_everything(run *r, tp_checkpoint_writer *w)
-{
+static tp_status put_everything(run *r, tp_checkpoint_writer *w) {
     size_t n;
     char *config = tp_config_text(r->c, &r->cfg);
     if (!config) return tp_error_status(r->c);
@@ -183,23 +176,23 @@ static tp_status put_everything(run *r, tp_checkpoint_writer *w)
     return st;
 }
 
-static tp_status save(run *r, bool best)
-{
+static tp_status save(run *r, bool best) {
     char path[TP_CONFIG_TEXT + 96];
     tp_checkpoint_writer *w = NULL;
     tp_status st = tp_checkpoint_file(path, sizeof path, r->c, r->checkpoints, r->step);
     if (!st) st = tp_metrics_sync(r->metrics);
     if (!st) st = tp_checkpoint_create(&w, r->c, path, r->step);
-    if (!st && (st = put_everything(r, w))) tp_checkpoint_abandon(w);
-    else if (!st) st = tp_checkpoint_finish(w);
+    if (!st && (st = put_everything(r, w)))
+        tp_checkpoint_abandon(w);
+    else if (!st)
+        st = tp_checkpoint_finish(w);
     if (!st && best) st = tp_checkpoint_best(r->c, r->checkpoints, r->step);
     return st ? st : tp_checkpoint_rotate(r->c, r->checkpoints, r->step, r->cfg.checkpoint.keep);
 }
 
-/* ---- resume ---------------------------------------------------------------------------------------------- */
+/* ---- resume --------------------------------------------------------------------------------- */
 /* What may differ between a run and its continuation: how it is watched, not what it computes. */
-static void adopt_free_keys(tp_config *to, const tp_config *from)
-{
+static void adopt_free_keys(tp_config *to, const tp_config *from) {
     to->threads = from->threads;
     to->run = from->run;
     to->eval = from->eval;
@@ -212,8 +205,7 @@ static void adopt_free_keys(tp_config *to, const tp_config *from)
 }
 
 /* The first "key: value" in which two config texts differ. */
-static void first_difference(const char *a, const char *b, char *out, size_t cap)
-{
+static void first_difference(const char *a, const char *b, char *out, size_t cap) {
     while (*a && *a == *b) {
         a++;
         b++;
@@ -225,8 +217,7 @@ static void first_difference(const char *a, const char *b, char *out, size_t cap
              (int)strcspn(b, "\n"), b);
 }
 
-static tp_status check_same_run(run *r, tp_checkpoint_reader *from)
-{
+static tp_status check_same_run(run *r, tp_checkpoint_reader *from) {
     char *text = NULL, *sha = NULL, what[256];
     tp_config saved;
     tp_config_defaults(&saved);
@@ -244,15 +235,15 @@ static tp_status check_same_run(run *r, tp_checkpoint_reader *from)
         tp_free(b);
     }
     if (!st && strcmp(sha, tp_corpus_get_info(r->train)->sha256))
-        st = tp_fail(r->c, TP_EARG, "%s is not the corpus that %s was trained on (sha256 %.12s… then)",
+        st = tp_fail(r->c, TP_EARG,
+                     "%s is not the corpus that %s was trained on (sha256 %.12s… then)",
                      r->cfg.data.train, r->cfg.run.dir, sha);
     tp_free(text);
     tp_free(sha);
     return st;
 }
 
-static tp_status load_state(run *r, tp_checkpoint_reader *from)
-{
+static tp_status load_state(run *r, tp_checkpoint_reader *from) {
     counter k[COUNTERS];
     counters(r, k);
     tp_status st = tp_load_weights(r->c, from, tp_model_params(r->trainer.model));
@@ -272,8 +263,7 @@ static tp_status load_state(run *r, tp_checkpoint_reader *from)
 }
 
 /* The checkpoint to go on from, if there is one; refused if it is another run's. */
-static tp_status find_checkpoint(run *r)
-{
+static tp_status find_checkpoint(run *r) {
     char warning[512] = "";
     tp_status st = tp_checkpoint_latest(&r->from, r->c, r->checkpoints, warning, sizeof warning);
     if (*warning) tp_progress(true, "warning: %s", warning);
@@ -282,20 +272,19 @@ static tp_status find_checkpoint(run *r)
     return st || !r->from ? st : check_same_run(r, r->from);
 }
 
-static tp_status resume(run *r)
-{
+static tp_status resume(run *r) {
     if (!r->from) return TP_OK;
     tp_status st = load_state(r, r->from);
     if (!st)
-        tp_progress(true, "going on from step %lld of %lld", (long long)r->step, (long long)r->steps);
+        tp_progress(true, "going on from step %lld of %lld", (long long)r->step,
+                    (long long)r->steps);
     tp_checkpoint_close(r->from);
     r->from = NULL;
     return st;
 }
 
 /* After the step is known: metrics are cut back to it, the loader moves to its first sample. */
-static tp_status open_logs(run *r)
-{
+static tp_status open_logs(run *r) {
     char path[TP_CONFIG_TEXT + 64];
     size_t n;
     int64_t last = r->step ? r->step : -1;
@@ -310,16 +299,16 @@ static tp_status open_logs(run *r)
     return st ? st : tp_loader_seek(r->loader, r->c, r->step * r->cfg.train.batch);
 }
 
-/* ---- loop ------------------------------------------------------------------------------------------------- */
-static bool due(const run *r, int64_t every)
-{
+/* ---- loop
+ * -------------------------------------------------------------------------------------------------
+ */
+static bool due(const run *r, int64_t every) {
     return every > 0 && (r->step % every == 0 || r->step == r->steps);
 }
 
 static tp_status next(void *arg, tp_ctx *c, tp_batch *out) { return tp_loader_next(arg, c, out); }
 
-static tp_status step(run *r, tp_step_out *out)
-{
+static tp_status step(run *r, tp_step_out *out) {
     int64_t B = r->cfg.train.batch;
     tp_step_in in = {.step = r->step, .next = next, .arg = r->loader};
     double start = tp_now();
@@ -336,34 +325,34 @@ static tp_status step(run *r, tp_step_out *out)
     r->busy_seconds += took;
     r->busy_tokens += r->plan.tokens_per_step;
     if (out->skipped)
-        tp_progress(true, "step %lld: a gradient was not finite; the step was skipped (%lld so far)",
+        tp_progress(true,
+                    "step %lld: a gradient was not finite; the step was skipped (%lld so far)",
                     (long long)r->step, (long long)out->bad_total);
     return TP_OK;
 }
 
-static void show(const run *r, const tp_step_out *s, bool lasting)
-{
+static void show(const run *r, const tp_step_out *s, bool lasting) {
     char rate[32], left[32];
     double per_step = r->busy_seconds / ((double)r->busy_tokens / (double)r->plan.tokens_per_step);
-    tp_progress(lasting, "step %*lld/%lld  loss %.4f  %.3f bpb  lr %.2e  |g| %.2f  %s tok/s  MFU %.0f %%  %s left",
-                (int)snprintf(NULL, 0, "%lld", (long long)r->steps), (long long)r->step,
-                (long long)r->steps, r->nll / (double)r->targets,
-                r->nll / log(2) / (double)(r->bytes ? r->bytes : 1), s->learning_rate, s->grad_norm,
-                tp_count(rate, (double)r->since_log_tokens / r->since_log_seconds),
-                100 * r->plan.step_flops / (double)r->plan.tokens_per_step *
-                    (double)r->since_log_tokens / r->since_log_seconds / r->peak_flops,
-                tp_duration(left, per_step * (double)(r->steps - r->step)));
+    tp_progress(
+        lasting,
+        "step %*lld/%lld  loss %.4f  %.3f bpb  lr %.2e  |g| %.2f  %s tok/s  MFU %.0f %%  %s left",
+        (int)snprintf(NULL, 0, "%lld", (long long)r->steps), (long long)r->step,
+        (long long)r->steps, r->nll / (double)r->targets,
+        r->nll / log(2) / (double)(r->bytes ? r->bytes : 1), s->learning_rate, s->grad_norm,
+        tp_count(rate, (double)r->since_log_tokens / r->since_log_seconds),
+        100 * r->plan.step_flops / (double)r->plan.tokens_per_step * (double)r->since_log_tokens /
+            r->since_log_seconds / r->peak_flops,
+        tp_duration(left, per_step * (double)(r->steps - r->step)));
 }
 
-static tp_status record(run *r, const tp_metric *m, int n)
-{
+static tp_status record(run *r, const tp_metric *m, int n) {
     tp_status st = tp_metrics_write(r->metrics, r->step, m, n);
     if (!st && r->events) st = tp_tfevents_write(r->events, (double)time(NULL), r->step, m, n);
     return st;
 }
 
-static tp_status log_step(run *r, const tp_step_out *s)
-{
+static tp_status log_step(run *r, const tp_step_out *s) {
     double rate = (double)r->since_log_tokens / r->since_log_seconds;
     r->train_loss = r->nll / (double)r->targets;
     r->train_bpb = r->bytes ? r->nll / log(2) / (double)r->bytes : NAN;
@@ -376,7 +365,8 @@ static tp_status log_step(run *r, const tp_step_out *s)
         tp_metric_i64("tokens", r->step * r->plan.tokens_per_step),
         tp_metric_i64("skipped_steps", s->bad_total),
         tp_metric_f64("tokens_per_s", rate),
-        tp_metric_f64("mfu", r->plan.step_flops / (double)r->plan.tokens_per_step * rate / r->peak_flops),
+        tp_metric_f64("mfu",
+                      r->plan.step_flops / (double)r->plan.tokens_per_step * rate / r->peak_flops),
         tp_metric_f64("memory_mb", (double)tp_memory_peak(r->c) / 1e6),
     };
     show(r, s, !tp_is_terminal(2));
@@ -387,8 +377,7 @@ static tp_status log_step(run *r, const tp_step_out *s)
     return record(r, m, sizeof m / sizeof *m);
 }
 
-static tp_status validate(run *r, bool *best)
-{
+static tp_status validate(run *r, bool *best) {
     tp_eval_result e;
     tp_status st = tp_evaluate(&r->trainer, r->val, r->cfg.eval.batches, true, &e);
     if (st) return st;
@@ -402,8 +391,7 @@ static tp_status validate(run *r, bool *best)
     return record(r, m, 2);
 }
 
-static tp_status write_sample(run *r)
-{
+static tp_status write_sample(run *r) {
     const tp_config *f = &r->cfg;
     tp_encoder *encoder = NULL;
     tp_ids ids = {0};
@@ -416,14 +404,19 @@ static tp_status write_sample(run *r)
     int64_t n = ids.n ? ids.n : 1;
     if (!st && !(room = tp_malloc(r->c, (size_t)(n + f->sample.tokens) * sizeof *room)))
         st = tp_error_status(r->c);
-    if (!st && ids.n) memcpy(room, ids.data, (size_t)n * sizeof *room);
-    else if (!st) room[0] = eos >= 0 ? eos : 0;
-    tp_generate_opts o = {
-        .sampling = {.temperature = f->sample.temperature, .top_k = f->sample.top_k,
-                     .top_p = f->sample.top_p, .min_p = f->sample.min_p,
-                     .repetition_penalty = f->sample.repetition_penalty,
-                     .seed = (uint64_t)f->sample.seed},
-        .max_new_tokens = f->sample.tokens, .stop = eos, .sequence = (uint64_t)r->step};
+    if (!st && ids.n)
+        memcpy(room, ids.data, (size_t)n * sizeof *room);
+    else if (!st)
+        room[0] = eos >= 0 ? eos : 0;
+    tp_generate_opts o = {.sampling = {.temperature = f->sample.temperature,
+                                       .top_k = f->sample.top_k,
+                                       .top_p = f->sample.top_p,
+                                       .min_p = f->sample.min_p,
+                                       .repetition_penalty = f->sample.repetition_penalty,
+                                       .seed = (uint64_t)f->sample.seed},
+                          .max_new_tokens = f->sample.tokens,
+                          .stop = eos,
+                          .sequence = (uint64_t)r->step};
     if (!st) st = tp_generate(r->c, r->trainer.model, &o, room, &n);
     if (!st) st = tp_decode(&text, &n_text, r->c, r->tokenizer, room, n);
     if (!st) {
@@ -441,8 +434,7 @@ static tp_status write_sample(run *r)
     return st;
 }
 
-static tp_status loop(run *r)
-{
+static tp_status loop(run *r) {
     const tp_config *f = &r->cfg;
     while (r->step < r->steps) {
         tp_step_out s;
@@ -464,9 +456,8 @@ static tp_status loop(run *r)
     return TP_OK;
 }
 
-/* ---- the whole of it ---------------------------------------------------------------------------------------- */
-static tp_status train(run *r, bool resuming)
-{
+/* ---- the whole of it ------------------------------------------------------------------------ */
+static tp_status train(run *r, bool resuming) {
     r->steps = r->cfg.run.steps;
     r->best_val = INFINITY;
     r->train_loss = r->train_bpb = r->val_loss = r->val_bpb = NAN;
@@ -482,8 +473,7 @@ static tp_status train(run *r, bool resuming)
     return st;
 }
 
-static void close_run(run *r)
-{
+static void close_run(run *r) {
     tp_checkpoint_close(r->from);
     tp_tfevents_close(r->events);
     tp_metrics_close(r->metrics);
@@ -502,18 +492,21 @@ static const struct argp_option options[] = {
     {"keys", 'k', NULL, 0, "List every config key with its default and meaning", 0},
     {0}};
 
-static error_t parse(int key, char *arg, struct argp_state *s)
-{
-    if (key == 'r') go_on = true;
-    else if (key == 'k') list_keys = true;
-    else if (key == ARGP_KEY_ARG && n_words < 256) words[n_words++] = arg;
-    else if (key == ARGP_KEY_ARG) argp_error(s, "too many arguments");
-    else return ARGP_ERR_UNKNOWN;
+static error_t parse(int key, char *arg, struct argp_state *s) {
+    if (key == 'r')
+        go_on = true;
+    else if (key == 'k')
+        list_keys = true;
+    else if (key == ARGP_KEY_ARG && n_words < 256)
+        words[n_words++] = arg;
+    else if (key == ARGP_KEY_ARG)
+        argp_error(s, "too many arguments");
+    else
+        return ARGP_ERR_UNKNOWN;
     return 0;
 }
 
-static int print_keys(const char *command)
-{
+static int print_keys(const char *command) {
     tp_ctx *c;
     tp_status st = tp_ctx_new(&c, NULL);
     char *text = st ? NULL : tp_config_help(c);
@@ -524,12 +517,15 @@ static int print_keys(const char *command)
     return code;
 }
 
-int cmd_train(int argc, char **argv)
-{
+int cmd_train(int argc, char **argv) {
     const struct argp argp = {
-        .options = options, .parser = parse, .args_doc = "CONFIG [KEY=VALUE…]",
-        .doc = "Trains a model as the YAML file says; any key can be set on the command line. The run's "
-               "folder (run.dir) receives checkpoints, metrics.jsonl, TensorBoard events, samples and the "
+        .options = options,
+        .parser = parse,
+        .args_doc = "CONFIG [KEY=VALUE…]",
+        .doc = "Trains a model as the YAML file says; any key can be set on the command line. The "
+               "run's "
+               "folder (run.dir) receives checkpoints, metrics.jsonl, TensorBoard events, samples "
+               "and the "
                "complete config. Ctrl-C writes a checkpoint and ends with exit code 130."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     if (list_keys) return print_keys(argv[0]);
@@ -543,15 +539,17 @@ int cmd_train(int argc, char **argv)
     tp_catch_signals();
     tp_status st = train(r, go_on);
     if (st == TP_EINTERRUPT) {
-        tp_progress(true, "interrupted at step %lld of %lld; the same command with --resume goes on",
+        tp_progress(true,
+                    "interrupted at step %lld of %lld; the same command with --resume goes on",
                     (long long)r->step, (long long)r->steps);
         code = EXIT_INTERRUPTED;
     } else if (st) {
         code = tp_say_failure(argv[0], r->c, st);
     } else {
-        printf("done: run=%s step=%lld train_loss=%.6f val_loss=%.6f val_bpb=%.6f tokens_per_s=%.1f\n",
-               r->cfg.run.dir, (long long)r->step, r->train_loss, r->val_loss, r->val_bpb,
-               r->busy_seconds > 0 ? (double)r->busy_tokens / r->busy_seconds : 0.0);
+        printf(
+            "done: run=%s step=%lld train_loss=%.6f val_loss=%.6f val_bpb=%.6f tokens_per_s=%.1f\n",
+            r->cfg.run.dir, (long long)r->step, r->train_loss, r->val_loss, r->val_bpb,
+            r->busy_seconds > 0 ? (double)r->busy_tokens / r->busy_seconds : 0.0);
     }
     close_run(r);
     tp_ctx_free(r->c);

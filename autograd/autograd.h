@@ -10,14 +10,14 @@
 extern "C" {
 #endif
 
-/* ---- recording ---------------------------------------------------------------------------------- */
-tp_status tp_tape_on(tp_ctx *c);   /* record from here on, until tp_tape_off or the ctx ends */
-void tp_tape_off(tp_ctx *c);       /* compute without recording; what was recorded stays */
-tp_tensor *tp_require_grad(tp_tensor *t);           /* a leaf whose gradient is wanted; returns t */
-tp_tensor *tp_detach(tp_ctx *c, tp_tensor *t);      /* the same bytes as a constant */
+/* ---- recording ------------------------------------------------------------------------------ */
+tp_status tp_tape_on(tp_ctx *c); /* record from here on, until tp_tape_off or the ctx ends */
+void tp_tape_off(tp_ctx *c);     /* compute without recording; what was recorded stays */
+tp_tensor *tp_require_grad(tp_tensor *t);      /* a leaf whose gradient is wanted; returns t */
+tp_tensor *tp_detach(tp_ctx *c, tp_tensor *t); /* the same bytes as a constant */
 int tp_tape_length(const tp_ctx *c);
 
-/* ---- gradients ----------------------------------------------------------------------------------- */
+/* ---- gradients ------------------------------------------------------------------------------ */
 /* Adds d loss / d leaf into leaf->grad for every leaf with requires_grad. loss has one element.
  * The tape's saved tensors are freed on the way. */
 tp_status tp_backward(tp_ctx *c, tp_tensor *loss);
@@ -36,32 +36,33 @@ typedef struct tp_grad_opts {
 tp_status tp_grad(tp_ctx *c, tp_tensor *y, tp_tensor *dy, int n, tp_tensor *const x[],
                   tp_tensor *dx[], const tp_grad_opts *opts);
 
-/* ---- recomputation --------------------------------------------------------------------------------- */
+/* ---- recomputation -------------------------------------------------------------------------- */
 typedef tp_tensor *(*tp_fn)(tp_ctx *c, void *arg, tp_tensor *const in[], int nin);
 /* Runs y = fn(in) and records one node: nothing computed inside is saved, the walk back runs fn
  * again first (Chen et al. 2016, arXiv 1604.06174). Random numbers are counter-based, so the replay
  * draws the same ones. arg must stay valid until the backward pass. */
 tp_tensor *tp_checkpoint(tp_ctx *c, tp_fn fn, void *arg, tp_tensor *const in[], int nin);
 
-/* ---- looking -------------------------------------------------------------------------------------- */
-/* After tp_tape_trace(c, true) the backward pass is written down as well (its tensors are not held). */
+/* ---- looking -------------------------------------------------------------------------------- */
+/* After tp_tape_trace(c, true) the backward pass is written down as well (its tensors are not
+ * held). */
 tp_status tp_tape_trace(tp_ctx *c, bool on);
 /* One line per call, forward then backward, through `line` (no newline at its end). */
 void tp_tape_print(tp_ctx *c, void (*line)(void *arg, const char *text), void *arg);
 
-/* ---- checking --------------------------------------------------------------------------------------- */
+/* ---- checking ------------------------------------------------------------------------------- */
 typedef tp_status (*tp_many_fn)(tp_ctx *c, void *arg, tp_tensor *const in[], int nin,
                                 tp_tensor *out[TP_MAXOUT], int *nout);
 typedef struct tp_gradcheck_result {
-    double worst;       /* largest error over the scale of the gradient; NaN if anything was NaN */
-    double largest;     /* largest gradient seen: 0 means that nothing was tested */
-    int64_t checked;    /* directional derivatives compared */
-    int input;          /* where the worst one was */
+    double worst;    /* largest error over the scale of the gradient; NaN if anything was NaN */
+    double largest;  /* largest gradient seen: 0 means that nothing was tested */
+    int64_t checked; /* directional derivatives compared */
+    int input;       /* where the worst one was */
 } tp_gradcheck_result;
-/* Compares the tape's gradient of fn, its outputs weighted by fixed random numbers, with a five-point
- * difference in float64, along coordinates (all of them up to 48 an input, else a spread of them)
- * and random directions. in[] are f64 leaves; those with requires_grad are checked. Outputs that do
- * not require a gradient are left out. */
+/* Compares the tape's gradient of fn, its outputs weighted by fixed random numbers, with a
+ * five-point difference in float64, along coordinates (all of them up to 48 an input, else a spread
+ * of them) and random directions. in[] are f64 leaves; those with requires_grad are checked.
+ * Outputs that do not require a gradient are left out. */
 tp_status tp_gradcheck(tp_ctx *c, tp_many_fn fn, void *arg, tp_tensor *const in[], int nin,
                        tp_gradcheck_result *r);
 

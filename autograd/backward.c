@@ -4,9 +4,8 @@
 #include "ops/fill/fill.h"
 #include <string.h>
 
-/* ---- leaves -------------------------------------------------------------------------------------- */
-tp_leaf *tp_leaf_of(tp_ctx *c, tp_tensor *t, bool make)
-{
+/* ---- leaves --------------------------------------------------------------------------------- */
+tp_leaf *tp_leaf_of(tp_ctx *c, tp_tensor *t, bool make) {
     tp_tape *tape = c->tape;
     for (int i = 0; i < tape->nleaf; i++)
         if (tape->leaf[i].t == t) return &tape->leaf[i];
@@ -24,8 +23,7 @@ tp_leaf *tp_leaf_of(tp_ctx *c, tp_tensor *t, bool make)
 
 /* The one place where a parameter's gradient grows. The first sum of a step gives its bytes away;
  * later ones (micro-batches) are added in the order they come. */
-static tp_status accumulate(tp_ctx *c, tp_tensor *leaf, tp_tensor *g)
-{
+static tp_status accumulate(tp_ctx *c, tp_tensor *leaf, tp_tensor *g) {
     if (leaf->grad) return tp_add_(c, leaf->grad, g);
     if (!leaf->grad_header) {
         leaf->grad_header = tp_tensor_keep(c, TP_F32, 1, (int64_t[]){0});
@@ -41,8 +39,7 @@ static tp_status accumulate(tp_ctx *c, tp_tensor *leaf, tp_tensor *g)
     return TP_OK;
 }
 
-void tp_zero_grad(tp_ctx *c, tp_tensor *const leaf[], int n)
-{
+void tp_zero_grad(tp_ctx *c, tp_tensor *const leaf[], int n) {
     for (int i = 0; i < n; i++) {
         if (!leaf[i]->grad) continue;
         tp_storage_drop(c, leaf[i]->grad->storage);
@@ -50,8 +47,7 @@ void tp_zero_grad(tp_ctx *c, tp_tensor *const leaf[], int n)
     }
 }
 
-static tp_status flush(tp_ctx *c, tp_leaf *l)
-{
+static tp_status flush(tp_ctx *c, tp_leaf *l) {
     if (!l->g || l->wanted) return TP_OK;
     tp_tensor *g = l->g;
     l->g = NULL;
@@ -66,9 +62,8 @@ static tp_status flush(tp_ctx *c, tp_leaf *l)
     return st;
 }
 
-/* ---- gathering -------------------------------------------------------------------------------------- */
-static tp_status sum_into(tp_ctx *c, const tp_walk *w, tp_tensor **slot, tp_tensor *g)
-{
+/* ---- gathering ------------------------------------------------------------------------------ */
+static tp_status sum_into(tp_ctx *c, const tp_walk *w, tp_tensor **slot, tp_tensor *g) {
     if (!*slot) {
         *slot = g;
         return TP_OK;
@@ -90,8 +85,7 @@ static tp_status sum_into(tp_ctx *c, const tp_walk *w, tp_tensor **slot, tp_tens
 }
 
 /* Adds cotangent g, which the slot then owns, to what t has gathered. */
-tp_status tp_gather(tp_ctx *c, const tp_walk *w, tp_tensor *t, tp_tensor *g, const char *op)
-{
+tp_status tp_gather(tp_ctx *c, const tp_walk *w, tp_tensor *t, tp_tensor *g, const char *op) {
     if (!tp_same_shape(t, g) || t->dtype != g->dtype)
         return tp_fail(c, TP_EINTERNAL, "%s: its vjp made %s for an input of %s", op,
                        tp_shape_str(c, g), tp_shape_str(c, t));
@@ -101,8 +95,7 @@ tp_status tp_gather(tp_ctx *c, const tp_walk *w, tp_tensor *t, tp_tensor *g, con
     return l ? sum_into(c, w, &l->g, g) : c->status;
 }
 
-tp_status tp_node_check(tp_ctx *c, const tp_node *n, int at)
-{
+tp_status tp_node_check(tp_ctx *c, const tp_node *n, int at) {
     const tp_call *k = &n->call;
     for (int i = 0; i < k->nin + k->nout; i++) {
         bool out = i >= k->nin;
@@ -122,8 +115,7 @@ tp_status tp_node_check(tp_ctx *c, const tp_node *n, int at)
 
 /* Saved tensors may have left their scope: their bytes are held by the node, so for the length of
  * the vjp they may be used again. What was not saved stays refused. */
-static void reopen(tp_call *k, bool released[TP_MAXIN + TP_MAXOUT], bool enter)
-{
+static void reopen(tp_call *k, bool released[TP_MAXIN + TP_MAXOUT], bool enter) {
     for (int i = 0; i < k->nin + k->nout; i++) {
         bool out = i >= k->nin;
         int j = out ? i - k->nin : i;
@@ -138,12 +130,12 @@ static void reopen(tp_call *k, bool released[TP_MAXIN + TP_MAXOUT], bool enter)
     }
 }
 
-static bool wanted(tp_ctx *c, const tp_walk *w, const tp_tensor *t)
-{
+static bool wanted(tp_ctx *c, const tp_walk *w, const tp_tensor *t) {
     if (!t || !t->requires_grad) return false;
     tp_tape *tape = c->tape;
     if (w->to_grad && t->node >= 0 && t->node < w->lo) {
-        tp_fail(c, TP_ESTATE, "checkpoint: its function reads a tensor that is not among its inputs");
+        tp_fail(c, TP_ESTATE,
+                "checkpoint: its function reads a tensor that is not among its inputs");
         return false;
     }
     if (w->to_grad) return true;
@@ -155,8 +147,7 @@ static bool wanted(tp_ctx *c, const tp_walk *w, const tp_tensor *t)
 
 /* A cotangent that the vjp handed on rather than made gets a header of its own. */
 static tp_tensor *own_header(tp_ctx *c, const tp_call *k, tp_tensor *const dout[],
-                             tp_tensor *const din[], int i)
-{
+                             tp_tensor *const din[], int i) {
     bool shared = false;
     for (int j = 0; j < k->nout; j++) shared |= din[i] == dout[j];
     for (int j = 0; j < i; j++) shared |= din[i] == din[j];
@@ -172,8 +163,7 @@ static tp_tensor *own_header(tp_ctx *c, const tp_call *k, tp_tensor *const dout[
     return v;
 }
 
-static tp_status run_vjp(tp_ctx *c, const tp_walk *w, int at)
-{
+static tp_status run_vjp(tp_ctx *c, const tp_walk *w, int at) {
     tp_tape *tape = c->tape;
     tp_call k = tape->node[at].call; /* a copy: the array may move while the vjp records */
     tp_tensor *dout[TP_MAXOUT], *din[TP_MAXIN] = {0};
@@ -182,7 +172,8 @@ static tp_status run_vjp(tp_ctx *c, const tp_walk *w, int at)
     for (int i = 0; i < k.nin; i++) k.wants |= (unsigned)wanted(c, w, k.in[i]) << i;
     if (!k.wants || c->status) return c->status;
     if (!k.op->vjp)
-        return tp_fail(c, TP_ESTATE, "%s: no gradient goes through it: %s", k.op->name, k.op->no_vjp);
+        return tp_fail(c, TP_ESTATE, "%s: no gradient goes through it: %s", k.op->name,
+                       k.op->no_vjp);
     tp_status st = tp_node_check(c, &tape->node[at], at);
     if (st) return st;
     bool released[TP_MAXIN + TP_MAXOUT] = {0};
@@ -204,8 +195,7 @@ static tp_status run_vjp(tp_ctx *c, const tp_walk *w, int at)
 }
 
 /* After a call was walked, leaves that no other call reads are complete. */
-static tp_status settle(tp_ctx *c, const tp_walk *w, const tp_call *k)
-{
+static tp_status settle(tp_ctx *c, const tp_walk *w, const tp_call *k) {
     if (!w->to_grad) return TP_OK;
     for (int i = 0; i < k->nin; i++) {
         if (!k->in[i] || k->in[i]->node >= 0 || !k->in[i]->requires_grad) continue;
@@ -215,8 +205,7 @@ static tp_status settle(tp_ctx *c, const tp_walk *w, const tp_call *k)
     return c->status;
 }
 
-static tp_status count_readers(tp_ctx *c, const tp_walk *w)
-{
+static tp_status count_readers(tp_ctx *c, const tp_walk *w) {
     tp_tape *tape = c->tape;
     for (int n = w->lo; n < w->hi; n++) {
         if (!tape->node[n].differentiable) continue;
@@ -231,8 +220,7 @@ static tp_status count_readers(tp_ctx *c, const tp_walk *w)
     return TP_OK;
 }
 
-tp_status tp_tape_walk(tp_ctx *c, const tp_walk *w)
-{
+tp_status tp_tape_walk(tp_ctx *c, const tp_walk *w) {
     tp_tape *tape = c->tape;
     bool was_recording = c->recording, was_backward = c->backward;
     tp_status st = w->to_grad ? count_readers(c, w) : TP_OK;
@@ -261,16 +249,16 @@ tp_status tp_tape_walk(tp_ctx *c, const tp_walk *w)
     return st ? st : c->status;
 }
 
-static tp_status seed(tp_ctx *c, const tp_walk *w, tp_tensor *y, tp_tensor *dy)
-{
+static tp_status seed(tp_ctx *c, const tp_walk *w, tp_tensor *y, tp_tensor *dy) {
     bool made = !dy;
-    if (made) dy = tp_full_like(c, y, 1);
-    else dy = tp_tensor_view(c, dy);
+    if (made)
+        dy = tp_full_like(c, y, 1);
+    else
+        dy = tp_tensor_view(c, dy);
     return dy ? tp_gather(c, w, y, dy, made ? "backward" : "grad") : c->status;
 }
 
-static tp_status check_root(tp_ctx *c, const tp_tensor *y, bool scalar, const char *who)
-{
+static tp_status check_root(tp_ctx *c, const tp_tensor *y, bool scalar, const char *who) {
     if (c->status) return c->status;
     if (!y) return tp_fail(c, TP_EARG, "%s: there is no tensor to differentiate", who);
     if (!c->tape || !y->requires_grad)
@@ -284,8 +272,7 @@ static tp_status check_root(tp_ctx *c, const tp_tensor *y, bool scalar, const ch
     return TP_OK;
 }
 
-tp_status tp_backward_from(tp_ctx *c, int n, tp_tensor *const y[], tp_tensor *const dy[])
-{
+tp_status tp_backward_from(tp_ctx *c, int n, tp_tensor *const y[], tp_tensor *const dy[]) {
     tp_status st = TP_OK;
     for (int i = 0; i < n && !st; i++) st = check_root(c, y[i], !dy, "backward");
     if (st) return st;
@@ -307,8 +294,7 @@ tp_status tp_backward_from(tp_ctx *c, int n, tp_tensor *const y[], tp_tensor *co
 tp_status tp_backward(tp_ctx *c, tp_tensor *loss) { return tp_backward_from(c, 1, &loss, NULL); }
 
 /* Marks the calls that lie on a path from a wanted tensor: the others' vjps are never run. */
-static tp_status mark(tp_ctx *c, int n, tp_tensor *const x[])
-{
+static tp_status mark(tp_ctx *c, int n, tp_tensor *const x[]) {
     tp_tape *tape = c->tape;
     tape->nleaf = 0;
     for (int i = 0; i < n; i++) {
@@ -335,8 +321,7 @@ static tp_status mark(tp_ctx *c, int n, tp_tensor *const x[])
 }
 
 tp_status tp_grad(tp_ctx *c, tp_tensor *y, tp_tensor *dy, int n, tp_tensor *const x[],
-                  tp_tensor *dx[], const tp_grad_opts *opts)
-{
+                  tp_tensor *dx[], const tp_grad_opts *opts) {
     static const tp_grad_opts none = {0};
     const tp_grad_opts *o = opts ? opts : &none;
     for (int i = 0; i < n; i++) dx[i] = NULL;
@@ -354,8 +339,10 @@ tp_status tp_grad(tp_ctx *c, tp_tensor *y, tp_tensor *dy, int n, tp_tensor *cons
     c->recording = was;
     if (!st) st = tp_tape_walk(c, &w);
     for (int i = 0; i < n && !st; i++) {
-        if (x[i]->node >= 0) dx[i] = tape->node[x[i]->node].dout[x[i]->out];
-        else dx[i] = tp_leaf_of(c, x[i], false)->g;
+        if (x[i]->node >= 0)
+            dx[i] = tape->node[x[i]->node].dout[x[i]->out];
+        else
+            dx[i] = tp_leaf_of(c, x[i], false)->g;
     }
     for (int at = 0; at < tape->n; at++) memset(tape->node[at].dout, 0, sizeof tape->node[at].dout);
     tape->nleaf = 0;

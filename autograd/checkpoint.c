@@ -2,10 +2,11 @@
 #include "autograd/tape.h"
 #include <string.h>
 
-static tp_status checkpoint_infer(tp_call *k) { return tp_refuse(k, TP_EINTERNAL, "is not run as an op"); }
+static tp_status checkpoint_infer(tp_call *k) {
+    return tp_refuse(k, TP_EINTERNAL, "is not run as an op");
+}
 
-static void checkpoint_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void checkpoint_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     (void)k, (void)dout, (void)din; /* the walk calls tp_checkpoint_walk instead */
 }
 
@@ -17,8 +18,7 @@ const tp_op op_checkpoint = {
     .saves_in = (1u << TP_MAXIN) - 1,
 };
 
-tp_tensor *tp_checkpoint(tp_ctx *c, tp_fn fn, void *arg, tp_tensor *const in[], int nin)
-{
+tp_tensor *tp_checkpoint(tp_ctx *c, tp_fn fn, void *arg, tp_tensor *const in[], int nin) {
     if (c->status) return NULL;
     if (nin < 1 || nin > TP_MAXIN) {
         tp_fail(c, TP_EARG, "checkpoint: 1 to %d inputs, got %d", TP_MAXIN, nin);
@@ -46,8 +46,7 @@ tp_tensor *tp_checkpoint(tp_ctx *c, tp_fn fn, void *arg, tp_tensor *const in[], 
 }
 
 /* Replays the function onto the end of the tape, walks that piece, and takes it off again. */
-tp_status tp_checkpoint_walk(tp_ctx *c, const tp_walk *outer, int at)
-{
+tp_status tp_checkpoint_walk(tp_ctx *c, const tp_walk *outer, int at) {
     tp_tape *tape = c->tape;
     if (outer->create_graph || !outer->to_grad)
         return tp_fail(c, TP_ESTATE,

@@ -21,13 +21,11 @@ typedef struct checker {
     double *saved, *dir, *grad; /* for the input at hand */
 } checker;
 
-static double weight_of(int output, int64_t i)
-{
+static double weight_of(int output, int64_t i) {
     return tp_normal(11, TP_RNG_TEST, (uint64_t)output, (uint64_t)i);
 }
 
-static tp_status value(checker *k, double *sum)
-{
+static tp_status value(checker *k, double *sum) {
     tp_ctx *c = k->c;
     tp_tensor *out[TP_MAXOUT] = {0};
     int nout = 0;
@@ -42,8 +40,7 @@ static tp_status value(checker *k, double *sum)
     return st;
 }
 
-static tp_status slope(checker *k, tp_tensor *x, double *out)
-{
+static tp_status slope(checker *k, tp_tensor *x, double *out) {
     static const double at[4] = {-2, -1, 1, 2}, weight[4] = {1, -8, 8, -1};
     int64_t n = tp_numel(x);
     double sum = 0;
@@ -61,8 +58,7 @@ static tp_status slope(checker *k, tp_tensor *x, double *out)
     return st;
 }
 
-static tp_status check_input(checker *k, int which, tp_gradcheck_result *r)
-{
+static tp_status check_input(checker *k, int which, tp_gradcheck_result *r) {
     tp_tensor *x = k->in[which];
     int64_t n = tp_numel(x), coords = n < COORDINATES ? n : COORDINATES;
     double scale = 1e-3;
@@ -95,8 +91,7 @@ static tp_status check_input(checker *k, int which, tp_gradcheck_result *r)
 }
 
 tp_status tp_gradcheck(tp_ctx *c, tp_many_fn fn, void *arg, tp_tensor *const in[], int nin,
-                       tp_gradcheck_result *r)
-{
+                       tp_gradcheck_result *r) {
     *r = (tp_gradcheck_result){0};
     checker k = {.c = c, .fn = fn, .arg = arg, .in = in, .nin = nin};
     size_t total = 0, most = 0;
@@ -118,7 +113,8 @@ tp_status tp_gradcheck(tp_ctx *c, tp_many_fn fn, void *arg, tp_tensor *const in[
         if (!out[j] || !out[j]->requires_grad) continue;
         k.outs |= 1u << j;
         y[ny] = out[j];
-        if (!(dy[ny] = tp_tensor_new(c, out[j]->dtype, out[j]->ndim, out[j]->shape))) st = c->status;
+        if (!(dy[ny] = tp_tensor_new(c, out[j]->dtype, out[j]->ndim, out[j]->shape)))
+            st = c->status;
         for (int64_t i = 0, n = tp_numel(out[j]); i < n && !st; i++)
             tp_set(dy[ny], i, weight_of(j, i));
         ny++;

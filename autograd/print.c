@@ -11,8 +11,7 @@ typedef struct text {
 } text;
 
 static void put(text *t, const char *fmt, ...) TP_PRINTF(2, 3);
-static void put(text *t, const char *fmt, ...)
-{
+static void put(text *t, const char *fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
     int n = vsnprintf(t->s + t->n, sizeof t->s - t->n, fmt, ap);
@@ -20,21 +19,18 @@ static void put(text *t, const char *fmt, ...)
     if (n > 0) t->n = t->n + (size_t)n < sizeof t->s ? t->n + (size_t)n : sizeof t->s - 1;
 }
 
-static void pad(text *t, size_t column)
-{
+static void pad(text *t, size_t column) {
     do put(t, " ");
     while (t->n < column);
 }
 
-static void put_shape(text *t, const tp_tensor *x)
-{
+static void put_shape(text *t, const tp_tensor *x) {
     put(t, "%s[", tp_dtype_name(x->dtype));
     for (int i = 0; i < x->ndim; i++) put(t, "%s%lld", i ? "," : "", (long long)x->shape[i]);
     put(t, "]");
 }
 
-static void put_attrs(text *t, const tp_call *k)
-{
+static void put_attrs(text *t, const tp_call *k) {
     const char *comma = k->nin ? ", " : "";
     for (const tp_attr *a = k->op->attrs; a && a->type != TP_ATTR_END; a++) {
         const char *at = (const char *)k->attr + a->offset;
@@ -64,14 +60,14 @@ static void put_attrs(text *t, const tp_call *k)
             if (v != 0) put(t, "%s%s=%g", comma, a->name, v);
             break;
         }
-        default: break;
+        default:
+            break;
         }
         if (t->n > before) comma = ", ";
     }
 }
 
-static void print_leaf(const tp_tensor *x, void (*line)(void *, const char *), void *arg)
-{
+static void print_leaf(const tp_tensor *x, void (*line)(void *, const char *), void *arg) {
     text t = {.n = 0};
     put(&t, "%%%d", x->id);
     pad(&t, 6);
@@ -81,8 +77,7 @@ static void print_leaf(const tp_tensor *x, void (*line)(void *, const char *), v
     line(arg, t.s);
 }
 
-static void print_call(const tp_call *k, void (*line)(void *, const char *), void *arg)
-{
+static void print_call(const tp_call *k, void (*line)(void *, const char *), void *arg) {
     text t = {.n = 0};
     for (int i = 0; i < k->nout; i++) put(&t, "%s%%%d", i ? "," : "", k->out[i]->id);
     for (int i = 0; i < k->nin; i++) /* changed in place: a result without a number of its own */
@@ -97,8 +92,10 @@ static void print_call(const tp_call *k, void (*line)(void *, const char *), voi
     put(&t, " = %s(", k->op->name);
     for (int i = 0; i < k->nin; i++) {
         put(&t, "%s", i ? ", " : "");
-        if (k->in[i]) put(&t, "%%%d", k->in[i]->id);
-        else put(&t, "-");
+        if (k->in[i])
+            put(&t, "%%%d", k->in[i]->id);
+        else
+            put(&t, "-");
     }
     put_attrs(&t, k);
     put(&t, ")");
@@ -112,8 +109,7 @@ static void print_call(const tp_call *k, void (*line)(void *, const char *), voi
     line(arg, t.s);
 }
 
-void tp_tape_print(tp_ctx *c, void (*line)(void *arg, const char *text), void *arg)
-{
+void tp_tape_print(tp_ctx *c, void (*line)(void *arg, const char *text), void *arg) {
     tp_tape *tape = c->tape;
     if (!tape) return;
     int leaf = 0; /* numbered leaves come in the order in which calls first read them */

@@ -4,8 +4,7 @@
 
 tp_tape *tp_tape_of(tp_ctx *c) { return c->tape; }
 
-static bool grow(tp_ctx *c, void **items, int *cap, int need, size_t size)
-{
+static bool grow(tp_ctx *c, void **items, int *cap, int need, size_t size) {
     if (need <= *cap) return true;
     int wider = *cap ? 2 * *cap : 256;
     void *p = tp_realloc(c, *items, (size_t)wider * size);
@@ -15,9 +14,8 @@ static bool grow(tp_ctx *c, void **items, int *cap, int need, size_t size)
     return true;
 }
 
-/* ---- ids, only when somebody will print ----------------------------------------------------------- */
-static tp_status number(tp_ctx *c, tp_tape *t, const tp_call *k)
-{
+/* ---- ids, only when somebody will print ----------------------------------------------------- */
+static tp_status number(tp_ctx *c, tp_tape *t, const tp_call *k) {
     for (int i = 0; i < k->nin; i++) {
         tp_tensor *x = k->in[i];
         if (!x || x->id) continue;
@@ -30,15 +28,13 @@ static tp_status number(tp_ctx *c, tp_tape *t, const tp_call *k)
     return TP_OK;
 }
 
-/* ---- saved tensors ---------------------------------------------------------------------------------- */
-static bool saves(const tp_call *k, bool out, int i)
-{
+/* ---- saved tensors -------------------------------------------------------------------------- */
+static bool saves(const tp_call *k, bool out, int i) {
     if (out) return k->out[i] && ((k->op->saves_out >> i) & 1);
     return k->in[i] && ((k->op->saves_in >> i) & 1);
 }
 
-static void hold(tp_node *n)
-{
+static void hold(tp_node *n) {
     tp_call *k = &n->call;
     for (int i = 0; i < k->nin; i++)
         if (saves(k, false, i)) {
@@ -52,8 +48,7 @@ static void hold(tp_node *n)
         }
 }
 
-void tp_node_drop(tp_ctx *c, tp_node *n)
-{
+void tp_node_drop(tp_ctx *c, tp_node *n) {
     if (!n->differentiable) return;
     n->differentiable = false;
     tp_call *k = &n->call;
@@ -63,9 +58,8 @@ void tp_node_drop(tp_ctx *c, tp_node *n)
         if (saves(k, true, i)) tp_storage_drop(c, k->out[i]->storage);
 }
 
-/* ---- recording ---------------------------------------------------------------------------------------- */
-tp_status tp_tape_append(tp_ctx *c, const tp_call *k, bool differentiable)
-{
+/* ---- recording ------------------------------------------------------------------------------ */
+tp_status tp_tape_append(tp_ctx *c, const tp_call *k, bool differentiable) {
     tp_tape *t = c->tape;
     if (!grow(c, (void **)&t->node, &t->cap, t->n + 1, sizeof *t->node)) return c->status;
     tp_node *n = &t->node[t->n];
@@ -92,8 +86,7 @@ tp_status tp_tape_append(tp_ctx *c, const tp_call *k, bool differentiable)
     return TP_OK;
 }
 
-static tp_status record(tp_ctx *c, const tp_call *k)
-{
+static tp_status record(tp_ctx *c, const tp_call *k) {
     tp_tape *t = c->tape;
     bool differentiable = false;
     for (int i = 0; i < k->nout; i++) differentiable |= k->out[i]->requires_grad;
@@ -102,16 +95,14 @@ static tp_status record(tp_ctx *c, const tp_call *k)
     return tp_tape_append(c, k, differentiable);
 }
 
-static void tape_end(tp_ctx *c)
-{
+static void tape_end(tp_ctx *c) {
     tp_tape *t = c->tape;
     for (int i = 0; i < t->n; i++) tp_node_drop(c, &t->node[i]);
     for (int i = 0; i < t->nnumbered; i++) t->numbered[i]->id = 0;
     t->n = t->nleaf = t->nnumbered = t->next_id = 0;
 }
 
-static void tape_free(tp_ctx *c)
-{
+static void tape_free(tp_ctx *c) {
     tp_tape *t = c->tape;
     if (!t) return;
     tp_free(t->node);
@@ -121,8 +112,7 @@ static void tape_free(tp_ctx *c)
     c->tape = NULL;
 }
 
-tp_status tp_tape_on(tp_ctx *c)
-{
+tp_status tp_tape_on(tp_ctx *c) {
     if (c->status) return c->status;
     if (!c->tape) {
         if (!(c->tape = tp_calloc(c, 1, sizeof(tp_tape)))) return c->status;
@@ -136,8 +126,7 @@ tp_status tp_tape_on(tp_ctx *c)
 
 void tp_tape_off(tp_ctx *c) { c->recording = false; }
 
-tp_status tp_tape_trace(tp_ctx *c, bool on)
-{
+tp_status tp_tape_trace(tp_ctx *c, bool on) {
     bool was = c->recording;
     tp_status st = tp_tape_on(c);
     if (st) return st;
@@ -148,8 +137,7 @@ tp_status tp_tape_trace(tp_ctx *c, bool on)
 
 int tp_tape_length(const tp_ctx *c) { return c->tape ? ((tp_tape *)c->tape)->n : 0; }
 
-int tp_scope_swap(tp_ctx *c, const char *scope, char *name)
-{
+int tp_scope_swap(tp_ctx *c, const char *scope, char *name) {
     int len = c->scope_len;
     memcpy(name, c->scope, sizeof c->scope);
     c->scope_len = 0;
@@ -159,14 +147,12 @@ int tp_scope_swap(tp_ctx *c, const char *scope, char *name)
     return len;
 }
 
-void tp_scope_swap_back(tp_ctx *c, const char *name, int len)
-{
+void tp_scope_swap_back(tp_ctx *c, const char *name, int len) {
     memcpy(c->scope, name, sizeof c->scope);
     c->scope_len = len;
 }
 
-tp_tensor *tp_require_grad(tp_tensor *t)
-{
+tp_tensor *tp_require_grad(tp_tensor *t) {
     if (t) t->requires_grad = true;
     return t;
 }

@@ -6,19 +6,19 @@
 
 typedef struct tp_node {
     tp_call call;
-    tp_tensor *dout[TP_MAXOUT];                   /* cotangents gathered so far */
+    tp_tensor *dout[TP_MAXOUT]; /* cotangents gathered so far */
     uint32_t in_version[TP_MAXIN], out_version[TP_MAXOUT];
-    bool differentiable;                          /* holds saved tensors, will be walked */
-    bool reached;                                 /* on a path from a wanted input */
-    tp_fn replay;                                 /* checkpoint nodes */
+    bool differentiable; /* holds saved tensors, will be walked */
+    bool reached;        /* on a path from a wanted input */
+    tp_fn replay;        /* checkpoint nodes */
     void *replay_arg;
     uint32_t replay_stream;
 } tp_node;
 
 typedef struct tp_leaf {
-    tp_tensor *t, *g;   /* g: gathered in this walk */
-    int pending;        /* calls still to be walked that read t */
-    bool wanted;        /* by tp_grad */
+    tp_tensor *t, *g; /* g: gathered in this walk */
+    int pending;      /* calls still to be walked that read t */
+    bool wanted;      /* by tp_grad */
 } tp_leaf;
 
 typedef struct tp_tape {
@@ -32,9 +32,9 @@ typedef struct tp_tape {
 } tp_tape;
 
 extern const tp_op op_checkpoint;
-tp_tape *tp_tape_of(tp_ctx *c);                       /* NULL before tp_tape_on */
+tp_tape *tp_tape_of(tp_ctx *c); /* NULL before tp_tape_on */
 tp_status tp_tape_append(tp_ctx *c, const tp_call *k, bool differentiable);
-void tp_node_drop(tp_ctx *c, tp_node *n);             /* lets go of what it saved */
+void tp_node_drop(tp_ctx *c, tp_node *n); /* lets go of what it saved */
 /* Walks nodes [lo, hi) from the end. Leaves' sums are flushed when complete if `to_grad`. */
 typedef struct tp_walk {
     int lo, hi;

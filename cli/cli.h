@@ -28,26 +28,27 @@ int cmd_bench(int argc, char **argv);
 int cmd_hash(int argc, char **argv);
 int cmd_version(int argc, char **argv);
 
-/* ---- ending ------------------------------------------------------------------------------------------ */
+/* ---- ending --------------------------------------------------------------------------------- */
 /* "tapir train: " and the sentence on stderr, any progress line cleared; the exit code. */
 int tp_say(const char *command, const char *fmt, ...) TP_PRINTF(2, 3); /* usage error: 2 */
-int tp_say_failure(const char *command, tp_ctx *c, tp_status st);      /* 1, or 130 if interrupted */
+int tp_say_failure(const char *command, tp_ctx *c, tp_status st); /* 1, or 130 if interrupted */
 
-/* ---- signals ----------------------------------------------------------------------------------------- */
-/* SIGINT, SIGTERM and SIGHUP ask the work to end after what it is doing; a second one ends it now. */
+/* ---- signals -------------------------------------------------------------------------------- */
+/* SIGINT, SIGTERM and SIGHUP ask the work to end after what it is doing; a second one ends it now.
+ */
 void tp_catch_signals(void);
 bool tp_interrupted(void);
 
-/* ---- the terminal ------------------------------------------------------------------------------------- */
+/* ---- the terminal --------------------------------------------------------------------------- */
 bool tp_is_terminal(int fd);
 /* A line that is written over: on a terminal at most ten times a second, else only when `lasting`.
  * A lasting line stays and the next one starts below it. */
 void tp_progress(bool lasting, const char *fmt, ...) TP_PRINTF(2, 3);
 void tp_progress_clear(void);
-const char *tp_duration(char out[32], double seconds);   /* "1:02:03", "4:05", "12 s" */
-const char *tp_count(char out[32], double n);            /* "124.4M" */
+const char *tp_duration(char out[32], double seconds); /* "1:02:03", "4:05", "12 s" */
+const char *tp_count(char out[32], double n);          /* "124.4M" */
 
-/* ---- configs -------------------------------------------------------------------------------------------- */
+/* ---- configs -------------------------------------------------------------------------------- */
 /* Reads the first word as the file and the others as key=value; resolves. Returns 0 and a ctx with
  * the config's seed and threads, or an exit code, the failure told, and *c NULL. */
 int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const words[], int n);
@@ -56,13 +57,15 @@ int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const 
 tp_status tp_config_vocab(tp_ctx *c, tp_config *cfg);
 void tp_plan_print(FILE *f, const tp_config *cfg, const tp_plan *p);
 
-/* ---- runs ----------------------------------------------------------------------------------------------- */
+/* ---- runs
+ * -----------------------------------------------------------------------------------------------
+ */
 typedef struct tp_run {
     tp_ctx *c;
     tp_checkpoint_reader *from;
     tp_config cfg;
     tp_tokenizer *tokenizer;
-    tp_trainer trainer;  /* the model, its weights loaded */
+    tp_trainer trainer; /* the model, its weights loaded */
     int64_t step;
 } tp_run;
 /* Opens a run's folder (its newest checkpoint), or a checkpoint file. best: DIR's best.h5. */
@@ -71,10 +74,10 @@ void tp_run_close(tp_run *r);
 tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p);
 tp_status tp_save_weights(tp_checkpoint_writer *w, const tp_params *p);
 
-/* ---- evaluating ------------------------------------------------------------------------------------- */
+/* ---- evaluating ----------------------------------------------------------------------------- */
 typedef struct tp_eval_result {
-    double nll;               /* nats, summed over the targets */
-    double loss, bpb;         /* nats per target; bits per byte of their text */
+    double nll;       /* nats, summed over the targets */
+    double loss, bpb; /* nats per target; bits per byte of their text */
     int64_t targets, bytes;
     double seconds;
 } tp_eval_result;

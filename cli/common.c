@@ -8,9 +8,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-/* ---- ending ----------------------------------------------------------------------------------------- */
-int tp_say(const char *command, const char *fmt, ...)
-{
+/* ---- ending --------------------------------------------------------------------------------- */
+int tp_say(const char *command, const char *fmt, ...) {
     tp_progress_clear();
     fprintf(stderr, "%s: ", command);
     va_list ap;
@@ -21,8 +20,7 @@ int tp_say(const char *command, const char *fmt, ...)
     return EXIT_USAGE_;
 }
 
-int tp_say_failure(const char *command, tp_ctx *c, tp_status st)
-{
+int tp_say_failure(const char *command, tp_ctx *c, tp_status st) {
     if (st == TP_EINTERRUPT || tp_interrupted()) {
         tp_progress_clear();
         fprintf(stderr, "%s: interrupted\n", command);
@@ -33,11 +31,10 @@ int tp_say_failure(const char *command, tp_ctx *c, tp_status st)
     return EXIT_FAILED;
 }
 
-/* ---- signals ------------------------------------------------------------------------------------------ */
+/* ---- signals -------------------------------------------------------------------------------- */
 static volatile sig_atomic_t signalled;
 
-static void on_signal(int sig)
-{
+static void on_signal(int sig) {
     if (signalled) {
         signal(sig, SIG_DFL);
         raise(sig);
@@ -45,22 +42,20 @@ static void on_signal(int sig)
     signalled = 1;
 }
 
-void tp_catch_signals(void)
-{
+void tp_catch_signals(void) {
     struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     sigemptyset(&a.sa_mask);
     sigaction(SIGINT, &a, NULL);
     sigaction(SIGTERM, &a, NULL);
     sigaction(SIGHUP, &a, NULL);
-    signal(SIGPIPE, SIG_IGN);  /* a closed pipe is a failed write, reported like any other */
-    signal(SIGXFSZ, SIG_IGN);  /* and so is a file-size limit */
+    signal(SIGPIPE, SIG_IGN); /* a closed pipe is a failed write, reported like any other */
+    signal(SIGXFSZ, SIG_IGN); /* and so is a file-size limit */
 }
 
 bool tp_interrupted(void) { return signalled != 0; }
 
-/* ---- the terminal ---------------------------------------------------------------------------------------- */
-bool tp_is_terminal(int fd)
-{
+/* ---- the terminal --------------------------------------------------------------------------- */
+bool tp_is_terminal(int fd) {
     const char *term = getenv("TERM");
     return isatty(fd) && !(term && !strcmp(term, "dumb"));
 }
@@ -68,16 +63,14 @@ bool tp_is_terminal(int fd)
 static bool line_open;
 static double line_at;
 
-void tp_progress_clear(void)
-{
+void tp_progress_clear(void) {
     if (!line_open) return;
     fputs("\r\033[K", stderr);
     fflush(stderr);
     line_open = false;
 }
 
-void tp_progress(bool lasting, const char *fmt, ...)
-{
+void tp_progress(bool lasting, const char *fmt, ...) {
     bool terminal = tp_is_terminal(STDERR_FILENO);
     double now = tp_now();
     if (!lasting && (!terminal || now - line_at < 0.1)) return;
@@ -92,39 +85,42 @@ void tp_progress(bool lasting, const char *fmt, ...)
     line_open = !lasting;
 }
 
-const char *tp_duration(char out[32], double seconds)
-{
+const char *tp_duration(char out[32], double seconds) {
     if (!(seconds >= 0 && seconds < 1e8)) seconds = 0;
     long s = (long)(seconds + 0.5);
-    if (s < 60) snprintf(out, 32, "%ld s", s);
-    else if (s < 3600) snprintf(out, 32, "%ld:%02ld", s / 60, s % 60);
-    else snprintf(out, 32, "%ld:%02ld:%02ld", s / 3600, s / 60 % 60, s % 60);
+    if (s < 60)
+        snprintf(out, 32, "%ld s", s);
+    else if (s < 3600)
+        snprintf(out, 32, "%ld:%02ld", s / 60, s % 60);
+    else
+        snprintf(out, 32, "%ld:%02ld:%02ld", s / 3600, s / 60 % 60, s % 60);
     return out;
 }
 
-const char *tp_count(char out[32], double n)
-{
+const char *tp_count(char out[32], double n) {
     static const char unit[] = " kMGTPE";
     int u = 0;
     while (n >= 999.5 && u < 6) {
         n /= 1000;
         u++;
     }
-    if (u) snprintf(out, 32, n < 10 ? "%.2f%c" : n < 100 ? "%.1f%c" : "%.0f%c", n, unit[u]);
-    else snprintf(out, 32, "%.0f", n);
+    if (u)
+        snprintf(out, 32, n < 10 ? "%.2f%c" : n < 100 ? "%.1f%c" : "%.0f%c", n, unit[u]);
+    else
+        snprintf(out, 32, "%.0f", n);
     return out;
 }
 
-double tp_peak_rss_mb(void)
-{
+double tp_peak_rss_mb(void) {
     struct rusage u;
     getrusage(RUSAGE_SELF, &u);
     return (double)u.ru_maxrss * 1024 / 1e6; /* ru_maxrss counts KiB */
 }
 
-/* ---- configs ------------------------------------------------------------------------------------------------ */
-int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const words[], int n)
-{
+/* ---- configs
+ * ------------------------------------------------------------------------------------------------
+ */
+int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const words[], int n) {
     tp_config_defaults(cfg);
     *c = NULL;
     if (n < 1) return tp_say(command, "which config? give a YAML file, then key=value words");

@@ -12,25 +12,33 @@ static const struct argp_option options[] = {
     {"best", 'b', NULL, 0, "Use the checkpoint with the best validation loss", 0},
     {0}};
 
-static error_t parse(int key, char *arg, struct argp_state *s)
-{
+static error_t parse(int key, char *arg, struct argp_state *s) {
     switch (key) {
-    case 'J': json = true; break;
-    case 'b': best = true; break;
-    case ARGP_KEY_ARG:
-        if (!run_path) run_path = arg;
-        else if (!corpus_path) corpus_path = arg;
-        else argp_error(s, "one corpus only");
+    case 'J':
+        json = true;
         break;
-    case ARGP_KEY_NO_ARGS: argp_error(s, "which run?"); break;
-    default: return ARGP_ERR_UNKNOWN;
+    case 'b':
+        best = true;
+        break;
+    case ARGP_KEY_ARG:
+        if (!run_path)
+            run_path = arg;
+        else if (!corpus_path)
+            corpus_path = arg;
+        else
+            argp_error(s, "one corpus only");
+        break;
+    case ARGP_KEY_NO_ARGS:
+        argp_error(s, "which run?");
+        break;
+    default:
+        return ARGP_ERR_UNKNOWN;
     }
     return 0;
 }
 
 /* Ids mean nothing without their tokenizer, so it must be the very same. */
-tp_status tp_same_tokenizer(tp_ctx *c, const tp_tokenizer *t, const tp_corpus *co)
-{
+tp_status tp_same_tokenizer(tp_ctx *c, const tp_tokenizer *t, const tp_corpus *co) {
     const tp_corpus_info *i = tp_corpus_get_info(co);
     size_t n;
     const char *mine = tp_tokenizer_json(t, &n);
@@ -42,14 +50,14 @@ tp_status tp_same_tokenizer(tp_ctx *c, const tp_tokenizer *t, const tp_corpus *c
 }
 
 tp_status tp_evaluate(tp_trainer *t, tp_corpus *co, int64_t max_batches, bool progress,
-                      tp_eval_result *out)
-{
+                      tp_eval_result *out) {
     tp_ctx *c = t->c;
     tp_loader *l = NULL;
     *out = (tp_eval_result){0};
     double start = tp_now();
     tp_loader_opts o = {.batch = t->cfg.train.batch / t->cfg.train.micro_batches,
-                        .T = t->cfg.model.context, .sequential = true,
+                        .T = t->cfg.model.context,
+                        .sequential = true,
                         .packing = t->cfg.data.packing == TP_CFG_DOCUMENTS ? TP_PACK_DOCUMENTS
                                                                            : TP_PACK_STREAM};
     tp_status st = tp_loader_new(&l, c, co, &o);
@@ -78,13 +86,15 @@ tp_status tp_evaluate(tp_trainer *t, tp_corpus *co, int64_t max_batches, bool pr
     return st;
 }
 
-int cmd_eval(int argc, char **argv)
-{
-    const struct argp argp = {
-        .options = options, .parser = parse, .args_doc = "RUN [CORPUS]",
-        .doc = "Prints loss (nats per token), perplexity and bits per byte of a run's newest checkpoint "
-               "on a corpus: every token once, each row of context on its own. Without CORPUS: the run's "
-               "data.val."};
+int cmd_eval(int argc, char **argv) {
+    const struct argp argp = {.options = options,
+                              .parser = parse,
+                              .args_doc = "RUN [CORPUS]",
+                              .doc = "Prints loss (nats per token), perplexity and bits per byte "
+                                     "of a run's newest checkpoint "
+                                     "on a corpus: every token once, each row of context on its "
+                                     "own. Without CORPUS: the run's "
+                                     "data.val."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_catch_signals();
     tp_ctx *c;
@@ -108,10 +118,11 @@ int cmd_eval(int argc, char **argv)
                (long long)r.step, e.loss, exp(e.loss), e.bpb, (long long)e.targets,
                (long long)e.bytes);
     else if (!code)
-        printf("loss %.4f nats per token   perplexity %.2f   %.4f bits per byte   (%lld tokens, %lld "
-               "bytes, step %lld)\n",
-               e.loss, exp(e.loss), e.bpb, (long long)e.targets, (long long)e.bytes,
-               (long long)r.step);
+        printf(
+            "loss %.4f nats per token   perplexity %.2f   %.4f bits per byte   (%lld tokens, %lld "
+            "bytes, step %lld)\n",
+            e.loss, exp(e.loss), e.bpb, (long long)e.targets, (long long)e.bytes,
+            (long long)r.step);
     tp_corpus_close(co);
     tp_run_close(&r);
     tp_ctx_free(c);

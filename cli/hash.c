@@ -5,19 +5,21 @@
 #include <string.h>
 
 static char *path;
-static error_t parse(int key, char *arg, struct argp_state *state)
-{
-    if (key == ARGP_KEY_ARG && !path) path = arg;
-    else if (key == ARGP_KEY_ARG) argp_error(state, "one run at a time");
-    else if (key == ARGP_KEY_NO_ARGS) argp_error(state, "which run?");
-    else return ARGP_ERR_UNKNOWN;
+static error_t parse(int key, char *arg, struct argp_state *state) {
+    if (key == ARGP_KEY_ARG && !path)
+        path = arg;
+    else if (key == ARGP_KEY_ARG)
+        argp_error(state, "one run at a time");
+    else if (key == ARGP_KEY_NO_ARGS)
+        argp_error(state, "which run?");
+    else
+        return ARGP_ERR_UNKNOWN;
     return 0;
 }
 
 /* Over every weight in the file's order: name, NUL, dtype, NUL, shape as 8-byte little-endian
  * integers, bytes. */
-static tp_status hash_weights(tp_ctx *c, tp_checkpoint_reader *r, char hex[65])
-{
+static tp_status hash_weights(tp_ctx *c, tp_checkpoint_reader *r, char hex[65]) {
     tp_sha256 h;
     uint8_t digest[32];
     tp_sha256_init(&h);
@@ -46,13 +48,14 @@ static tp_status hash_weights(tp_ctx *c, tp_checkpoint_reader *r, char hex[65])
     return TP_OK;
 }
 
-int cmd_hash(int argc, char **argv)
-{
+int cmd_hash(int argc, char **argv) {
     const struct argp argp = {
         .parser = parse,
         .args_doc = "RUN",
-        .doc = "Prints the sha256 over the names, shapes and bytes of all weights of a run's newest "
-               "checkpoint (or of the checkpoint file given). Equal hashes: equal models, to the bit."};
+        .doc =
+            "Prints the sha256 over the names, shapes and bytes of all weights of a run's newest "
+            "checkpoint (or of the checkpoint file given). Equal hashes: equal models, to the "
+            "bit."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_ctx *c;
     tp_status st = tp_ctx_new(&c, NULL);

@@ -18,17 +18,17 @@ const tp_command tp_commands[] = {
     {NULL, NULL, NULL},
 };
 
-static void usage(FILE *f)
-{
+static void usage(FILE *f) {
     fputs("Usage: tapir COMMAND [ARGUMENTS…]\n\n", f);
-    for (const tp_command *k = tp_commands; k->name; k++) fprintf(f, "  %-10s %s\n", k->name, k->about);
-    fputs("\n`tapir COMMAND --help` explains a command. A first run, from a clean machine: ./quickstart.sh\n",
+    for (const tp_command *k = tp_commands; k->name; k++)
+        fprintf(f, "  %-10s %s\n", k->name, k->about);
+    fputs("\n`tapir COMMAND --help` explains a command. A first run, from a clean machine: "
+          "./quickstart.sh\n",
           f);
 }
 
 /* The command that differs from `word` in the fewest letters, if few. */
-static const char *nearest(const char *word)
-{
+static const char *nearest(const char *word) {
     const char *best = NULL;
     size_t best_d = 3, n = strlen(word);
     if (n > 32) return NULL;
@@ -54,8 +54,7 @@ static const char *nearest(const char *word)
     return best;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     argp_err_exit_status = EXIT_USAGE_;
     if (argc < 2) {
         usage(stderr);

@@ -1,4 +1,5 @@
-/* tapir ops: the operations, their kernels and what they say of themselves; --markdown is docs/ops.md. */
+/* tapir ops: the operations, their kernels and what they say of themselves; --markdown is
+ * docs/ops.md. */
 #include "cli/cli.h"
 #include "ops/op.h"
 #include <stdio.h>
@@ -9,18 +10,20 @@ static char *only;
 static const struct argp_option options[] = {
     {"markdown", 'm', NULL, 0, "Write the page docs/ops.md", 0}, {0}};
 
-static error_t parse(int key, char *arg, struct argp_state *state)
-{
-    if (key == 'm') markdown = true;
-    else if (key == ARGP_KEY_ARG && !only) only = arg;
-    else if (key == ARGP_KEY_ARG) argp_error(state, "one operation at a time");
-    else return ARGP_ERR_UNKNOWN;
+static error_t parse(int key, char *arg, struct argp_state *state) {
+    if (key == 'm')
+        markdown = true;
+    else if (key == ARGP_KEY_ARG && !only)
+        only = arg;
+    else if (key == ARGP_KEY_ARG)
+        argp_error(state, "one operation at a time");
+    else
+        return ARGP_ERR_UNKNOWN;
     return 0;
 }
 
 /* "attention_flash_cpu (avx512, avx2, portable), reference" */
-static void kernels(char *out, size_t cap, const tp_op *op)
-{
+static void kernels(char *out, size_t cap, const tp_op *op) {
     size_t n = 0;
     out[0] = 0;
     if (op->view) {
@@ -35,10 +38,11 @@ static void kernels(char *out, size_t cap, const tp_op *op)
     if (n < cap) snprintf(out + n, cap - n, "%s", op->oracle ? "reference" : "");
 }
 
-static void print_page(void)
-{
-    puts("# Operations\n\nWritten by `tapir ops --markdown` from the rows in `ops/`. Every CPU kernel is "
-         "compiled for AVX-512, AVX2 and any CPU, with the same bits; `reference` runs the float64 oracle.\n");
+static void print_page(void) {
+    puts("# Operations\n\nWritten by `tapir ops --markdown` from the rows in `ops/`. Every CPU "
+         "kernel is "
+         "compiled for AVX-512, AVX2 and any CPU, with the same bits; `reference` runs the float64 "
+         "oracle.\n");
     puts("| op | computes | CPU kernels | gradient |\n|---|---|---|---|");
     for (int i = 0; tp_ops[i]; i++) {
         char k[512];
@@ -50,8 +54,7 @@ static void print_page(void)
         printf("\n## %s\n`%s`\n\n%s\n", tp_ops[i]->name, tp_ops[i]->synopsis, tp_ops[i]->doc);
 }
 
-static void print_one(const tp_op *op)
-{
+static void print_one(const tp_op *op) {
     char k[512];
     kernels(k, sizeof k, op);
     printf("%s\n  %s\n  %s\n  kernels: %s\n", op->name, op->synopsis, op->doc, k);
@@ -63,9 +66,10 @@ static void print_one(const tp_op *op)
                s->refuse ? s->refuse : "");
 }
 
-int cmd_ops(int argc, char **argv)
-{
-    const struct argp argp = {.options = options, .parser = parse, .args_doc = "[OP]",
+int cmd_ops(int argc, char **argv) {
+    const struct argp argp = {.options = options,
+                              .parser = parse,
+                              .args_doc = "[OP]",
                               .doc = "Lists the operations, or explains one."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     if (markdown) {

@@ -8,8 +8,7 @@ typedef struct probe {
     double seconds, *best; /* best: a rate for each thread */
 } probe;
 
-static void burst(int isa, int64_t n)
-{
+static void burst(int isa, int64_t n) {
     float out[16] = {0.999f, 0.001f};
 #if defined(__x86_64__)
     if (isa == 4) {
@@ -26,8 +25,7 @@ static void burst(int isa, int64_t n)
 
 /* Each thread keeps the rate of its best burst: bursts are short, so some run undisturbed however
  * busy the machine is. */
-static void run(void *arg, int64_t begin, int64_t end)
-{
+static void run(void *arg, int64_t begin, int64_t end) {
     const probe *p = arg;
     enum { N = 1 << 14 };
     for (int64_t i = begin; i < end; i++) {
@@ -40,8 +38,7 @@ static void run(void *arg, int64_t begin, int64_t end)
     }
 }
 
-double tp_measure_peak(tp_ctx *c)
-{
+double tp_measure_peak(tp_ctx *c) {
     double best[1024] = {0}, sum = 0;
     int n = tp_threads(c) < 1024 ? tp_threads(c) : 1024;
     probe p = {c->isa, 0.2, best};

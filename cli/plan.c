@@ -7,21 +7,23 @@
 static char *words[256];
 static int n_words;
 static bool json;
-static const struct argp_option options[] = {
-    {"json", 'j', NULL, 0, "One line for machines", 0}, {0}};
+static const struct argp_option options[] = {{"json", 'j', NULL, 0, "One line for machines", 0},
+                                             {0}};
 
-static error_t parse(int key, char *arg, struct argp_state *state)
-{
-    if (key == 'j') json = true;
-    else if (key == ARGP_KEY_ARG && n_words < 256) words[n_words++] = arg;
-    else if (key == ARGP_KEY_ARG) argp_error(state, "too many arguments");
-    else return ARGP_ERR_UNKNOWN;
+static error_t parse(int key, char *arg, struct argp_state *state) {
+    if (key == 'j')
+        json = true;
+    else if (key == ARGP_KEY_ARG && n_words < 256)
+        words[n_words++] = arg;
+    else if (key == ARGP_KEY_ARG)
+        argp_error(state, "too many arguments");
+    else
+        return ARGP_ERR_UNKNOWN;
     return 0;
 }
 
 /* model.vocab = 0 asks the corpus. */
-tp_status tp_config_vocab(tp_ctx *c, tp_config *cfg)
-{
+tp_status tp_config_vocab(tp_ctx *c, tp_config *cfg) {
     if (cfg->model.vocab) return TP_OK;
     tp_status st = tp_config_require(c, cfg, "data.train");
     tp_corpus *co = NULL;
@@ -31,15 +33,15 @@ tp_status tp_config_vocab(tp_ctx *c, tp_config *cfg)
     return st;
 }
 
-void tp_plan_print(FILE *f, const tp_config *cfg, const tp_plan *p)
-{
+void tp_plan_print(FILE *f, const tp_config *cfg, const tp_plan *p) {
     char a[32], b[32], d[32];
     double mb = 1e6;
     fprintf(f, "parameters       %s   (%.1f MB)\n", tp_count(a, (double)p->parameters),
             (double)p->parameter_bytes / mb);
     fprintf(f, "optimizer state  %.1f MB\n", (double)p->optimizer_bytes / mb);
     fprintf(f, "gradients        %.1f MB\n", (double)p->gradient_bytes / mb);
-    fprintf(f, "peak memory      %.1f MB   with a step's activations\n", (double)p->peak_bytes / mb);
+    fprintf(f, "peak memory      %.1f MB   with a step's activations\n",
+            (double)p->peak_bytes / mb);
     fprintf(f, "tokens per step  %s   (%lld sequences of %lld)\n",
             tp_count(a, (double)p->tokens_per_step), (long long)cfg->train.batch,
             (long long)cfg->model.context);
@@ -48,12 +50,14 @@ void tp_plan_print(FILE *f, const tp_config *cfg, const tp_plan *p)
             tp_count(d, p->step_flops / (double)p->tokens_per_step));
 }
 
-int cmd_plan(int argc, char **argv)
-{
+int cmd_plan(int argc, char **argv) {
     const struct argp argp = {
-        .options = options, .parser = parse, .args_doc = "CONFIG [KEY=VALUE…]",
-        .doc = "Prints parameters, FLOPs and memory of a training run without running it. The peak is "
-               "the one the run will have: it is computed by the same code on shapes without bytes."};
+        .options = options,
+        .parser = parse,
+        .args_doc = "CONFIG [KEY=VALUE…]",
+        .doc =
+            "Prints parameters, FLOPs and memory of a training run without running it. The peak is "
+            "the one the run will have: it is computed by the same code on shapes without bytes."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_config cfg;
     tp_ctx *c;
@@ -63,15 +67,19 @@ int cmd_plan(int argc, char **argv)
     char error[512] = "";
     tp_status st = tp_config_vocab(c, &cfg);
     if (!st && (st = tp_plan_make(&p, &cfg, error, sizeof error))) tp_fail(c, st, "%s", error);
-    if (st) code = tp_say_failure(argv[0], c, st);
+    if (st)
+        code = tp_say_failure(argv[0], c, st);
     else if (json)
-        printf("{\"parameters\":%lld,\"parameter_mb\":%.3f,\"optimizer_mb\":%.3f,\"gradient_mb\":%.3f,"
-               "\"peak_mb\":%.3f,\"tokens_per_step\":%lld,\"forward_flops\":%.6g,\"step_flops\":%.6g}\n",
-               (long long)p.parameters, (double)p.parameter_bytes / 1e6,
-               (double)p.optimizer_bytes / 1e6, (double)p.gradient_bytes / 1e6,
-               (double)p.peak_bytes / 1e6, (long long)p.tokens_per_step, p.forward_flops,
-               p.step_flops);
-    else tp_plan_print(stdout, &cfg, &p);
+        printf(
+            "{\"parameters\":%lld,\"parameter_mb\":%.3f,\"optimizer_mb\":%.3f,\"gradient_mb\":%.3f,"
+            "\"peak_mb\":%.3f,\"tokens_per_step\":%lld,\"forward_flops\":%.6g,\"step_flops\":%.6g}"
+            "\n",
+            (long long)p.parameters, (double)p.parameter_bytes / 1e6,
+            (double)p.optimizer_bytes / 1e6, (double)p.gradient_bytes / 1e6,
+            (double)p.peak_bytes / 1e6, (long long)p.tokens_per_step, p.forward_flops,
+            p.step_flops);
+    else
+        tp_plan_print(stdout, &cfg, &p);
     tp_ctx_free(c);
     return code;
 }

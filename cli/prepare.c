@@ -23,31 +23,33 @@ static const struct argp_option options[] = {
     {"val", 'l', "FILE", 0, "Hold out the end of the text into this corpus", 0},
     {"val-fraction", KEY_FRACTION, "X", 0, "How much of the text's bytes --val holds out (0.1)", 0},
     {"vocab", 'v', "N", 0, "Train a byte-level BPE tokenizer of N tokens (4096)", 0},
-    {"tokenizer", 't', "FILE", 0, "Use this tokenizer: a Hugging Face tokenizer.json, or \"bytes\"", 0},
+    {"tokenizer", 't', "FILE", 0, "Use this tokenizer: a Hugging Face tokenizer.json, or \"bytes\"",
+     0},
     {"pattern", KEY_PATTERN, "NAME", 0, "How text is cut before merging: gpt2 or cl100k (gpt2)", 0},
     {"format", KEY_FORMAT, "NAME", 0, "plain, jsonl, or auto: by the file's name (auto)", 0},
     {"json-key", KEY_KEY, "KEY", 0, "The key of the text in JSON lines (text)", 0},
     {"split-documents", KEY_SPLIT, "LINE", 0,
-     "Plain text: a document ends at a line that is exactly LINE; \"\" means a blank line. Without it a "
-     "file is one document", 0},
+     "Plain text: a document ends at a line that is exactly LINE; \"\" means a blank line. Without "
+     "it a "
+     "file is one document",
+     0},
     {"deflate", KEY_DEFLATE, "N", 0, "Compress the corpus, 0 (off) to 9", 0},
     {"force", 'f', NULL, 0, "Replace a corpus that is already there", 0},
     {"threads", 'j', "N", 0, "Threads (all cores)", 0},
     {0}};
 
-static int64_t integer(struct argp_state *s, const char *name, const char *text, int64_t lo, int64_t hi)
-{
+static int64_t integer(struct argp_state *s, const char *name, const char *text, int64_t lo,
+                       int64_t hi) {
     char *end;
     errno = 0;
     long long v = strtoll(text, &end, 10);
     if (end == text || *end || errno || v < lo || v > hi)
-        argp_error(s, "%s must be a whole number from %lld to %lld, got \"%s\"", name, (long long)lo,
-                   (long long)hi, text);
+        argp_error(s, "%s must be a whole number from %lld to %lld, got \"%s\"", name,
+                   (long long)lo, (long long)hi, text);
     return v;
 }
 
-static double fraction(struct argp_state *s, const char *text)
-{
+static double fraction(struct argp_state *s, const char *text) {
     char *end;
     double v = strtod(text, &end);
     if (end == text || *end || !(v > 0 && v < 1))
@@ -55,16 +57,14 @@ static double fraction(struct argp_state *s, const char *text)
     return v;
 }
 
-static tp_text_format format(struct argp_state *s, const char *text)
-{
+static tp_text_format format(struct argp_state *s, const char *text) {
     if (!strcmp(text, "plain")) return TP_TEXT_PLAIN;
     if (!strcmp(text, "jsonl")) return TP_TEXT_JSONL;
     if (strcmp(text, "auto")) argp_error(s, "--format is plain, jsonl or auto, got \"%s\"", text);
     return TP_TEXT_BY_NAME;
 }
 
-static void finish(struct argp_state *s)
-{
+static void finish(struct argp_state *s) {
     if (!a.n_text) argp_error(s, "which text? give files, folders, or - for standard input");
     if (!a.out) argp_error(s, "--out FILE is needed: where shall the corpus go?");
     if (a.val_fraction > 0 && !a.val) argp_error(s, "--val-fraction needs --val FILE");
@@ -72,27 +72,53 @@ static void finish(struct argp_state *s)
     if (a.val && !strcmp(a.val, a.out)) argp_error(s, "--val and --out must differ");
 }
 
-static error_t parse(int key, char *arg, struct argp_state *s)
-{
+static error_t parse(int key, char *arg, struct argp_state *s) {
     switch (key) {
-    case 'o': a.out = arg; break;
-    case 'l': a.val = arg; break;
-    case KEY_FRACTION: a.val_fraction = fraction(s, arg); break;
-    case 'v': a.vocab = integer(s, "--vocab", arg, 257, 1 << 24); break;
-    case 't': a.tokenizer = arg; break;
-    case KEY_PATTERN: a.pattern = arg; break;
-    case KEY_FORMAT: a.format = format(s, arg); break;
-    case KEY_KEY: a.key = arg; break;
-    case KEY_SPLIT: a.split = arg; break;
-    case KEY_DEFLATE: a.deflate = (int)integer(s, "--deflate", arg, 0, 9); break;
-    case 'f': a.force = true; break;
-    case 'j': a.threads = integer(s, "--threads", arg, 1, 1024); break;
+    case 'o':
+        a.out = arg;
+        break;
+    case 'l':
+        a.val = arg;
+        break;
+    case KEY_FRACTION:
+        a.val_fraction = fraction(s, arg);
+        break;
+    case 'v':
+        a.vocab = integer(s, "--vocab", arg, 257, 1 << 24);
+        break;
+    case 't':
+        a.tokenizer = arg;
+        break;
+    case KEY_PATTERN:
+        a.pattern = arg;
+        break;
+    case KEY_FORMAT:
+        a.format = format(s, arg);
+        break;
+    case KEY_KEY:
+        a.key = arg;
+        break;
+    case KEY_SPLIT:
+        a.split = arg;
+        break;
+    case KEY_DEFLATE:
+        a.deflate = (int)integer(s, "--deflate", arg, 0, 9);
+        break;
+    case 'f':
+        a.force = true;
+        break;
+    case 'j':
+        a.threads = integer(s, "--threads", arg, 1, 1024);
+        break;
     case ARGP_KEY_ARG:
         if (a.n_text == 4096) argp_error(s, "more than 4096 inputs: name a folder instead");
         a.text[a.n_text++] = arg;
         break;
-    case ARGP_KEY_END: finish(s); break;
-    default: return ARGP_ERR_UNKNOWN;
+    case ARGP_KEY_END:
+        finish(s);
+        break;
+    default:
+        return ARGP_ERR_UNKNOWN;
     }
     return 0;
 }
@@ -102,8 +128,7 @@ typedef struct bar {
     double since;
 } bar;
 
-static bool progress(void *arg, double f, const char *what)
-{
+static bool progress(void *arg, double f, const char *what) {
     bar *b = arg;
     char left[32], drawn[31];
     if (!b->what || strcmp(b->what, what)) {
@@ -119,24 +144,21 @@ static bool progress(void *arg, double f, const char *what)
     return !tp_interrupted();
 }
 
-static tp_status refuse_existing(tp_ctx *c, const char *path)
-{
+static tp_status refuse_existing(tp_ctx *c, const char *path) {
     FILE *f = path && !a.force ? fopen(path, "rb") : NULL;
     if (!f) return TP_OK;
     fclose(f);
     return tp_fail(c, TP_EARG, "%s is already there; --force replaces it", path);
 }
 
-static tp_status tokenizer(tp_ctx *c, tp_tokenizer **t)
-{
+static tp_status tokenizer(tp_ctx *c, tp_tokenizer **t) {
     if (!a.tokenizer) return TP_OK;
     if (!strcmp(a.tokenizer, "bytes")) return tp_tokenizer_new_bytes(t, c, NULL, 0);
     return tp_tokenizer_load(t, c, a.tokenizer);
 }
 
 /* What the corpus was made from, a line each. */
-static char *sources(tp_ctx *c)
-{
+static char *sources(tp_ctx *c) {
     size_t n = 1;
     for (int i = 0; i < a.n_text; i++) n += strlen(a.text[i]) + 1;
     char *s = tp_malloc(c, n), *at = s;
@@ -145,20 +167,21 @@ static char *sources(tp_ctx *c)
     return s;
 }
 
-static void report(const char *path, const tp_prepare_part *p)
-{
+static void report(const char *path, const tp_prepare_part *p) {
     printf("%-24s %lld token%s, %lld document%s, %lld bytes (%.3f bytes per token)\n", path,
            (long long)p->tokens, p->tokens == 1 ? "" : "s", (long long)p->docs,
            p->docs == 1 ? "" : "s", (long long)p->bytes,
            p->tokens ? (double)p->bytes / (double)p->tokens : 0.0);
 }
 
-int cmd_prepare(int argc, char **argv)
-{
-    const struct argp argp = {
-        .options = options, .parser = parse, .args_doc = "TEXT…",
-        .doc = "Turns text (files, folders, JSON lines, - for standard input) into a corpus of tokens: "
-               "trains a byte-level BPE tokenizer on it or takes a given one, and encodes every document."};
+int cmd_prepare(int argc, char **argv) {
+    const struct argp argp = {.options = options,
+                              .parser = parse,
+                              .args_doc = "TEXT…",
+                              .doc = "Turns text (files, folders, JSON lines, - for standard "
+                                     "input) into a corpus of tokens: "
+                                     "trains a byte-level BPE tokenizer on it or takes a given "
+                                     "one, and encodes every document."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_catch_signals();
     tp_ctx *c;
@@ -174,11 +197,16 @@ int cmd_prepare(int argc, char **argv)
     if (!(st = refuse_existing(c, a.out))) st = refuse_existing(c, a.val);
     if (!st) st = tokenizer(c, &t);
     if (!st)
-        st = tp_text_open(&src, c, (const char *const *)a.text, a.n_text,
-                          &(tp_text_opts){.format = a.format, .json_key = a.key, .split_line = a.split});
-    tp_prepare_opts o = {.tokenizer = t, .bpe = {.vocab_size = a.vocab, .pattern = a.pattern},
-                         .val_fraction = a.val ? a.val_fraction : 0, .deflate = a.deflate,
-                         .sources = names, .progress = progress, .progress_arg = &b};
+        st = tp_text_open(
+            &src, c, (const char *const *)a.text, a.n_text,
+            &(tp_text_opts){.format = a.format, .json_key = a.key, .split_line = a.split});
+    tp_prepare_opts o = {.tokenizer = t,
+                         .bpe = {.vocab_size = a.vocab, .pattern = a.pattern},
+                         .val_fraction = a.val ? a.val_fraction : 0,
+                         .deflate = a.deflate,
+                         .sources = names,
+                         .progress = progress,
+                         .progress_arg = &b};
     if (!st) st = tp_prepare(&r, c, src, a.out, a.val, &o);
     tp_progress_clear();
     int code = st ? tp_say_failure(argv[0], c, st) : EXIT_DONE;

@@ -5,8 +5,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-tp_status tp_save_weights(tp_checkpoint_writer *w, const tp_params *p)
-{
+tp_status tp_save_weights(tp_checkpoint_writer *w, const tp_params *p) {
     tp_status st = TP_OK;
     for (int i = 0; i < p->n && !st; i++) {
         char name[TP_CHECKPOINT_NAME];
@@ -18,8 +17,7 @@ tp_status tp_save_weights(tp_checkpoint_writer *w, const tp_params *p)
     return st;
 }
 
-tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p)
-{
+tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p) {
     for (int i = 0; i < p->n; i++) {
         char name[TP_CHECKPOINT_NAME];
         tp_tensor *t = p->p[i].t;
@@ -32,12 +30,10 @@ tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p)
     return tp_error_status(c);
 }
 
-static tp_status open_checkpoint(tp_run *r, const char *path, bool best)
-{
+static tp_status open_checkpoint(tp_run *r, const char *path, bool best) {
     tp_ctx *c = r->c;
     struct stat s;
-    if (stat(path, &s))
-        return tp_fail(c, TP_EIO, "%s: there is no such run or checkpoint", path);
+    if (stat(path, &s)) return tp_fail(c, TP_EIO, "%s: there is no such run or checkpoint", path);
     if (!S_ISDIR(s.st_mode)) return tp_checkpoint_open(&r->from, c, path);
     char dir[TP_CONFIG_TEXT + 32], warning[512] = "";
     if (best) {
@@ -49,13 +45,11 @@ static tp_status open_checkpoint(tp_run *r, const char *path, bool best)
         return tp_fail(c, TP_EIO, "%s is no run: it has no folder \"checkpoints\"", path);
     tp_status st = tp_checkpoint_latest(&r->from, c, dir, warning, sizeof warning);
     if (*warning) tp_progress(true, "warning: %s", warning);
-    if (!st && !r->from)
-        st = tp_fail(c, TP_EIO, "%s has no checkpoint yet", path);
+    if (!st && !r->from) st = tp_fail(c, TP_EIO, "%s has no checkpoint yet", path);
     return st;
 }
 
-static tp_status read_texts(tp_run *r)
-{
+static tp_status read_texts(tp_run *r) {
     char *config = NULL, *json = NULL;
     tp_status st = tp_checkpoint_get_text(r->from, "config", &config);
     if (!st) {
@@ -75,8 +69,7 @@ static tp_status read_texts(tp_run *r)
     return st;
 }
 
-tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best)
-{
+tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best) {
     *r = (tp_run){.c = c};
     tp_status st = open_checkpoint(r, path, best);
     if (!st) {
@@ -88,8 +81,7 @@ tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best)
     return st;
 }
 
-void tp_run_close(tp_run *r)
-{
+void tp_run_close(tp_run *r) {
     tp_checkpoint_close(r->from);
     tp_tokenizer_free(r->tokenizer);
     tp_trainer_clear(&r->trainer);

@@ -7,22 +7,22 @@
 static char *words[256];
 static int n_words;
 
-static error_t parse(int key, char *arg, struct argp_state *s)
-{
-    if (key == ARGP_KEY_ARG && n_words < 256) words[n_words++] = arg;
-    else if (key == ARGP_KEY_ARG) argp_error(s, "too many arguments");
-    else return ARGP_ERR_UNKNOWN;
+static error_t parse(int key, char *arg, struct argp_state *s) {
+    if (key == ARGP_KEY_ARG && n_words < 256)
+        words[n_words++] = arg;
+    else if (key == ARGP_KEY_ARG)
+        argp_error(s, "too many arguments");
+    else
+        return ARGP_ERR_UNKNOWN;
     return 0;
 }
 
-static void print(void *arg, const char *line)
-{
+static void print(void *arg, const char *line) {
     (void)arg;
     puts(line);
 }
 
-static tp_status show(const tp_config *cfg, tp_ctx *c)
-{
+static tp_status show(const tp_config *cfg, tp_ctx *c) {
     tp_trainer t;
     tp_status st = tp_trainer_model(&t, c, cfg);
     int64_t B = cfg->train.batch / cfg->train.micro_batches, T = cfg->model.context;
@@ -41,12 +41,14 @@ static tp_status show(const tp_config *cfg, tp_ctx *c)
     return st;
 }
 
-int cmd_tape(int argc, char **argv)
-{
+int cmd_tape(int argc, char **argv) {
     const struct argp argp = {
-        .parser = parse, .args_doc = "CONFIG [KEY=VALUE…]",
-        .doc = "Prints every operation of one micro-batch, forward and then backward, in the order they "
-               "run: result, shape, operation, operands, what it computes, and the part of the model it "
+        .parser = parse,
+        .args_doc = "CONFIG [KEY=VALUE…]",
+        .doc = "Prints every operation of one micro-batch, forward and then backward, in the order "
+               "they "
+               "run: result, shape, operation, operands, what it computes, and the part of the "
+               "model it "
                "belongs to. Only shapes are computed, so any size of model will do."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_config cfg;
@@ -57,8 +59,9 @@ int cmd_tape(int argc, char **argv)
     if (st) code = tp_say_failure(argv[0], c, st);
     tp_ctx_free(c);
     if (code) return code;
-    st = tp_ctx_new(&meta, &(tp_ctx_opts){.meta = true, .memory_limit = (size_t)1 << 50,
-                                          .threads = (int)cfg.threads});
+    st = tp_ctx_new(
+        &meta,
+        &(tp_ctx_opts){.meta = true, .memory_limit = (size_t)1 << 50, .threads = (int)cfg.threads});
     if (!st) st = show(&cfg, meta);
     code = st ? tp_say_failure(argv[0], meta, st) : EXIT_DONE;
     tp_ctx_free(meta);

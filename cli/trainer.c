@@ -4,8 +4,7 @@
 #include "core/ctx.h"
 #include <string.h>
 
-static tp_model_cfg model_config(const tp_config *f)
-{
+static tp_model_cfg model_config(const tp_config *f) {
     return (tp_model_cfg){
         .family = f->model.family == TP_CFG_LLAMA ? TP_FAMILY_LLAMA : TP_FAMILY_GPT2,
         .layers = f->model.layers,
@@ -31,19 +30,20 @@ static tp_model_cfg model_config(const tp_config *f)
     };
 }
 
-tp_status tp_trainer_model(tp_trainer *t, tp_ctx *c, const tp_config *cfg)
-{
+tp_status tp_trainer_model(tp_trainer *t, tp_ctx *c, const tp_config *cfg) {
     *t = (tp_trainer){.c = c, .cfg = *cfg};
     tp_model_cfg m = model_config(cfg);
     return tp_model_new(&t->model, c, &m);
 }
 
-static tp_optim_opts optim_options(const tp_config *f)
-{
-    static const tp_optim_kind kind[] = {
-        [TP_CFG_ADAMW] = TP_OPTIM_ADAMW, [TP_CFG_MUON] = TP_OPTIM_MUON, [TP_CFG_SGD] = TP_OPTIM_SGD};
-    static const tp_schedule schedule[] = {[TP_CFG_COSINE] = TP_COSINE, [TP_CFG_LINEAR] = TP_LINEAR,
-                                           [TP_CFG_WSD] = TP_WSD, [TP_CFG_CONSTANT] = TP_CONSTANT};
+static tp_optim_opts optim_options(const tp_config *f) {
+    static const tp_optim_kind kind[] = {[TP_CFG_ADAMW] = TP_OPTIM_ADAMW,
+                                         [TP_CFG_MUON] = TP_OPTIM_MUON,
+                                         [TP_CFG_SGD] = TP_OPTIM_SGD};
+    static const tp_schedule schedule[] = {[TP_CFG_COSINE] = TP_COSINE,
+                                           [TP_CFG_LINEAR] = TP_LINEAR,
+                                           [TP_CFG_WSD] = TP_WSD,
+                                           [TP_CFG_CONSTANT] = TP_CONSTANT};
     return (tp_optim_opts){
         .kind = kind[f->train.optimizer],
         .learning_rate = f->train.learning_rate,
@@ -64,23 +64,20 @@ static tp_optim_opts optim_options(const tp_config *f)
     };
 }
 
-tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg)
-{
+tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg) {
     tp_status st = tp_trainer_model(t, c, cfg);
     tp_optim_opts o = optim_options(cfg);
     return st ? st : tp_optim_new(&t->optim, c, tp_model_params(t->model), &o);
 }
 
-void tp_trainer_clear(tp_trainer *t)
-{
+void tp_trainer_clear(tp_trainer *t) {
     tp_optim_free(t->optim);
     tp_model_free(t->model);
     *t = (tp_trainer){0};
 }
 
-/* ---- one micro-batch ------------------------------------------------------------------------------------ */
-static tp_tensor *ints(tp_ctx *c, const tp_batch *b, int64_t T, const int32_t *src)
-{
+/* ---- one micro-batch ------------------------------------------------------------------------ */
+static tp_tensor *ints(tp_ctx *c, const tp_batch *b, int64_t T, const int32_t *src) {
     tp_tensor *t = tp_tensor_new(c, TP_I32, TP_SHAPE(b->rows, T));
     if (t && t->data) memcpy(t->data, src, (size_t)(b->rows * T) * sizeof *src);
     return t;
@@ -91,8 +88,7 @@ typedef struct loaded {
     tp_tensor *targets;
 } loaded;
 
-static loaded load(tp_trainer *t, const tp_batch *b, bool training)
-{
+static loaded load(tp_trainer *t, const tp_batch *b, bool training) {
     int64_t T = t->cfg.model.context;
     loaded l = {.in = {.ids = ints(t->c, b, T, b->inputs), .training = training},
                 .targets = ints(t->c, b, T, b->targets)};
@@ -102,22 +98,20 @@ static loaded load(tp_trainer *t, const tp_batch *b, bool training)
 }
 
 /* In double and in order, so that the sum does not depend on how the batch was split. */
-static double sum_nll(const tp_tensor *logprob)
-{
+static double sum_nll(const tp_tensor *logprob) {
     double sum = 0;
     for (int64_t i = 0, n = tp_numel(logprob); i < n && logprob->data; i++)
         sum -= tp_f32(logprob)[i];
     return sum;
 }
 
-static tp_status micro_batch(tp_trainer *t, const tp_step_in *in, const tp_batch *b, double *nll)
-{
+static tp_status micro_batch(tp_trainer *t, const tp_step_in *in, const tp_batch *b, double *nll) {
     tp_ctx *c = t->c;
     tp_rng_at(c, (uint64_t)in->step, (uint64_t)b->sample);
     tp_status st = tp_tape_on(c);
     loaded l = load(t, b, true);
-    tp_model_loss_opts o = {.z_loss = t->cfg.train.z_loss, .scale = 1.0 / (double)in->targets,
-                            .gradient = true};
+    tp_model_loss_opts o = {
+        .z_loss = t->cfg.train.z_loss, .scale = 1.0 / (double)in->targets, .gradient = true};
     tp_model_out y = tp_model_loss(c, t->model, &l.in, l.targets, &o);
     if (y.loss && !st) st = tp_backward(c, y.loss);
     if (!st && y.loss) *nll += sum_nll(y.logprob);
@@ -126,13 +120,13 @@ static tp_status micro_batch(tp_trainer *t, const tp_step_in *in, const tp_batch
     return tp_error_status(c);
 }
 
-/* ---- the step --------------------------------------------------------------------------------------------- */
-tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out)
-{
+/* ---- the step ------------------------------------------------------------------------------- */
+tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out) {
     tp_ctx *c = t->c;
     *out = (tp_step_out){.targets = in->targets};
     if (in->targets < 1)
-        return tp_fail(c, TP_EARG, "step %lld: none of its tokens has a target", (long long)in->step);
+        return tp_fail(c, TP_EARG, "step %lld: none of its tokens has a target",
+                       (long long)in->step);
     for (int64_t i = 0; i < t->cfg.train.micro_batches; i++) {
         tp_batch b;
         tp_status st = in->next(in->arg, c, &b);
@@ -154,42 +148,46 @@ tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out)
     return st;
 }
 
-tp_status tp_trainer_eval(tp_trainer *t, const tp_batch *b, double *nll)
-{
+tp_status tp_trainer_eval(tp_trainer *t, const tp_batch *b, double *nll) {
     tp_ctx *c = t->c;
     loaded l = load(t, b, false);
-    tp_model_out y = tp_model_loss(c, t->model, &l.in, l.targets, &(tp_model_loss_opts){.scale = 1});
+    tp_model_out y =
+        tp_model_loss(c, t->model, &l.in, l.targets, &(tp_model_loss_opts){.scale = 1});
     if (y.loss) *nll += sum_nll(y.logprob);
     tp_step_end(c);
     return tp_error_status(c);
 }
 
-/* ---- planning ------------------------------------------------------------------------------------------------ */
-tp_status tp_fake_next(void *arg, tp_ctx *c, tp_batch *out)
-{
+/* ---- planning
+ * ------------------------------------------------------------------------------------------------
+ */
+tp_status tp_fake_next(void *arg, tp_ctx *c, tp_batch *out) {
     (void)c;
     tp_fake_batch *f = arg;
     int64_t n = f->rows * f->T;
-    *out = (tp_batch){.sample = f->sample, .rows = f->rows, .inputs = f->ids,
-                      .targets = f->ids ? f->ids + n : NULL, .n_targets = n, .target_bytes = n};
+    *out = (tp_batch){.sample = f->sample,
+                      .rows = f->rows,
+                      .inputs = f->ids,
+                      .targets = f->ids ? f->ids + n : NULL,
+                      .n_targets = n,
+                      .target_bytes = n};
     f->sample += f->rows;
     return TP_OK;
 }
 
-static size_t param_bytes(const tp_params *p)
-{
+static size_t param_bytes(const tp_params *p) {
     size_t n = 0;
     for (int i = 0; i < p->n; i++) n += (size_t)tp_numel(p->p[i].t) * sizeof(float);
     return n;
 }
 
-tp_status tp_plan_make(tp_plan *p, const tp_config *cfg, char *error, size_t cap)
-{
+tp_status tp_plan_make(tp_plan *p, const tp_config *cfg, char *error, size_t cap) {
     *p = (tp_plan){0};
     tp_ctx *c = NULL;
     tp_trainer t = {0};
     tp_config f = *cfg;
-    tp_status st = tp_ctx_new(&c, &(tp_ctx_opts){.meta = true, .threads = (int)cfg->threads,
+    tp_status st = tp_ctx_new(&c, &(tp_ctx_opts){.meta = true,
+                                                 .threads = (int)cfg->threads,
                                                  .memory_limit = (size_t)1 << 50});
     if (st) return st;
     int64_t rows = f.train.batch / f.train.micro_batches, T = f.model.context;

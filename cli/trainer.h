@@ -8,7 +8,7 @@
 
 typedef struct tp_trainer {
     tp_ctx *c;
-    tp_config cfg;      /* resolved; model.vocab is known */
+    tp_config cfg; /* resolved; model.vocab is known */
     tp_model *model;
     tp_optim *optim;
 } tp_trainer;
@@ -17,16 +17,16 @@ typedef struct tp_trainer {
 typedef tp_status (*tp_next_fn)(void *arg, tp_ctx *c, tp_batch *out);
 
 typedef struct tp_step_in {
-    int64_t step;       /* from 0 */
-    int64_t targets;    /* that count in the whole batch, all micro-batches (and ranks) together */
+    int64_t step;    /* from 0 */
+    int64_t targets; /* that count in the whole batch, all micro-batches (and ranks) together */
     tp_next_fn next;
     void *arg;
 } tp_step_in;
 typedef struct tp_step_out {
-    double nll;         /* sum over the batch's targets of -log p, nats */
+    double nll; /* sum over the batch's targets of -log p, nats */
     int64_t targets, bytes, epoch;
     double learning_rate, grad_norm;
-    bool skipped;       /* a gradient was not finite; the weights are as before */
+    bool skipped; /* a gradient was not finite; the weights are as before */
     int64_t bad_in_a_row, bad_total;
 } tp_step_out;
 
@@ -38,7 +38,7 @@ tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out)
 /* Sum of -log p over one batch's targets, without gradients. */
 tp_status tp_trainer_eval(tp_trainer *t, const tp_batch *b, double *nll);
 
-/* ---- planning: the same step under META ------------------------------------------------------------ */
+/* ---- planning: the same step under META ----------------------------------------------------- */
 typedef struct tp_plan {
     int64_t parameters, tokens_per_step;
     size_t parameter_bytes, optimizer_bytes, gradient_bytes, peak_bytes;

@@ -27,13 +27,11 @@ typedef enum tp_status {
     TP_EINTERRUPT, /* stopped by a signal */
     TP_EINTERNAL   /* a TP_CHECK invariant failed: a bug in Tapir */
 } tp_status;
-
 typedef enum tp_device { TP_CPU, TP_CUDA, TP_NDEV } tp_device;
 typedef enum tp_dtype { TP_F32, TP_F64, TP_BF16, TP_I32, TP_I64, TP_U8, TP_NDTYPE } tp_dtype;
 
 /* ---- context -------------------------------------------------------------------------------- */
 typedef struct tp_ctx tp_ctx; /* fields for the layers below: core/ctx.h */
-
 typedef struct tp_ctx_opts {
     tp_device device;
     bool meta;           /* META: infer shapes and plan memory, hold no bytes, run no kernel */
@@ -42,7 +40,6 @@ typedef struct tp_ctx_opts {
     uint64_t seed;       /* keys every random number of the ctx */
     long fail_alloc_at;  /* tests: the n-th allocation from here fails (1 = the next); 0: never */
 } tp_ctx_opts;
-
 /* Makes a context. On failure *out is NULL and the status says why (there is no ctx to ask). */
 tp_status tp_ctx_new(tp_ctx **out, const tp_ctx_opts *opts);
 void tp_ctx_free(tp_ctx *c);
@@ -53,12 +50,12 @@ void tp_ctx_free(tp_ctx *c);
 #else
 #define TP_PRINTF(a, b)
 #endif
-/* Records "scope: message" if no failure is recorded yet; returns code, so `return tp_fail(…)`. */
+/* Records "scope: message" if it is the first failure; returns code, so `return tp_fail(…)`. */
 tp_status tp_fail(tp_ctx *c, tp_status code, const char *fmt, ...) TP_PRINTF(3, 4);
-tp_status tp_error_status(const tp_ctx *c);    /* 0 while nothing has failed */
-const char *tp_error(const tp_ctx *c);         /* the sentence, "" if none */
-void tp_clear(tp_ctx *c);                      /* forget the failure */
-const char *tp_status_name(tp_status s);       /* "shape mismatch" */
+tp_status tp_error_status(const tp_ctx *c); /* 0 while nothing has failed */
+const char *tp_error(const tp_ctx *c);      /* the sentence, "" if none */
+void tp_clear(tp_ctx *c);                   /* forget the failure */
+const char *tp_status_name(tp_status s);    /* "shape mismatch" */
 /* An invariant that no input can break. Fails the call with TP_EINTERNAL; never aborts. */
 #define TP_CHECK(c, cond)                                                                          \
     do {                                                                                           \
@@ -67,7 +64,7 @@ const char *tp_status_name(tp_status s);       /* "shape mismatch" */
                            __LINE__, #cond);                                                       \
     } while (0)
 
-/* ---- memory ---------------------------------------------------------------------------------- */
+/* ---- memory --------------------------------------------------------------------------------- */
 /* Plain heap memory for host-side structures; NULL plus a recorded TP_ENOMEM on failure. */
 void *tp_malloc(tp_ctx *c, size_t bytes);
 void *tp_calloc(tp_ctx *c, size_t n, size_t bytes_each);
@@ -77,55 +74,61 @@ void tp_free(void *p);
 /* Step arena: lives until tp_step_end. No free. */
 void *tp_arena_alloc(tp_ctx *c, size_t bytes);
 const char *tp_arena_printf(tp_ctx *c, const char *fmt, ...) TP_PRINTF(2, 3);
-size_t tp_memory_used(const tp_ctx *c);        /* pool bytes in use now */
-size_t tp_memory_peak(const tp_ctx *c);        /* highest pool address ever used, in bytes */
-uint64_t tp_system_allocs(const tp_ctx *c);    /* calls this ctx made to the system's allocator */
+size_t tp_memory_used(const tp_ctx *c);     /* pool bytes in use now */
+size_t tp_memory_peak(const tp_ctx *c);     /* highest pool address ever used, in bytes */
+uint64_t tp_system_allocs(const tp_ctx *c); /* calls this ctx made to the system's allocator */
 
-/* ---- tensors --------------------------------------------------------------------------------- */
+/* ---- tensors -------------------------------------------------------------------------------- */
 enum { TP_MAXDIM = 6 };
 typedef struct tp_storage tp_storage;
 typedef struct tp_tensor {
-    tp_storage *storage;            /* bytes, shared by views */
-    void *data;                     /* first element; NULL under META and for empty tensors */
+    tp_storage *storage; /* bytes, shared by views */
+    void *data;          /* first element; NULL under META and for empty tensors */
     tp_dtype dtype;
-    int ndim;                       /* 0 for a scalar */
+    int ndim; /* 0 for a scalar */
     int64_t shape[TP_MAXDIM];
-    int64_t stride[TP_MAXDIM];      /* in elements */
-    const char *name;               /* parameters: "wte.weight"; else NULL */
+    int64_t stride[TP_MAXDIM]; /* in elements */
+    const char *name;          /* parameters: "wte.weight"; else NULL */
     bool requires_grad;
-    bool released;                  /* its scope was closed: nobody may use it any more */
-    int node, out;                  /* which call of the tape made it; node < 0: a leaf */
-    int id;                         /* %id in the printed tape; 0 until printed or recorded */
-    struct tp_tensor *grad;         /* leaves: d loss / d this, summed by tp_backward; NULL: none */
-    struct tp_tensor *grad_header;  /* grad's header, kept from step to step */
+    bool released;                 /* its scope was closed: nobody may use it any more */
+    int node, out;                 /* which call of the tape made it; node < 0: a leaf */
+    int id;                        /* %id in the printed tape; 0 until printed or recorded */
+    struct tp_tensor *grad;        /* leaves: d loss / d this, summed by tp_backward; NULL: none */
+    struct tp_tensor *grad_header; /* grad's header, kept from step to step */
 } tp_tensor;
 
-tp_tensor *tp_tensor_new(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape);  /* this step */
-tp_tensor *tp_tensor_keep(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape); /* until ctx ends */
+/* new: lives until the step ends. keep: until the ctx does. */
+tp_tensor *tp_tensor_new(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape);
+tp_tensor *tp_tensor_keep(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape);
 tp_tensor *tp_tensor_view(tp_ctx *c, tp_tensor *base); /* new header, same bytes; then reshape it */
-#define TP_SHAPE(...) (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__}
+#define TP_SHAPE(...)                                                                              \
+    (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]) { __VA_ARGS__ }
 int64_t tp_numel(const tp_tensor *t);
-int64_t tp_dim(const tp_tensor *t, int i);      /* negative i counts from the end */
+int64_t tp_dim(const tp_tensor *t, int i); /* negative i counts from the end */
 bool tp_contiguous(const tp_tensor *t);
 bool tp_same_shape(const tp_tensor *a, const tp_tensor *b);
 const char *tp_shape_str(tp_ctx *c, const tp_tensor *t); /* "f32[2,4]", step lifetime */
-void tp_touch(tp_tensor *t);                    /* the bytes were changed in place */
+void tp_touch(tp_tensor *t);                             /* the bytes were changed in place */
 static inline float *tp_f32(const tp_tensor *t) { return (float *)t->data; }
 static inline double *tp_f64(const tp_tensor *t) { return (double *)t->data; }
 static inline int32_t *tp_i32(const tp_tensor *t) { return (int32_t *)t->data; }
-size_t tp_dtype_size(tp_dtype t);               /* bytes per value (blocks come with compress/) */
-const char *tp_dtype_name(tp_dtype t);          /* "f32" */
+size_t tp_dtype_size(tp_dtype t);      /* bytes per value (blocks come with compress/) */
+const char *tp_dtype_name(tp_dtype t); /* "f32" */
 bool tp_is_float(tp_dtype t);
-
 /* A scope names a part of the model and bounds the life of what is computed in it: closing releases
  * every tensor made since, save `keep` (and what the tape holds for backward). Returns keep. */
-typedef struct tp_scope { size_t mark; int name_len; } tp_scope;
+typedef struct tp_scope {
+    size_t mark;
+    int name_len;
+} tp_scope;
 tp_scope tp_scope_open(tp_ctx *c, const char *fmt, ...) TP_PRINTF(2, 3);
 tp_tensor *tp_scope_close(tp_ctx *c, tp_scope s, tp_tensor *keep);
-void tp_scope_close_n(tp_ctx *c, tp_scope s, tp_tensor *const *keep, int n); /* keep[i] may be NULL */
-void tp_step_end(tp_ctx *c); /* every step tensor, the arena and the tape are gone; memory is kept */
+void tp_scope_close_n(tp_ctx *c, tp_scope s, tp_tensor *const *keep,
+                      int n); /* keep[i] may be NULL */
+void tp_step_end(
+    tp_ctx *c); /* every step tensor, the arena and the tape are gone; memory is kept */
 
-/* ---- randomness: Philox4x32-10 (Salmon et al. 2011), the same on host and device --------------- */
+/* ---- randomness: Philox4x32-10 (Salmon et al. 2011), the same on host and device ------------ */
 /* Four words from key (seed, purpose) and counter (a, b): 128 independent bits, no state. */
 void tp_philox(uint32_t out[4], uint64_t seed, uint32_t purpose, uint64_t a, uint64_t b);
 double tp_uniform(uint64_t seed, uint32_t purpose, uint64_t a, uint64_t b); /* (0,1), 53 bits */
@@ -134,14 +137,13 @@ enum { TP_RNG_INIT = 1, TP_RNG_SHUFFLE, TP_RNG_DROPOUT, TP_RNG_SAMPLE, TP_RNG_TE
 /* Where in training we are; dropout reads it. sample: global number of this micro-batch's first. */
 void tp_rng_at(tp_ctx *c, uint64_t step, uint64_t sample);
 
-/* ---- threads ----------------------------------------------------------------------------------- */
+/* ---- threads -------------------------------------------------------------------------------- */
 typedef void (*tp_range_fn)(void *arg, int64_t begin, int64_t end);
 /* Calls fn over [0,n) in chunks of `grain`, on the ctx's threads. Chunks depend on n and grain
  * only, so whatever a chunk computes has the same bits for any number of threads. */
 void tp_parallel_for(tp_ctx *c, int64_t n, int64_t grain, tp_range_fn fn, void *arg);
 int tp_threads(const tp_ctx *c);
 double tp_now(void); /* seconds, monotonic */
-
 #ifdef __cplusplus
 }
 #endif

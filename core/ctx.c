@@ -8,8 +8,7 @@
 #include <unistd.h>
 
 /* The highest instruction set this CPU has, in the numbering of x86-64-v1 … v4. */
-static int cpu_isa(void)
-{
+static int cpu_isa(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -23,15 +22,13 @@ static int cpu_isa(void)
 #endif
 }
 
-static size_t machine_memory(void)
-{
+static size_t machine_memory(void) {
     long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
     if (pages <= 0 || page <= 0) return (size_t)4 << 30;
     return (size_t)pages * (size_t)page;
 }
 
-tp_status tp_ctx_new(tp_ctx **out, const tp_ctx_opts *opts)
-{
+tp_status tp_ctx_new(tp_ctx **out, const tp_ctx_opts *opts) {
     static const tp_ctx_opts defaults = {0};
     const tp_ctx_opts *o = opts ? opts : &defaults;
     *out = NULL;
@@ -55,8 +52,7 @@ tp_status tp_ctx_new(tp_ctx **out, const tp_ctx_opts *opts)
     return TP_OK;
 }
 
-void tp_ctx_free(tp_ctx *c)
-{
+void tp_ctx_free(tp_ctx *c) {
     if (!c) return;
     if (c->step_arena && c->keep_arena && c->pool) tp_step_end(c);
     if (c->tape_free) c->tape_free(c);
@@ -67,8 +63,7 @@ void tp_ctx_free(tp_ctx *c)
     free(c);
 }
 
-tp_status tp_fail(tp_ctx *c, tp_status code, const char *fmt, ...)
-{
+tp_status tp_fail(tp_ctx *c, tp_status code, const char *fmt, ...) {
     if (!c || c->status) return code;
     c->status = code;
     int n = 0;
@@ -83,14 +78,12 @@ tp_status tp_fail(tp_ctx *c, tp_status code, const char *fmt, ...)
 tp_status tp_error_status(const tp_ctx *c) { return c->status; }
 const char *tp_error(const tp_ctx *c) { return c->status ? c->message : ""; }
 
-void tp_clear(tp_ctx *c)
-{
+void tp_clear(tp_ctx *c) {
     c->status = TP_OK;
     c->message[0] = 0;
 }
 
-const char *tp_status_name(tp_status s)
-{
+const char *tp_status_name(tp_status s) {
     static const char *const names[] = {
         [TP_OK] = "ok",
         [TP_EARG] = "bad argument",
@@ -108,8 +101,7 @@ const char *tp_status_name(tp_status s)
     return (unsigned)s < sizeof names / sizeof *names ? names[s] : "unknown status";
 }
 
-void tp_rng_at(tp_ctx *c, uint64_t step, uint64_t sample)
-{
+void tp_rng_at(tp_ctx *c, uint64_t step, uint64_t sample) {
     c->step = step;
     c->sample = sample;
     c->stream = 0;

@@ -1,14 +1,15 @@
-/* The inside of a context, for the layers that build on it (ops, autograd). Users do not need it. */
+/* The inside of a context, for the layers that build on it (ops, autograd). Users do not need it.
+ */
 #ifndef TP_CTX_H
 #define TP_CTX_H
 #include "core/core.h"
 
 typedef struct tp_pool tp_pool;
 struct tp_storage {
-    void *base;          /* NULL under META */
-    size_t at, bytes;    /* place in the pool */
-    int refs;            /* headers that are not released, plus what the tape saved */
-    uint32_t version;    /* grows with every in-place change */
+    void *base;       /* NULL under META */
+    size_t at, bytes; /* place in the pool */
+    int refs;         /* headers that are not released, plus what the tape saved */
+    uint32_t version; /* grows with every in-place change */
 };
 
 struct tp_call;
@@ -17,29 +18,29 @@ struct tp_ctx {
     bool meta, keep_all; /* keep_all: scopes release nothing (printing, teaching) */
     int threads, isa;    /* isa: 1 portable, 3 AVX2+FMA, 4 AVX-512 */
     uint64_t seed, step, sample;
-    uint32_t stream;     /* dropout sites passed so far in this forward */
-    double flops;        /* of every op run since it was last zeroed */
+    uint32_t stream; /* dropout sites passed so far in this forward */
+    double flops;    /* of every op run since it was last zeroed */
 
     tp_status status;
     char message[768];
-    char scope[160];     /* "blk0.mlp" */
+    char scope[160]; /* "blk0.mlp" */
     int scope_len;
 
     tp_pool *pool;
     struct tp_arena *step_arena, *keep_arena;
-    tp_tensor **live;    /* headers made this step, in order; scopes are ranges of it */
+    tp_tensor **live; /* headers made this step, in order; scopes are ranges of it */
     size_t nlive, cap_live;
-    tp_storage *spare;   /* recycled storage headers */
+    tp_storage *spare; /* recycled storage headers */
     uint64_t sys_allocs;
     long fail_alloc_at;
 
     /* The tape's hooks. NULL: nothing is recorded, and autograd/ need not be linked. */
     void *tape;
     tp_status (*record)(tp_ctx *c, const struct tp_call *call);
-    void (*tape_end)(tp_ctx *c);   /* called by tp_step_end */
-    void (*tape_free)(tp_ctx *c);  /* called by tp_ctx_free */
-    bool recording;                /* gradients are being tracked */
-    bool backward;                 /* running a vjp: calls print as (backward) */
+    void (*tape_end)(tp_ctx *c);         /* called by tp_step_end */
+    void (*tape_free)(tp_ctx *c);        /* called by tp_ctx_free */
+    bool recording;                      /* gradients are being tracked */
+    bool backward;                       /* running a vjp: calls print as (backward) */
     const struct tp_kernel *only_kernel; /* tests: no other kernel may be chosen */
 };
 
@@ -53,9 +54,9 @@ void tp_pool_give(tp_ctx *c, size_t at, size_t bytes);
 tp_storage *tp_storage_new(tp_ctx *c, size_t bytes); /* refs = 1 */
 void tp_storage_retain(tp_storage *s);
 void tp_storage_drop(tp_ctx *c, tp_storage *s);
-void tp_release(tp_ctx *c, tp_tensor *t);            /* this header's claim ends now */
-bool tp_alloc_fails(tp_ctx *c);                      /* counts; true when fail_alloc_at strikes */
+void tp_release(tp_ctx *c, tp_tensor *t); /* this header's claim ends now */
+bool tp_alloc_fails(tp_ctx *c);           /* counts; true when fail_alloc_at strikes */
 tp_tensor *tp_header_new(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape); /* no bytes yet */
-tp_status tp_tensor_bytes(tp_ctx *c, tp_tensor *t);  /* give a header its storage */
-void tp_strides_set(tp_tensor *t);                   /* row-major, from shape */
+tp_status tp_tensor_bytes(tp_ctx *c, tp_tensor *t); /* give a header its storage */
+void tp_strides_set(tp_tensor *t);                  /* row-major, from shape */
 #endif

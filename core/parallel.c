@@ -3,8 +3,7 @@
 #include <omp.h>
 #include <time.h>
 
-void tp_parallel_for(tp_ctx *c, int64_t n, int64_t grain, tp_range_fn fn, void *arg)
-{
+void tp_parallel_for(tp_ctx *c, int64_t n, int64_t grain, tp_range_fn fn, void *arg) {
     if (n <= 0) return;
     if (grain < 1) grain = 1;
     int64_t chunks = (n + grain - 1) / grain;
@@ -21,8 +20,7 @@ void tp_parallel_for(tp_ctx *c, int64_t n, int64_t grain, tp_range_fn fn, void *
         fn(arg, i * grain, (i + 1) * grain < n ? (i + 1) * grain : n);
 }
 
-double tp_now(void)
-{
+double tp_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;

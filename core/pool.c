@@ -1,10 +1,10 @@
 /* Owns tensor bytes: one reserved address range, handed out best fit, lowest address first.
  *
- * Every decision depends on the sequence of requests and on what is in use, never on what was in use
- * before: what is free at the top is no hole, so a step that leaves nothing behind finds what the
- * first one found. So the second step gets the addresses of
- * the first, META (no range behind it) predicts the peak to the byte, and fragmentation is part of
- * the prediction. Pages are touched once and stay: a steady step has no page fault. */
+ * Every decision depends on the sequence of requests and on what is in use, never on what was in
+ * use before: what is free at the top is no hole, so a step that leaves nothing behind finds what
+ * the first one found. So the second step gets the addresses of the first, META (no range behind
+ * it) predicts the peak to the byte, and fragmentation is part of the prediction. Pages are touched
+ * once and stay: a steady step has no page fault. */
 #include "core/ctx.h"
 #include <stdlib.h>
 #include <string.h>
@@ -32,8 +32,7 @@ struct tp_pool {
     size_t nhole, cap_hole;
 };
 
-static bool reserve(tp_pool *p)
-{
+static bool reserve(tp_pool *p) {
     /* NORESERVE: address space, not memory; a tight RLIMIT_AS is met by asking for less. */
     for (size_t want = p->limit; want >= (1u << 20); want /= 2) {
         void *m = mmap(NULL, want + HUGE_PAGE, PROT_READ | PROT_WRITE,
@@ -52,8 +51,7 @@ static bool reserve(tp_pool *p)
     return false;
 }
 
-tp_pool *tp_pool_new(tp_ctx *c, size_t limit)
-{
+tp_pool *tp_pool_new(tp_ctx *c, size_t limit) {
     tp_pool *p = tp_calloc(c, 1, sizeof *p);
     if (!p) return NULL;
     p->limit = limit & ~(size_t)(ALIGN - 1);
@@ -65,8 +63,7 @@ tp_pool *tp_pool_new(tp_ctx *c, size_t limit)
     return p;
 }
 
-void tp_pool_free(tp_pool *p)
-{
+void tp_pool_free(tp_pool *p) {
     if (!p) return;
     if (p->map) {
         UNPOISON(p->base, p->peak);
@@ -76,10 +73,11 @@ void tp_pool_free(tp_pool *p)
     tp_free(p);
 }
 
-static size_t rounded(size_t bytes) { return ((bytes + ALIGN - 1) & ~(size_t)(ALIGN - 1)) + REDZONE; }
+static size_t rounded(size_t bytes) {
+    return ((bytes + ALIGN - 1) & ~(size_t)(ALIGN - 1)) + REDZONE;
+}
 
-static tp_status no_memory(tp_ctx *c, size_t bytes)
-{
+static tp_status no_memory(tp_ctx *c, size_t bytes) {
     const tp_pool *p = c->pool;
     return tp_fail(c, TP_ENOMEM,
                    "out of memory: %.1f MB wanted, %.1f MB of %.1f MB in use "
@@ -88,13 +86,13 @@ static tp_status no_memory(tp_ctx *c, size_t bytes)
                    (double)bytes / 1e6, (double)p->used / 1e6, (double)p->limit / 1e6);
 }
 
-tp_status tp_pool_take(tp_ctx *c, size_t bytes, size_t *at, void **mem)
-{
+tp_status tp_pool_take(tp_ctx *c, size_t bytes, size_t *at, void **mem) {
     tp_pool *p = c->pool;
     if (bytes > p->limit || tp_alloc_fails(c)) return no_memory(c, bytes);
     size_t want = rounded(bytes), best = p->nhole;
     for (size_t i = 0; i < p->nhole; i++)
-        if (p->hole[i].bytes >= want && (best == p->nhole || p->hole[i].bytes < p->hole[best].bytes))
+        if (p->hole[i].bytes >= want &&
+            (best == p->nhole || p->hole[i].bytes < p->hole[best].bytes))
             best = i;
     if (best < p->nhole) {
         span *h = &p->hole[best];
@@ -117,8 +115,7 @@ tp_status tp_pool_take(tp_ctx *c, size_t bytes, size_t *at, void **mem)
     return TP_OK;
 }
 
-void tp_pool_give(tp_ctx *c, size_t at, size_t bytes)
-{
+void tp_pool_give(tp_ctx *c, size_t at, size_t bytes) {
     tp_pool *p = c->pool;
     size_t want = rounded(bytes), i = p->nhole;
     p->used -= want;
@@ -144,7 +141,8 @@ void tp_pool_give(tp_ctx *c, size_t at, size_t bytes)
         p->hole[i].bytes += want;
     } else {
         if (p->nhole == p->cap_hole) {
-            /* Failing here would leak a span inside the range, harmless; so no failure is raised. */
+            /* Failing here would leak a span inside the range, harmless; so no failure is raised.
+             */
             size_t cap = p->cap_hole ? 2 * p->cap_hole : 256;
             span *grown = realloc(p->hole, cap * sizeof *grown);
             c->sys_allocs++;

@@ -4,8 +4,7 @@
 #include <Random123/philox.h>
 #include <math.h>
 
-void tp_philox(uint32_t out[4], uint64_t seed, uint32_t purpose, uint64_t a, uint64_t b)
-{
+void tp_philox(uint32_t out[4], uint64_t seed, uint32_t purpose, uint64_t a, uint64_t b) {
     /* The key has 64 bits: the purpose is spread over the seed's high word, which users leave 0. */
     philox4x32_ctr_t ctr = {{(uint32_t)b, (uint32_t)(b >> 32), (uint32_t)a, (uint32_t)(a >> 32)}};
     philox4x32_key_t key = {{(uint32_t)seed, (uint32_t)(seed >> 32) ^ (purpose * 0x9E3779B9u)}};
@@ -13,16 +12,14 @@ void tp_philox(uint32_t out[4], uint64_t seed, uint32_t purpose, uint64_t a, uin
     for (int i = 0; i < 4; i++) out[i] = r.v[i];
 }
 
-double tp_uniform(uint64_t seed, uint32_t purpose, uint64_t a, uint64_t b)
-{
+double tp_uniform(uint64_t seed, uint32_t purpose, uint64_t a, uint64_t b) {
     uint32_t w[4];
     tp_philox(w, seed, purpose, a, b);
     uint64_t bits = ((uint64_t)w[0] << 21) ^ (w[1] >> 11);
     return ((double)bits + 0.5) * 0x1p-53;
 }
 
-double tp_normal(uint64_t seed, uint32_t purpose, uint64_t a, uint64_t b)
-{
+double tp_normal(uint64_t seed, uint32_t purpose, uint64_t a, uint64_t b) {
     uint32_t w[4];
     tp_philox(w, seed, purpose, a, b);
     double u = ((double)(((uint64_t)w[0] << 21) ^ (w[1] >> 11)) + 0.5) * 0x1p-53;

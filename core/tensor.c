@@ -4,35 +4,30 @@
 #include <stdio.h>
 #include <string.h>
 
-size_t tp_dtype_size(tp_dtype t)
-{
+size_t tp_dtype_size(tp_dtype t) {
     static const size_t size[TP_NDTYPE] = {4, 8, 2, 4, 8, 1};
     return (unsigned)t < TP_NDTYPE ? size[t] : 0;
 }
 
-const char *tp_dtype_name(tp_dtype t)
-{
+const char *tp_dtype_name(tp_dtype t) {
     static const char *const name[TP_NDTYPE] = {"f32", "f64", "bf16", "i32", "i64", "u8"};
     return (unsigned)t < TP_NDTYPE ? name[t] : "?";
 }
 
 bool tp_is_float(tp_dtype t) { return t == TP_F32 || t == TP_F64 || t == TP_BF16; }
 
-int64_t tp_numel(const tp_tensor *t)
-{
+int64_t tp_numel(const tp_tensor *t) {
     int64_t n = 1;
     for (int i = 0; i < t->ndim; i++) n *= t->shape[i];
     return n;
 }
 
-int64_t tp_dim(const tp_tensor *t, int i)
-{
+int64_t tp_dim(const tp_tensor *t, int i) {
     if (i < 0) i += t->ndim;
     return i >= 0 && i < t->ndim ? t->shape[i] : 1;
 }
 
-bool tp_contiguous(const tp_tensor *t)
-{
+bool tp_contiguous(const tp_tensor *t) {
     int64_t want = 1;
     if (tp_numel(t) == 0) return true;
     for (int i = t->ndim - 1; i >= 0; i--) {
@@ -42,16 +37,14 @@ bool tp_contiguous(const tp_tensor *t)
     return true;
 }
 
-bool tp_same_shape(const tp_tensor *a, const tp_tensor *b)
-{
+bool tp_same_shape(const tp_tensor *a, const tp_tensor *b) {
     if (a->ndim != b->ndim) return false;
     for (int i = 0; i < a->ndim; i++)
         if (a->shape[i] != b->shape[i]) return false;
     return true;
 }
 
-const char *tp_shape_str(tp_ctx *c, const tp_tensor *t)
-{
+const char *tp_shape_str(tp_ctx *c, const tp_tensor *t) {
     char buf[160];
     int n = snprintf(buf, sizeof buf, "%s[", tp_dtype_name(t->dtype));
     for (int i = 0; i < t->ndim; i++)
@@ -61,17 +54,17 @@ const char *tp_shape_str(tp_ctx *c, const tp_tensor *t)
     return tp_arena_printf(c, "%s", buf);
 }
 
-void tp_touch(tp_tensor *t)
-{
+void tp_touch(tp_tensor *t) {
     if (t->storage) t->storage->version++;
 }
 
-/* ---- storage ---------------------------------------------------------------------------------- */
-tp_storage *tp_storage_new(tp_ctx *c, size_t bytes)
-{
+/* ---- storage -------------------------------------------------------------------------------- */
+tp_storage *tp_storage_new(tp_ctx *c, size_t bytes) {
     tp_storage *s = c->spare;
-    if (s) c->spare = s->base;
-    else if (!(s = tp_arena_take(c->keep_arena, c, sizeof *s))) return NULL;
+    if (s)
+        c->spare = s->base;
+    else if (!(s = tp_arena_take(c->keep_arena, c, sizeof *s)))
+        return NULL;
     *s = (tp_storage){.bytes = bytes, .refs = 1};
     if (bytes && tp_pool_take(c, bytes, &s->at, &s->base)) {
         s->base = c->spare;
@@ -81,22 +74,19 @@ tp_storage *tp_storage_new(tp_ctx *c, size_t bytes)
     return s;
 }
 
-void tp_storage_retain(tp_storage *s)
-{
+void tp_storage_retain(tp_storage *s) {
     if (s) s->refs++;
 }
 
-void tp_storage_drop(tp_ctx *c, tp_storage *s)
-{
+void tp_storage_drop(tp_ctx *c, tp_storage *s) {
     if (!s || --s->refs > 0) return;
     if (s->bytes) tp_pool_give(c, s->at, s->bytes);
     s->base = c->spare;
     c->spare = s;
 }
 
-/* ---- headers ---------------------------------------------------------------------------------- */
-void tp_strides_set(tp_tensor *t)
-{
+/* ---- headers -------------------------------------------------------------------------------- */
+void tp_strides_set(tp_tensor *t) {
     int64_t step = 1;
     for (int i = t->ndim - 1; i >= 0; i--) {
         t->stride[i] = step;
@@ -104,8 +94,8 @@ void tp_strides_set(tp_tensor *t)
     }
 }
 
-static tp_tensor *header(tp_ctx *c, struct tp_arena *a, tp_dtype dt, int ndim, const int64_t *shape)
-{
+static tp_tensor *header(tp_ctx *c, struct tp_arena *a, tp_dtype dt, int ndim,
+                         const int64_t *shape) {
     if (c->status) return NULL;
     if (ndim < 0 || ndim > TP_MAXDIM) {
         tp_fail(c, TP_ESHAPE, "a tensor has 0 to %d dimensions, got %d", TP_MAXDIM, ndim);
@@ -130,8 +120,7 @@ static tp_tensor *header(tp_ctx *c, struct tp_arena *a, tp_dtype dt, int ndim, c
     return t;
 }
 
-static bool live_push(tp_ctx *c, tp_tensor *t)
-{
+static bool live_push(tp_ctx *c, tp_tensor *t) {
     if (c->nlive == c->cap_live) {
         size_t cap = c->cap_live ? 2 * c->cap_live : 1024;
         tp_tensor **grown = tp_realloc(c, c->live, cap * sizeof *grown);
@@ -143,34 +132,29 @@ static bool live_push(tp_ctx *c, tp_tensor *t)
     return true;
 }
 
-tp_tensor *tp_header_new(tp_ctx *c, tp_dtype dt, int ndim, const int64_t *shape)
-{
+tp_tensor *tp_header_new(tp_ctx *c, tp_dtype dt, int ndim, const int64_t *shape) {
     tp_tensor *t = header(c, c->step_arena, dt, ndim, shape);
     return t && live_push(c, t) ? t : NULL;
 }
 
-tp_status tp_tensor_bytes(tp_ctx *c, tp_tensor *t)
-{
+tp_status tp_tensor_bytes(tp_ctx *c, tp_tensor *t) {
     t->storage = tp_storage_new(c, (size_t)tp_numel(t) * tp_dtype_size(t->dtype));
     if (!t->storage) return c->status ? c->status : TP_ENOMEM;
     t->data = t->storage->base;
     return TP_OK;
 }
 
-tp_tensor *tp_tensor_new(tp_ctx *c, tp_dtype dt, int ndim, const int64_t *shape)
-{
+tp_tensor *tp_tensor_new(tp_ctx *c, tp_dtype dt, int ndim, const int64_t *shape) {
     tp_tensor *t = tp_header_new(c, dt, ndim, shape);
     return t && !tp_tensor_bytes(c, t) ? t : NULL;
 }
 
-tp_tensor *tp_tensor_keep(tp_ctx *c, tp_dtype dt, int ndim, const int64_t *shape)
-{
+tp_tensor *tp_tensor_keep(tp_ctx *c, tp_dtype dt, int ndim, const int64_t *shape) {
     tp_tensor *t = header(c, c->keep_arena, dt, ndim, shape);
     return t && !tp_tensor_bytes(c, t) ? t : NULL;
 }
 
-tp_tensor *tp_tensor_view(tp_ctx *c, tp_tensor *base)
-{
+tp_tensor *tp_tensor_view(tp_ctx *c, tp_tensor *base) {
     if (!base) return NULL;
     tp_tensor *t = tp_header_new(c, base->dtype, base->ndim, base->shape);
     if (!t) return NULL;
@@ -181,16 +165,14 @@ tp_tensor *tp_tensor_view(tp_ctx *c, tp_tensor *base)
     return t;
 }
 
-void tp_release(tp_ctx *c, tp_tensor *t)
-{
+void tp_release(tp_ctx *c, tp_tensor *t) {
     if (!t || t->released) return;
     t->released = true;
     if (t->storage) tp_storage_drop(c, t->storage);
 }
 
-/* ---- scopes ----------------------------------------------------------------------------------- */
-tp_scope tp_scope_open(tp_ctx *c, const char *fmt, ...)
-{
+/* ---- scopes --------------------------------------------------------------------------------- */
+tp_scope tp_scope_open(tp_ctx *c, const char *fmt, ...) {
     tp_scope s = {c->nlive, c->scope_len};
     size_t room = sizeof c->scope - (size_t)c->scope_len;
     int dot = 0;
@@ -210,8 +192,7 @@ tp_scope tp_scope_open(tp_ctx *c, const char *fmt, ...)
     return s;
 }
 
-void tp_scope_close_n(tp_ctx *c, tp_scope s, tp_tensor *const *keep, int n)
-{
+void tp_scope_close_n(tp_ctx *c, tp_scope s, tp_tensor *const *keep, int n) {
     c->scope_len = s.name_len;
     c->scope[c->scope_len] = 0;
     if (c->keep_all) return;
@@ -220,20 +201,20 @@ void tp_scope_close_n(tp_ctx *c, tp_scope s, tp_tensor *const *keep, int n)
         tp_tensor *t = c->live[i];
         bool keeps = false;
         for (int j = 0; j < n; j++) keeps |= keep[j] == t;
-        if (keeps) c->live[kept++] = t; /* now the outer scope's */
-        else tp_release(c, t);
+        if (keeps)
+            c->live[kept++] = t; /* now the outer scope's */
+        else
+            tp_release(c, t);
     }
     c->nlive = kept;
 }
 
-tp_tensor *tp_scope_close(tp_ctx *c, tp_scope s, tp_tensor *keep)
-{
+tp_tensor *tp_scope_close(tp_ctx *c, tp_scope s, tp_tensor *keep) {
     tp_scope_close_n(c, s, &keep, 1);
     return keep;
 }
 
-void tp_step_end(tp_ctx *c)
-{
+void tp_step_end(tp_ctx *c) {
     if (c->tape_end) c->tape_end(c);
     for (size_t i = 0; i < c->nlive; i++) tp_release(c, c->live[i]);
     c->nlive = 0;

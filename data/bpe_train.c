@@ -43,7 +43,7 @@ struct tp_bpe_trainer {
     bool finished;
 };
 
-/* ---- counting pieces ------------------------------------------------------------------------- */
+/* ---- counting pieces ------------------------------------------------------------------------ */
 static void count_piece(void *arg, const uint8_t *p, size_t n) {
     lane *l = arg;
     while (n > 1 && !l->st) {
@@ -117,7 +117,7 @@ tp_status tp_bpe_trainer_add(tp_bpe_trainer *b, const void *text, int64_t n) {
     return !st && large ? flush(b) : st;
 }
 
-/* ---- pairs ----------------------------------------------------------------------------------- */
+/* ---- pairs ---------------------------------------------------------------------------------- */
 typedef struct pair {
     uint64_t key;          /* left id << 32 | right id: ties go to the lower */
     int64_t count, queued; /* now; in its newest heap entry */
@@ -351,7 +351,7 @@ static tp_status merge_all(merger *m, const tp_bpe_opts *o) {
     return st;
 }
 
-/* ---- from counted pieces to words ------------------------------------------------------------ */
+/* ---- from counted pieces to words ----------------------------------------------------------- */
 /* Sums every lane's counts into the first lane's. */
 static tp_status sum_lanes(tp_bpe_trainer *b) {
     tp_bytemap *all = &b->lanes[0].counts;
@@ -451,7 +451,7 @@ tp_status tp_bpe_trainer_finish(tp_tokenizer **out, tp_bpe_trainer *b) {
     return st;
 }
 
-/* ---- the trainer ----------------------------------------------------------------------------- */
+/* ---- the trainer ---------------------------------------------------------------------------- */
 static tp_status check_opts(tp_bpe_trainer *b) {
     tp_bpe_opts *o = &b->opts;
     tp_status st = tp_specials_check(b->c, &o->specials, &o->n_specials);

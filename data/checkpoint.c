@@ -179,7 +179,8 @@ static bool put_dataset(hid_t file, const char *name, const char *type, tp_dtype
                                   H5P_DEFAULT)) >= 0 &&
                 put_attribute(set, "type", type) &&
                 (empty || H5Dwrite(set, memory_type(t), H5S_ALL, H5S_ALL, H5P_DEFAULT, data) >= 0);
-    /* After a failed write HDF5 must not write again: what it closes goes to memory from here on. */
+    /* After a failed write HDF5 must not write again: what it closes goes to memory from here on.
+     */
     hid_t errors = good ? -1 : H5Eget_current_stack();
     if (!good) tp_h5_divert(file);
     if (set >= 0 && H5Dclose(set) < 0) good = false;
@@ -323,18 +324,10 @@ tp_status tp_checkpoint_finish(tp_checkpoint_writer *w) {
 }
 
 /* ---- reading -------------------------------------------------------------------------------- */
-int64_t tp_checkpoint_step(const tp_checkpoint_reader *r) {
-    return r->seal.step;
-}
-const char *tp_checkpoint_code(const tp_checkpoint_reader *r) {
-    return r->seal.code;
-}
-const char *tp_checkpoint_path(const tp_checkpoint_reader *r) {
-    return r->path;
-}
-int64_t tp_checkpoint_count(const tp_checkpoint_reader *r) {
-    return r->n;
-}
+int64_t tp_checkpoint_step(const tp_checkpoint_reader *r) { return r->seal.step; }
+const char *tp_checkpoint_code(const tp_checkpoint_reader *r) { return r->seal.code; }
+const char *tp_checkpoint_path(const tp_checkpoint_reader *r) { return r->path; }
+int64_t tp_checkpoint_count(const tp_checkpoint_reader *r) { return r->n; }
 
 const tp_checkpoint_entry *tp_checkpoint_at(const tp_checkpoint_reader *r, int64_t i) {
     return i >= 0 && i < r->n ? &r->entries[i] : NULL;

@@ -164,8 +164,7 @@ char *tp_config_help(tp_ctx *c) {
         const char *what = words + 3; /* after "be " */
         const char *unit = k->type == TP_KEY_TEXT ? "" : k->unit;
         tp_str_printf(&t, "%-30s %s\n%-30s %s%s%s%s, default %s\n", k->name, k->doc, "", what,
-                       *unit ? " (" : "", unit, *unit ? ")" : "",
-                       *k->initial ? k->initial : "\"\"");
+                      *unit ? " (" : "", unit, *unit ? ")" : "", *k->initial ? k->initial : "\"\"");
     }
     if (!t.failed) return t.at;
     tp_str_clear(&t);

@@ -34,7 +34,7 @@ const char *tp_config_nearest(const char *name);
  * that follow "KEY must"; the words are at out, of cap bytes. */
 const char *tp_config_put(tp_config *cfg, int row, const char *text, size_t n, char *out,
                           size_t cap);
-void tp_config_allowed(char *out, size_t cap, const tp_key *k);  /* "be a whole number >= 1" */
+void tp_config_allowed(char *out, size_t cap, const tp_key *k); /* "be a whole number >= 1" */
 void tp_config_value(tp_str *t, const tp_config *cfg, int row); /* the value as YAML */
 /* "config.yaml:12: " or "command line: ": the start of a sentence about row; "" for a default. */
 const char *tp_config_origin(char *out, size_t cap, const tp_config *cfg, int row);

@@ -276,7 +276,7 @@ char *tp_config_text(tp_ctx *c, const tp_config *cfg) {
         tp_config_allowed(words, sizeof words, k);
         const char *pad = len ? "  " : "";
         tp_str_printf(&t, "%s# %s (%s)\n%s%s: ", pad, k->doc, words + 3, pad,
-                       len ? dot + 1 : k->name);
+                      len ? dot + 1 : k->name);
         tp_config_value(&t, cfg, i);
         tp_str_add(&t, "\n", 1);
     }

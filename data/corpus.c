@@ -27,7 +27,7 @@ struct tp_corpus {
     uint64_t clock;
 };
 
-/* ---- pieces of the header; all of these run under HDF5's lock -------------------------------- */
+/* ---- pieces of the header; all of these run under HDF5's lock ------------------------------- */
 
 static tp_status damaged(tp_ctx *c, const tp_corpus *co, const char *what) {
     return tp_h5_fail(c, TP_EFORMAT, "corpus: %s: %s", co->path, what);
@@ -277,7 +277,7 @@ static tp_status read_header(tp_ctx *c, tp_corpus *co) {
     return TP_OK;
 }
 
-/* ---- open, close ----------------------------------------------------------------------------- */
+/* ---- open, close ---------------------------------------------------------------------------- */
 
 static tp_status open_any(tp_corpus **out, tp_ctx *c, const char *path, const void *image,
                           size_t n) {
@@ -336,19 +336,13 @@ void tp_corpus_close(tp_corpus *co) {
     tp_free(co);
 }
 
-const tp_corpus_info *tp_corpus_get_info(const tp_corpus *co) {
-    return &co->info;
-}
+const tp_corpus_info *tp_corpus_get_info(const tp_corpus *co) { return &co->info; }
 
-const int64_t *tp_corpus_offsets(const tp_corpus *co) {
-    return co->offsets;
-}
+const int64_t *tp_corpus_offsets(const tp_corpus *co) { return co->offsets; }
 
-const int32_t *tp_corpus_id_bytes(const tp_corpus *co) {
-    return co->id_bytes;
-}
+const int32_t *tp_corpus_id_bytes(const tp_corpus *co) { return co->id_bytes; }
 
-/* ---- tokens ---------------------------------------------------------------------------------- */
+/* ---- tokens --------------------------------------------------------------------------------- */
 
 static uint32_t raw_id(const tp_corpus *co, const void *raw, int64_t i) {
     return co->info.token_size == 2 ? ((const uint16_t *)raw)[i] : ((const uint32_t *)raw)[i];
@@ -428,7 +422,7 @@ tp_status tp_corpus_doc_bytes(tp_corpus *co, tp_ctx *c, int64_t first, int64_t n
     return st;
 }
 
-/* ---- verify ---------------------------------------------------------------------------------- */
+/* ---- verify --------------------------------------------------------------------------------- */
 
 typedef struct verifier {
     tp_corpus_hash hash;

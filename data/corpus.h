@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-/* ---- reading --------------------------------------------------------------------------------- */
+/* ---- reading -------------------------------------------------------------------------------- */
 typedef struct tp_corpus tp_corpus;
 
 typedef struct tp_corpus_info {
@@ -57,7 +57,7 @@ tp_status tp_corpus_doc_bytes(tp_corpus *co, tp_ctx *c, int64_t first, int64_t n
 /* Reads everything: the sha256, every id, and that each document's ids make up its bytes. */
 tp_status tp_corpus_verify(tp_corpus *co, tp_ctx *c);
 
-/* ---- writing --------------------------------------------------------------------------------- */
+/* ---- writing -------------------------------------------------------------------------------- */
 typedef struct tp_corpus_writer tp_corpus_writer;
 
 typedef struct tp_corpus_meta {

@@ -23,9 +23,7 @@ enum {
     TP_CORPUS_MAX_TEXT = 1 << 29      /* bytes of tokenizer JSON or source names */
 };
 
-static inline int tp_corpus_token_size(int32_t vocab) {
-    return vocab <= 65536 ? 2 : 4;
-}
+static inline int tp_corpus_token_size(int32_t vocab) { return vocab <= 65536 ? 2 : 4; }
 
 /* The checksum of a block. Each step is a bijection of h for a given word and of the word for a
  * given h, so a change within any one word always shows; and unlike HDF5's own (Fletcher-32) it is

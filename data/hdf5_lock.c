@@ -15,9 +15,7 @@ static pthread_mutex_t h5_mutex = PTHREAD_MUTEX_INITIALIZER;
 
 /* HDF5 tidies up when the program ends, and crashes there if a file could not be closed for want of
  * disk space. Every file here is closed by its owner, so there is nothing to tidy. */
-static void before_first_use(void) {
-    H5dont_atexit();
-}
+static void before_first_use(void) { H5dont_atexit(); }
 
 void tp_h5_lock(void) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -26,9 +24,7 @@ void tp_h5_lock(void) {
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
 }
 
-void tp_h5_unlock(void) {
-    pthread_mutex_unlock(&h5_mutex);
-}
+void tp_h5_unlock(void) { pthread_mutex_unlock(&h5_mutex); }
 
 /* HDF5's text for a refused read or write is a list of numbers around the system's own words. */
 static herr_t keep_innermost(unsigned n, const H5E_error2_t *e, void *arg) {
@@ -124,9 +120,7 @@ static hid_t open_with(const char *path, const void *image, size_t n) {
     return f;
 }
 
-hid_t tp_h5_open(const char *path) {
-    return open_with(path, NULL, 0);
-}
+hid_t tp_h5_open(const char *path) { return open_with(path, NULL, 0); }
 
 hid_t tp_h5_open_image(const char *name, const void *bytes, size_t n) {
     return open_with(name, bytes, n);

@@ -30,7 +30,7 @@ struct tp_loader {
     pthread_cond_t changed;
 };
 
-/* ---- filling --------------------------------------------------------------------------------- */
+/* ---- filling -------------------------------------------------------------------------------- */
 
 /* The sample that follows a batch at `sample`. At the end of this rank's share: its share of the
  * next period. (first + share may be the period itself, so count within the share.) */
@@ -94,7 +94,7 @@ static tp_status fill_batch(tp_loader *l, tp_ctx *c, buffer *b, int64_t sample) 
     return st;
 }
 
-/* ---- the prefetch thread --------------------------------------------------------------------- */
+/* ---- the prefetch thread -------------------------------------------------------------------- */
 
 static void *prefetch(void *arg) {
     tp_loader *l = arg;
@@ -133,7 +133,7 @@ static tp_status start_thread(tp_loader *l, tp_ctx *c) {
     return TP_OK;
 }
 
-/* ---- the interface --------------------------------------------------------------------------- */
+/* ---- the interface -------------------------------------------------------------------------- */
 
 static tp_status check_opts(tp_ctx *c, const tp_loader_opts *o) {
     if (o->batch < 1 || o->T < 1 || o->T > 1 << 28 || o->batch > ((int64_t)1 << 40) / o->T)
@@ -246,9 +246,7 @@ tp_status tp_loader_count_targets(tp_loader *l, tp_ctx *c, int64_t first, int64_
     return st;
 }
 
-int64_t tp_loader_rows(const tp_loader *l) {
-    return tp_order_rows(l->order);
-}
+int64_t tp_loader_rows(const tp_loader *l) { return tp_order_rows(l->order); }
 
 void tp_loader_free(tp_loader *l) {
     if (!l) return;

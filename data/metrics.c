@@ -19,8 +19,7 @@ struct tp_metrics {
     char path[]; /* for messages */
 };
 
-/* ---- lines ------------------------------------------------------------------------------------
- */
+/* ---- lines ---------------------------------------------------------------------------------- */
 typedef struct lines {
     tp_ctx *c;
     const char *path;
@@ -107,8 +106,7 @@ static cJSON *parse_record(int64_t *step, const char *at, size_t n) {
     return NULL;
 }
 
-/* ---- reading ----------------------------------------------------------------------------------
- */
+/* ---- reading -------------------------------------------------------------------------------- */
 static tp_status hand_out(tp_ctx *c, const cJSON *o, int64_t step, tp_metrics_fn fn, void *arg,
                           bool *go_on) {
     int n = 0;
@@ -157,8 +155,7 @@ tp_status tp_metrics_read(tp_ctx *c, const char *path, tp_metrics_fn fn, void *a
     return st;
 }
 
-/* ---- writing ----------------------------------------------------------------------------------
- */
+/* ---- writing -------------------------------------------------------------------------------- */
 /* Where to cut: after the last record with step <= last_step before any later one. */
 static tp_status find_cut(int64_t *cut, lines *l, int64_t last_step) {
     const char *at;

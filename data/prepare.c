@@ -57,7 +57,7 @@ static tp_status report_bytes(job *j, const char *what) {
     return report(j, n.bytes ? (double)n.bytes_done / (double)n.bytes : 1, what);
 }
 
-/* ---- the border between training and validation ---------------------------------------------- */
+/* ---- the border between training and validation --------------------------------------------- */
 
 static void reader_rewind(reader *r) {
     tp_text_rewind(r->src);
@@ -146,7 +146,7 @@ static tp_status place_border(job *j) {
     return doc_start < j->in.cut ? find_border(j, doc_start) : TP_OK;
 }
 
-/* ---- the tokenizer --------------------------------------------------------------------------- */
+/* ---- the tokenizer -------------------------------------------------------------------------- */
 
 static tp_status train(job *j) {
     tp_bpe_opts bpe = j->opts->bpe;
@@ -187,7 +187,7 @@ static tp_status look_at_tokenizer(job *j) {
     return TP_OK;
 }
 
-/* ---- encoding -------------------------------------------------------------------------------- */
+/* ---- encoding ------------------------------------------------------------------------------- */
 
 static tp_status new_batch(job *j) {
     tp_ctx *c = j->c;
@@ -263,7 +263,7 @@ static tp_status encode(job *j) {
     return TP_OK;
 }
 
-/* ---- all of it ------------------------------------------------------------------------------- */
+/* ---- all of it ------------------------------------------------------------------------------ */
 
 static tp_status check(tp_ctx *c, const tp_text_source *src, const char *train_path,
                        const char *val_path, const tp_prepare_opts *o) {

@@ -38,7 +38,7 @@ bool tp_pattern_covers(const char *regex) {
     return false;
 }
 
-/* ---- compiling ------------------------------------------------------------------------------- */
+/* ---- compiling ------------------------------------------------------------------------------ */
 /* PCRE2 counts U+180E as a space, Unicode (since 6.3) and the regex engines that these patterns
  * were written for do not; so \s is spelled out as Unicode's White_Space. */
 #define WHITE                                                                                      \
@@ -122,7 +122,7 @@ void tp_pretok_clear(tp_pretokenizer *p) {
     *p = (tp_pretokenizer){0};
 }
 
-/* ---- splitting ------------------------------------------------------------------------------- */
+/* ---- splitting ------------------------------------------------------------------------------ */
 struct tp_splitter {
     pcre2_match_data *data;
     pcre2_match_context *context;

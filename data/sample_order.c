@@ -6,7 +6,7 @@
 enum { SHUFFLE_ROWS, SHUFFLE_DOCS, SHUFFLE_START }; /* what a random number is for */
 enum { SUM_EVERY = 32 };
 
-/* ---- permutations ---------------------------------------------------------------------------- */
+/* ---- permutations --------------------------------------------------------------------------- */
 
 /* Mixes all bits of x into all others: the finisher of MurmurHash3 (Appleby 2011). Philox makes
  * the keys; ten of its rounds for each step of each document would cost more than they give. */
@@ -50,7 +50,7 @@ uint64_t tp_perm_at(const tp_perm *p, uint64_t i) {
     return i;
 }
 
-/* ---- orders ---------------------------------------------------------------------------------- */
+/* ---- orders --------------------------------------------------------------------------------- */
 
 /* One epoch's shuffles. */
 typedef struct epoch_order {
@@ -111,9 +111,7 @@ void tp_order_free(tp_order *o) {
     tp_free(o);
 }
 
-int64_t tp_order_rows(const tp_order *o) {
-    return o->rows;
-}
+int64_t tp_order_rows(const tp_order *o) { return o->rows; }
 
 /* The document that stands at place k of this epoch's order. */
 static int64_t doc_at(const tp_order *o, const epoch_order *e, int64_t k) {

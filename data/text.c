@@ -10,9 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-void tp_str_init(tp_str *t, tp_ctx *c) {
-    *t = (tp_str){.c = c};
-}
+void tp_str_init(tp_str *t, tp_ctx *c) { *t = (tp_str){.c = c}; }
 
 void tp_str_clear(tp_str *t) {
     tp_free(t->at);
@@ -43,9 +41,7 @@ void tp_str_add(tp_str *t, const char *bytes, size_t n) {
     t->at[t->len] = 0;
 }
 
-void tp_str_puts(tp_str *t, const char *s) {
-    tp_str_add(t, s, strlen(s));
-}
+void tp_str_puts(tp_str *t, const char *s) { tp_str_add(t, s, strlen(s)); }
 
 void tp_str_printf(tp_str *t, const char *fmt, ...) {
     va_list ap, again;

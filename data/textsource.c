@@ -37,7 +37,7 @@ struct tp_text_source {
     int64_t docs, empty, bytes_done;
 };
 
-/* ---- where text may be cut ------------------------------------------------------------------- */
+/* ---- where text may be cut ------------------------------------------------------------------ */
 
 static bool good_cut(const char *t, int64_t p) {
     char a = t[p - 1], b = t[p];
@@ -60,7 +60,7 @@ int64_t tp_text_char_start(const char *t, int64_t n, int64_t at) {
     return at; /* no UTF-8 anyway */
 }
 
-/* ---- the sliding buffer ---------------------------------------------------------------------- */
+/* ---- the sliding buffer --------------------------------------------------------------------- */
 
 static tp_status reserve(tp_ctx *c, char **buf, int64_t *cap, int64_t want) {
     if (want <= *cap) return TP_OK;
@@ -127,7 +127,7 @@ static tp_status line_length(tp_text_source *s, tp_ctx *c, int64_t from, int64_t
     }
 }
 
-/* ---- files ----------------------------------------------------------------------------------- */
+/* ---- files ---------------------------------------------------------------------------------- */
 
 static bool ends_with(const char *s, const char *tail) {
     size_t n = strlen(s), m = strlen(tail);
@@ -155,7 +155,7 @@ static void close_file(tp_text_source *s) {
     s->is_open = false;
 }
 
-/* ---- documents ------------------------------------------------------------------------------- */
+/* ---- documents ------------------------------------------------------------------------------ */
 
 static bool is_blank(const char *t, int64_t n) {
     while (n && (t[n - 1] == ' ' || t[n - 1] == '\t' || t[n - 1] == '\r' || t[n - 1] == '\n')) n--;

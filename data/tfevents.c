@@ -152,6 +152,4 @@ void tp_tfevents_close(tp_tfevents *e) {
     tp_free(e);
 }
 
-const char *tp_tfevents_path(const tp_tfevents *e) {
-    return e->path;
-}
+const char *tp_tfevents_path(const tp_tfevents *e) { return e->path; }

@@ -49,19 +49,11 @@ void tp_show(char out[64], const char *s) {
     snprintf(out + i, 64 - i, "%s", s[i] ? "..." : "");
 }
 
-/* ---- asking ---------------------------------------------------------------------------------- */
-int64_t tp_tokenizer_vocab_size(const tp_tokenizer *t) {
-    return t->n_vocab;
-}
-int64_t tp_tokenizer_longest(const tp_tokenizer *t) {
-    return t->longest;
-}
-int32_t tp_tokenizer_eos(const tp_tokenizer *t) {
-    return t->eos;
-}
-int32_t tp_tokenizer_bos(const tp_tokenizer *t) {
-    return t->bos;
-}
+/* ---- asking --------------------------------------------------------------------------------- */
+int64_t tp_tokenizer_vocab_size(const tp_tokenizer *t) { return t->n_vocab; }
+int64_t tp_tokenizer_longest(const tp_tokenizer *t) { return t->longest; }
+int32_t tp_tokenizer_eos(const tp_tokenizer *t) { return t->eos; }
+int32_t tp_tokenizer_bos(const tp_tokenizer *t) { return t->bos; }
 
 const char *tp_tokenizer_json(const tp_tokenizer *t, size_t *n) {
     if (n) *n = t->n_json;
@@ -106,7 +98,7 @@ void tp_tokenizer_free(tp_tokenizer *t) {
     tp_free(t);
 }
 
-/* ---- making one ------------------------------------------------------------------------------ */
+/* ---- making one ----------------------------------------------------------------------------- */
 tp_status tp_specials_check(tp_ctx *c, const char *const **specials, int *n) {
     static const char *const standard[] = {"<|endoftext|>"};
     if (!*specials) {
@@ -213,7 +205,7 @@ tp_status tp_tokenizer_save(const tp_tokenizer *t, tp_ctx *c, const char *path) 
     return st;
 }
 
-/* ---- decoding -------------------------------------------------------------------------------- */
+/* ---- decoding ------------------------------------------------------------------------------- */
 tp_status tp_decode(char **out, size_t *n_out, tp_ctx *c, const tp_tokenizer *t, const int32_t *ids,
                     int64_t n) {
     *out = NULL;

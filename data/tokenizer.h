@@ -17,7 +17,7 @@ typedef struct tp_tokenizer tp_tokenizer;
  * fails with TP_EINTERRUPT. */
 typedef bool (*tp_progress_fn)(void *arg, double fraction, const char *what);
 
-/* ---- making one ------------------------------------------------------------------------------ */
+/* ---- making one ----------------------------------------------------------------------------- */
 /* Specials are printable ASCII without spaces, such as "<|endoftext|>"; they get the last ids, in
  * the order given. specials == NULL: "<|endoftext|>" alone. */
 
@@ -39,7 +39,7 @@ const char *tp_tokenizer_json(const tp_tokenizer *t, size_t *n);
 /* Written to a temporary name, fsync, rename: never half a file under `path`. */
 tp_status tp_tokenizer_save(const tp_tokenizer *t, tp_ctx *c, const char *path);
 
-/* ---- training byte-level BPE ----------------------------------------------------------------- */
+/* ---- training byte-level BPE ---------------------------------------------------------------- */
 typedef struct tp_bpe_opts {
     int64_t vocab_size;          /* ids in all: 256 bytes + merges + specials */
     const char *pattern;         /* how text is cut before merging: "gpt2" (NULL) or "cl100k" */
@@ -60,7 +60,7 @@ tp_status tp_bpe_trainer_add(tp_bpe_trainer *b, const void *text, int64_t n); /*
 tp_status tp_bpe_trainer_finish(tp_tokenizer **out, tp_bpe_trainer *b);
 void tp_bpe_trainer_free(tp_bpe_trainer *b);
 
-/* ---- asking ---------------------------------------------------------------------------------- */
+/* ---- asking --------------------------------------------------------------------------------- */
 typedef enum tp_token_kind {
     TP_TOKEN_BYTE,    /* a single byte */
     TP_TOKEN_TEXT,    /* several bytes, made by merges */
@@ -83,7 +83,7 @@ int32_t tp_tokenizer_eos(const tp_tokenizer *t);
 /* The special with which the file's post-processor begins every text; -1 if none. */
 int32_t tp_tokenizer_bos(const tp_tokenizer *t);
 
-/* ---- encoding -------------------------------------------------------------------------------- */
+/* ---- encoding ------------------------------------------------------------------------------- */
 /* A growing list of ids. Start with {0}. */
 typedef struct tp_ids {
     int32_t *data;
@@ -116,7 +116,7 @@ typedef struct tp_text {
 tp_status tp_encode_batch(tp_ids *out, int64_t *ends, tp_encoder *e, const tp_text *texts,
                           int64_t n_texts);
 
-/* ---- decoding -------------------------------------------------------------------------------- */
+/* ---- decoding ------------------------------------------------------------------------------- */
 /* *out gets the bytes of ids[0..n) and a NUL; free it with tp_free. TP_EARG for an unknown id. */
 tp_status tp_decode(char **out, size_t *n_out, tp_ctx *c, const tp_tokenizer *t, const int32_t *ids,
                     int64_t n);

@@ -59,7 +59,7 @@ struct tp_encoder {
     int64_t cap_scratch;
 };
 
-/* ---- merging one piece ----------------------------------------------------------------------- */
+/* ---- merging one piece ---------------------------------------------------------------------- */
 /* Merges the pair of lowest rank, the leftmost of equals, until none is left. */
 static int merge_short(const tp_tokenizer *t, const uint8_t *p, int n, int32_t *id) {
     const tp_merge *merge[SHORT_PIECE];
@@ -165,7 +165,7 @@ static void encode_piece(void *arg, const uint8_t *p, size_t n) {
     l->out += k;
 }
 
-/* ---- segments, in parallel ------------------------------------------------------------------- */
+/* ---- segments, in parallel ------------------------------------------------------------------ */
 static void encode_segments(void *arg, int64_t begin, int64_t end) {
     tp_encoder *e = arg;
     int k = 0; /* as many lanes as threads: one is free */
@@ -310,7 +310,7 @@ void tp_ids_clear(tp_ids *ids) {
     *ids = (tp_ids){0};
 }
 
-/* ---- the encoder ----------------------------------------------------------------------------- */
+/* ---- the encoder ---------------------------------------------------------------------------- */
 tp_status tp_encoder_new(tp_encoder **out, tp_ctx *c, const tp_tokenizer *t,
                          const tp_encoder_opts *opts) {
     tp_encoder *e = *out = tp_calloc(c, 1, sizeof *e);

@@ -3,7 +3,7 @@
 #define TP_TOKENIZER_IMPL_H
 #include "data/tokenizer.h"
 
-/* ---- tokenizer_map.c: byte strings to numbers ------------------------------------------------ */
+/* ---- tokenizer_map.c: byte strings to numbers ----------------------------------------------- */
 typedef struct tp_bytemap_entry {
     uint64_t at; /* of the key, in keys */
     uint32_t n, hash;
@@ -37,7 +37,7 @@ typedef struct tp_text_buf {
 void tp_text_buf_put(tp_text_buf *b, tp_ctx *c, const char *s, size_t n);
 void tp_text_buf_puts(tp_text_buf *b, tp_ctx *c, const char *s);
 
-/* ---- pretokenize.c: cutting text into pieces that no merge crosses --------------------------- */
+/* ---- pretokenize.c: cutting text into pieces that no merge crosses -------------------------- */
 enum { TP_MAX_SPLITS = 16, TP_PATTERN_MAX = 4096 };
 typedef struct tp_pretokenizer {
     int n;
@@ -66,7 +66,7 @@ tp_status tp_pretok_fail(tp_ctx *c, int pcre2_error);
 size_t tp_pretok_cut(const tp_pretokenizer *p, const uint8_t *text, size_t n, size_t want);
 size_t tp_utf8_char(const uint8_t *p, size_t n); /* bytes of the valid character at p; 0: invalid */
 
-/* ---- tokenizer.c ----------------------------------------------------------------------------- */
+/* ---- tokenizer.c ---------------------------------------------------------------------------- */
 typedef struct tp_merge {
     uint64_t key; /* left id << 32 | right id */
     int32_t rank, id;

@@ -6,7 +6,7 @@
 
 enum { MAX_IDS = 1 << 24 };
 
-/* ---- members --------------------------------------------------------------------------------- */
+/* ---- members -------------------------------------------------------------------------------- */
 tp_status tp_json_refuse(const tp_json_reader *r, const char *what, const char *value) {
     char shown[64];
     tp_show(shown, value);
@@ -59,7 +59,7 @@ static tp_status as_id(const tp_json_reader *r, const cJSON *i, const char *toke
     return TP_OK;
 }
 
-/* ---- model ----------------------------------------------------------------------------------- */
+/* ---- model ---------------------------------------------------------------------------------- */
 static tp_status check_model(tp_json_reader *r) {
     const cJSON *i;
     const char *s;
@@ -81,7 +81,7 @@ static tp_status check_model(tp_json_reader *r) {
     return tp_json_bool(r, r->model, "ignore_merges", false, &r->t->ignore_merges);
 }
 
-/* ---- vocabulary ------------------------------------------------------------------------------ */
+/* ---- vocabulary ----------------------------------------------------------------------------- */
 static tp_status read_vocab(tp_json_reader *r, int64_t *n_tokens, int64_t *max_id) {
     char shown[64];
     tp_status st = tp_json_member(r, r->model, "vocab", &r->vocab);
@@ -262,7 +262,7 @@ static tp_status build_vocab(tp_json_reader *r) {
     return fill_bytes(r);
 }
 
-/* ---- merges ---------------------------------------------------------------------------------- */
+/* ---- merges --------------------------------------------------------------------------------- */
 /* The two halves of a merge, "a b" or ["a","b"]. */
 static bool merge_halves(const cJSON *m, const char *half[2], size_t len[2]) {
     if (cJSON_IsString(m)) {
@@ -341,7 +341,7 @@ static tp_status read_merges(tp_json_reader *r) {
     return st;
 }
 
-/* ---- added tokens, ready to be searched ------------------------------------------------------ */
+/* ---- added tokens, ready to be searched ----------------------------------------------------- */
 typedef struct by_start {
     const uint8_t *p;
     uint64_t n;

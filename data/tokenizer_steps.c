@@ -3,7 +3,7 @@
 #include <string.h>
 #include "data/tokenizer_json.h"
 
-/* ---- the parts that must be absent or plain -------------------------------------------------- */
+/* ---- the parts that must be absent or plain ------------------------------------------------- */
 static tp_status check_absent(const tp_json_reader *r) {
     const cJSON *i, *list;
     const char *type;
@@ -24,7 +24,7 @@ static tp_status check_absent(const tp_json_reader *r) {
     return tp_json_refuse(r, "normalizer", type);
 }
 
-/* ---- pre-tokenizer, decoder, post-processor -------------------------------------------------- */
+/* ---- pre-tokenizer, decoder, post-processor ------------------------------------------------- */
 /* A literal as a regular expression. */
 static tp_status quote(const tp_json_reader *r, const char *s, tp_text_buf *out) {
     for (; *s; s++) {

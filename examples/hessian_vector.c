@@ -1,9 +1,10 @@
-/* A Hessian-vector product by differentiating a gradient: the tape's backward pass is made of ops, so
- * it can be recorded and walked again. For the loss L of a small MLP with weights w:
+/* A Hessian-vector product by differentiating a gradient: the tape's backward pass is made of ops,
+ * so it can be recorded and walked again. For the loss L of a small MLP with weights w:
  *
  *   g(w) = dL/dw,     H v = d/dw <g(w), v>
  *
- * computed without ever forming H (Pearlmutter 1994), and compared with (g(w+hv) - g(w-hv)) / 2h. */
+ * computed without ever forming H (Pearlmutter 1994), and compared with (g(w+hv) - g(w-hv)) / 2h.
+ */
 #include "autograd/autograd.h"
 #include "ops/matmul/matmul.h"
 #include "ops/mul/mul.h"
@@ -19,8 +20,7 @@ typedef struct mlp {
     tp_tensor *x, *y, *w1, *w2; /* (N,IN) (N,1) (IN,HIDDEN) (HIDDEN,1), all f64 */
 } mlp;
 
-static tp_tensor *random_tensor(tp_ctx *c, int64_t rows, int64_t cols, uint64_t which)
-{
+static tp_tensor *random_tensor(tp_ctx *c, int64_t rows, int64_t cols, uint64_t which) {
     tp_tensor *t = tp_tensor_keep(c, TP_F64, TP_SHAPE(rows, cols));
     for (int64_t i = 0; t && i < rows * cols; i++)
         tp_f64(t)[i] = 0.5 * tp_normal(1, TP_RNG_TEST, which, (uint64_t)i);
@@ -35,8 +35,7 @@ static tp_tensor *loss(const mlp *m) /* sum of squared errors of w2 tanh(w1 x) *
 }
 
 /* g = dL/dw1 at w1 + step*v, into out. */
-static tp_status gradient(const mlp *m, const tp_tensor *v, double step, double out[IN * HIDDEN])
-{
+static tp_status gradient(const mlp *m, const tp_tensor *v, double step, double out[IN * HIDDEN]) {
     tp_tensor *g = NULL;
     for (int i = 0; i < IN * HIDDEN; i++) tp_f64(m->w1)[i] += step * tp_f64(v)[i];
     tp_status st = tp_grad(m->c, loss(m), NULL, 1, &m->w1, &g, NULL);
@@ -46,8 +45,7 @@ static tp_status gradient(const mlp *m, const tp_tensor *v, double step, double 
     return st;
 }
 
-int main(void)
-{
+int main(void) {
     tp_ctx *c;
     if (tp_ctx_new(&c, NULL)) return 1;
     mlp m = {c, random_tensor(c, N, IN, 0), random_tensor(c, N, 1, 1),

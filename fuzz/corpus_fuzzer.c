@@ -7,9 +7,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 /* HDF5 1.10 loses some of its own memory when it refuses a damaged header. */
 const char *__lsan_default_suppressions(void);
-const char *__lsan_default_suppressions(void) {
-    return "leak:libhdf5";
-}
+const char *__lsan_default_suppressions(void) { return "leak:libhdf5"; }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     tp_ctx *c;

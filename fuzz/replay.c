@@ -9,8 +9,7 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static int replay_file(const char *path)
-{
+static int replay_file(const char *path) {
     FILE *f = fopen(path, "rb");
     if (!f) return perror(path), 1;
     size_t cap = 1 << 16, n = 0;
@@ -30,8 +29,7 @@ static int replay_file(const char *path)
     return 0;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     int files = 0;
     for (int i = 1; i < argc; i++) {
         struct stat st;

@@ -3,8 +3,7 @@
 #include "ops/slice/slice.h"
 #include <string.h>
 
-static tp_status next_logits(tp_ctx *c, tp_model *m, const int32_t *ids, int64_t n, float *logits)
-{
+static tp_status next_logits(tp_ctx *c, tp_model *m, const int32_t *ids, int64_t n, float *logits) {
     tp_tensor *in = tp_tensor_new(c, TP_I32, TP_SHAPE(1, n));
     if (!in) return tp_error_status(c);
     memcpy(in->data, ids, (size_t)n * sizeof *ids);
@@ -15,8 +14,7 @@ static tp_status next_logits(tp_ctx *c, tp_model *m, const int32_t *ids, int64_t
     return tp_error_status(c);
 }
 
-tp_status tp_generate(tp_ctx *c, tp_model *m, const tp_generate_opts *o, int32_t *ids, int64_t *n)
-{
+tp_status tp_generate(tp_ctx *c, tp_model *m, const tp_generate_opts *o, int32_t *ids, int64_t *n) {
     const tp_model_cfg *f = tp_model_config(m);
     if (*n < 1) return tp_fail(c, TP_EARG, "generate: the prompt has no tokens");
     for (int64_t i = 0; i < *n; i++)

@@ -6,13 +6,15 @@
 extern "C" {
 #endif
 
-/* Field names and defaults are those of Hugging Face's GenerationConfig, order of the filters too. */
+/* Field names and defaults are those of Hugging Face's GenerationConfig, order of the filters too.
+ */
 typedef struct tp_sampling {
-    double temperature;        /* 0: always the most likely token */
-    int64_t top_k;             /* keep the k most likely; 0: all */
-    double top_p;              /* keep the smallest set with at least this probability; 1: all */
-    double min_p;              /* keep tokens at least this fraction as likely as the best; 0: all */
-    double repetition_penalty; /* logits of seen tokens: /r if > 0, else *r (Keskar et al. 2019); 1: off */
+    double temperature; /* 0: always the most likely token */
+    int64_t top_k;      /* keep the k most likely; 0: all */
+    double top_p;       /* keep the smallest set with at least this probability; 1: all */
+    double min_p;       /* keep tokens at least this fraction as likely as the best; 0: all */
+    double repetition_penalty; /* logits of seen tokens: /r if > 0, else *r (Keskar et al. 2019); 1:
+                                  off */
     uint64_t seed;
 } tp_sampling;
 /* Says what is wrong with a value ("temperature must be 0 or more"), or NULL. */
@@ -23,18 +25,19 @@ tp_status tp_sampler_new(tp_sampler **out, tp_ctx *c, int64_t vocab);
 void tp_sampler_free(tp_sampler *s);
 /* The token that follows history (n ids), given its logits (V). A function of its arguments alone:
  * the random number is Philox's at (seed, sequence, n), so a sample does not depend on what else is
- * sampled. Ties go to the lower id. *logprob, if not NULL, is log p under the filtered distribution.
- * NaN logits: TP_ENUMERIC. */
+ * sampled. Ties go to the lower id. *logprob, if not NULL, is log p under the filtered
+ * distribution. NaN logits: TP_ENUMERIC. */
 tp_status tp_sample_token(tp_ctx *c, tp_sampler *s, const tp_sampling *how, const float *logits,
-                    const int32_t *history, int64_t n, uint64_t sequence, int32_t *token,
-                    double *logprob);
+                          const int32_t *history, int64_t n, uint64_t sequence, int32_t *token,
+                          double *logprob);
 
 typedef struct tp_generate_opts {
     tp_sampling sampling;
     int64_t max_new_tokens;
-    int32_t stop;                         /* end here (usually end-of-text); < 0: never */
-    uint64_t sequence;                    /* number of this sample: another one, other draws */
-    bool (*token)(void *arg, int32_t id); /* called for each new token; false ends it; may be NULL */
+    int32_t stop;      /* end here (usually end-of-text); < 0: never */
+    uint64_t sequence; /* number of this sample: another one, other draws */
+    bool (*token)(void *arg,
+                  int32_t id); /* called for each new token; false ends it; may be NULL */
     void *arg;
 } tp_generate_opts;
 /* Appends up to max_new_tokens to ids (which has room), *n grows. When the context is full the

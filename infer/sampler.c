@@ -13,8 +13,7 @@ struct tp_sampler {
     bool *seen;
 };
 
-const char *tp_sampling_problem(const tp_sampling *s)
-{
+const char *tp_sampling_problem(const tp_sampling *s) {
     if (!(s->temperature >= 0 && isfinite(s->temperature))) return "temperature must be 0 or more";
     if (s->top_k < 0) return "top_k must be 0 (off) or more";
     if (!(s->top_p > 0 && s->top_p <= 1)) return "top_p must be above 0 and at most 1";
@@ -24,8 +23,7 @@ const char *tp_sampling_problem(const tp_sampling *s)
     return NULL;
 }
 
-tp_status tp_sampler_new(tp_sampler **out, tp_ctx *c, int64_t vocab)
-{
+tp_status tp_sampler_new(tp_sampler **out, tp_ctx *c, int64_t vocab) {
     *out = NULL;
     tp_sampler *s = tp_calloc(c, 1, sizeof *s);
     if (!s) return tp_error_status(c);
@@ -40,23 +38,20 @@ tp_status tp_sampler_new(tp_sampler **out, tp_ctx *c, int64_t vocab)
     return TP_OK;
 }
 
-void tp_sampler_free(tp_sampler *s)
-{
+void tp_sampler_free(tp_sampler *s) {
     if (!s) return;
     tp_free(s->all);
     tp_free(s->seen);
     tp_free(s);
 }
 
-static int by_score(const void *a, const void *b)
-{
+static int by_score(const void *a, const void *b) {
     const candidate *x = a, *y = b;
     if (x->score != y->score) return x->score < y->score ? 1 : -1;
     return (x->id > y->id) - (x->id < y->id);
 }
 
-static void penalise(tp_sampler *s, double penalty, const int32_t *history, int64_t n)
-{
+static void penalise(tp_sampler *s, double penalty, const int32_t *history, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         int32_t id = history[i];
         if (id < 0 || id >= s->vocab || s->seen[id]) continue;
@@ -69,8 +64,7 @@ static void penalise(tp_sampler *s, double penalty, const int32_t *history, int6
 }
 
 /* Sorted scores become weights of the first `keep` candidates; returns how many remain. */
-static int64_t filter(tp_sampler *s, const tp_sampling *how)
-{
+static int64_t filter(tp_sampler *s, const tp_sampling *how) {
     int64_t keep = s->vocab;
     candidate *a = s->all;
     if (how->top_k > 0 && how->top_k < keep) keep = how->top_k;
@@ -94,9 +88,8 @@ static int64_t filter(tp_sampler *s, const tp_sampling *how)
 }
 
 tp_status tp_sample_token(tp_ctx *c, tp_sampler *s, const tp_sampling *how, const float *logits,
-                    const int32_t *history, int64_t n, uint64_t sequence, int32_t *token,
-                    double *logprob)
-{
+                          const int32_t *history, int64_t n, uint64_t sequence, int32_t *token,
+                          double *logprob) {
     const char *problem = tp_sampling_problem(how);
     if (problem) return tp_fail(c, TP_EARG, "sampling: %s", problem);
     for (int64_t i = 0; i < s->vocab; i++) {

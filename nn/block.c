@@ -3,8 +3,8 @@
  *   h = x + proj(attention(q, k, v)),  (q, k, v) from norm1(x)
  *   y = h + mlp(norm2(h))
  *
- * GPT-2: LayerNorm, one fused qkv matrix stored (in,out), GELU. Llama: RMSNorm, three matrices stored
- * (out,in), optional norms of q and k, rope, SwiGLU. */
+ * GPT-2: LayerNorm, one fused qkv matrix stored (in,out), GELU. Llama: RMSNorm, three matrices
+ * stored (out,in), optional norms of q and k, rope, SwiGLU. */
 #include "nn/model.h"
 #include "ops/attention/attention.h"
 #include "ops/dropout/dropout.h"
@@ -19,8 +19,8 @@
 static bool is_llama(const tp_model *m) { return m->cfg.family == TP_FAMILY_LLAMA; }
 
 /* x (B,T,in) times a weight in its family's layout. */
-static tp_tensor *linear(tp_ctx *c, const tp_model *m, tp_tensor *x, tp_tensor *w, tp_tensor *bias)
-{
+static tp_tensor *linear(tp_ctx *c, const tp_model *m, tp_tensor *x, tp_tensor *w,
+                         tp_tensor *bias) {
     return tp_matmul(c, x, w, &(tp_matmul_opts){.trans_b = is_llama(m), .bias = bias});
 }
 
@@ -33,8 +33,7 @@ typedef struct qkv {
     tp_tensor *q, *k, *v; /* (B,T,H,D), k and v (B,T,Hkv,D) */
 } qkv;
 
-static qkv gpt2_qkv(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor *x)
-{
+static qkv gpt2_qkv(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor *x) {
     int64_t H = m->cfg.heads, D = m->cfg.head_dim;
     tp_tensor *all = linear(c, m, x, b->qkv, b->qkv_bias), *part[3] = {0}; /* (B,T,3HD) */
     if (!all || tp_split(c, all, -1, 3, (int64_t[]){H * D, H * D, H * D}, part)) return (qkv){0};
@@ -42,42 +41,38 @@ static qkv gpt2_qkv(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor *
 }
 
 static tp_tensor *rotate(tp_ctx *c, const tp_model *m, tp_tensor *x, tp_tensor *norm,
-                         const tp_model_in *in)
-{
+                         const tp_model_in *in) {
     if (norm) x = tp_rmsnorm(c, x, norm, m->cfg.norm_eps);
     return tp_rope(c, x, &(tp_rope_opts){.theta = m->cfg.rope_theta, .positions = in->positions});
 }
 
 static qkv llama_qkv(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor *x,
-                     const tp_model_in *in)
-{
+                     const tp_model_in *in) {
     int64_t H = m->cfg.heads, K = m->cfg.kv_heads, D = m->cfg.head_dim;
-    return (qkv){
-        rotate(c, m, heads(c, linear(c, m, x, b->q, b->q_bias), H, D), b->q_norm, in),
-        rotate(c, m, heads(c, linear(c, m, x, b->k, b->k_bias), K, D), b->k_norm, in),
-        heads(c, linear(c, m, x, b->v, b->v_bias), K, D)};
+    return (qkv){rotate(c, m, heads(c, linear(c, m, x, b->q, b->q_bias), H, D), b->q_norm, in),
+                 rotate(c, m, heads(c, linear(c, m, x, b->k, b->k_bias), K, D), b->k_norm, in),
+                 heads(c, linear(c, m, x, b->v, b->v_bias), K, D)};
 }
 
-static tp_tensor *drop(tp_ctx *c, const tp_model *m, tp_tensor *x, const tp_model_in *in)
-{
+static tp_tensor *drop(tp_ctx *c, const tp_model *m, tp_tensor *x, const tp_model_in *in) {
     return in->training && m->cfg.dropout > 0 ? tp_dropout(c, x, m->cfg.dropout) : x;
 }
 
 static tp_tensor *attend(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor *x,
-                         const tp_model_in *in)
-{
+                         const tp_model_in *in) {
     tp_scope s = tp_scope_open(c, "attn");
     qkv a = is_llama(m) ? llama_qkv(c, m, b, x, in) : gpt2_qkv(c, m, b, x);
-    tp_attention_opts o = {.causal = true, .window = m->cfg.sliding_window,
-                           .softcap = m->cfg.attn_softcap, .segments = in->segments};
+    tp_attention_opts o = {.causal = true,
+                           .window = m->cfg.sliding_window,
+                           .softcap = m->cfg.attn_softcap,
+                           .segments = in->segments};
     tp_tensor *y = tp_attention(c, a.q, a.k, a.v, &o, NULL); /* (B,T,H,D) */
     if (y) y = tp_reshape(c, y, TP_SHAPE(y->shape[0], y->shape[1], y->shape[2] * y->shape[3]));
     return tp_scope_close(c, s, drop(c, m, linear(c, m, y, b->proj, b->proj_bias), in));
 }
 
 static tp_tensor *mlp(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor *x,
-                      const tp_model_in *in)
-{
+                      const tp_model_in *in) {
     tp_scope s = tp_scope_open(c, "mlp");
     tp_tensor *h = is_llama(m) ? tp_swiglu(c, linear(c, m, x, b->gate, b->gate_bias),
                                            linear(c, m, x, b->up, b->up_bias))
@@ -85,8 +80,7 @@ static tp_tensor *mlp(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor
     return tp_scope_close(c, s, drop(c, m, linear(c, m, h, b->down, b->down_bias), in));
 }
 
-tp_stream tp_block_forward(tp_ctx *c, tp_model *m, int layer, tp_stream x, const tp_model_in *in)
-{
+tp_stream tp_block_forward(tp_ctx *c, tp_model *m, int layer, tp_stream x, const tp_model_in *in) {
     const tp_block *b = &m->block[layer];
     tp_tensor *n = tp_stream_norm(c, &m->cfg, &x, b->norm1, b->norm1_bias);
     x.branch = attend(c, m, b, n, in);

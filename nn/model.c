@@ -1,4 +1,5 @@
-/* Owns what the families share: the model's life, the embedding, the walk over blocks, head and loss. */
+/* Owns what the families share: the model's life, the embedding, the walk over blocks, head and
+ * loss. */
 #include "autograd/autograd.h"
 #include "nn/model.h"
 #include "ops/add/add.h"
@@ -15,13 +16,14 @@
 #include "ops/tanh/tanh.h"
 #include <string.h>
 
-/* ---- life ------------------------------------------------------------------------------------------- */
-static tp_status check(tp_ctx *c, const tp_model_cfg *f)
-{
-    const struct { const char *name; int64_t v; } positive[] = {
-        {"layers", f->layers}, {"heads", f->heads}, {"kv_heads", f->kv_heads},
-        {"channels", f->channels}, {"head_dim", f->head_dim}, {"ffn", f->ffn},
-        {"context", f->context}, {"vocab", f->vocab}};
+/* ---- life ----------------------------------------------------------------------------------- */
+static tp_status check(tp_ctx *c, const tp_model_cfg *f) {
+    const struct {
+        const char *name;
+        int64_t v;
+    } positive[] = {{"layers", f->layers},     {"heads", f->heads},       {"kv_heads", f->kv_heads},
+                    {"channels", f->channels}, {"head_dim", f->head_dim}, {"ffn", f->ffn},
+                    {"context", f->context},   {"vocab", f->vocab}};
     for (size_t i = 0; i < sizeof positive / sizeof *positive; i++)
         if (positive[i].v < 1 || positive[i].v > INT32_MAX)
             return tp_fail(c, TP_EARG, "model.%s must be between 1 and %d, got %lld",
@@ -33,15 +35,15 @@ static tp_status check(tp_ctx *c, const tp_model_cfg *f)
         return tp_fail(c, TP_EARG, "model.heads (%lld) must be a multiple of model.kv_heads (%lld)",
                        (long long)f->heads, (long long)f->kv_heads);
     if (f->family == TP_FAMILY_GPT2 && f->heads != f->kv_heads)
-        return tp_fail(c, TP_EARG, "model.kv_heads: GPT-2 has as many key heads as heads; use family: llama");
+        return tp_fail(c, TP_EARG,
+                       "model.kv_heads: GPT-2 has as many key heads as heads; use family: llama");
     if (f->family == TP_FAMILY_LLAMA && f->head_dim % 2)
         return tp_fail(c, TP_EARG, "model.head_dim must be even for rope, got %lld",
                        (long long)f->head_dim);
     return TP_OK;
 }
 
-tp_status tp_model_new(tp_model **out, tp_ctx *c, const tp_model_cfg *cfg)
-{
+tp_status tp_model_new(tp_model **out, tp_ctx *c, const tp_model_cfg *cfg) {
     *out = NULL;
     if (c->status) return c->status;
     tp_status st = check(c, cfg);
@@ -54,8 +56,8 @@ tp_status tp_model_new(tp_model **out, tp_ctx *c, const tp_model_cfg *cfg)
     if (llama ? tp_llama_params(c, m) : tp_gpt2_params(c, m)) goto failed;
     m->head = m->wte;
     if (!cfg->tie_embeddings) {
-        tp_param_spec head = {.ndim = 2, .shape = {cfg->vocab, cfg->channels}, .flags = TP_P_HEAD,
-                              .out_first = true};
+        tp_param_spec head = {
+            .ndim = 2, .shape = {cfg->vocab, cfg->channels}, .flags = TP_P_HEAD, .out_first = true};
         if (!(m->head = tp_model_add(c, m, &head, "lm_head.weight"))) goto failed;
     }
     *out = m;
@@ -65,8 +67,7 @@ failed:
     return c->status;
 }
 
-void tp_model_free(tp_model *m)
-{
+void tp_model_free(tp_model *m) {
     if (!m) return;
     for (int i = 0; i < m->params.n; i++) {
         m->params.p[i].t->name = NULL; /* the tensor lives as long as the ctx, its name does not */
@@ -80,24 +81,21 @@ void tp_model_free(tp_model *m)
 const tp_model_cfg *tp_model_config(const tp_model *m) { return &m->cfg; }
 tp_params *tp_model_params(tp_model *m) { return &m->params; }
 
-const tp_param *tp_model_param(const tp_model *m, const char *name)
-{
+const tp_param *tp_model_param(const tp_model *m, const char *name) {
     for (int i = 0; i < m->params.n; i++)
         if (!strcmp(m->params.p[i].name, name)) return &m->params.p[i];
     return NULL;
 }
 
-int64_t tp_model_numel(const tp_model *m)
-{
+int64_t tp_model_numel(const tp_model *m) {
     int64_t n = 0;
     for (int i = 0; i < m->params.n; i++) n += tp_numel(m->params.p[i].t);
     return n;
 }
 
-/* ---- forward ------------------------------------------------------------------------------------------ */
+/* ---- forward -------------------------------------------------------------------------------- */
 tp_tensor *tp_stream_norm(tp_ctx *c, const tp_model_cfg *f, tp_stream *x, tp_tensor *weight,
-                          tp_tensor *bias)
-{
+                          tp_tensor *bias) {
     bool llama = f->family == TP_FAMILY_LLAMA;
     tp_tensor *a = x->branch, *s = x->sum;
     x->branch = NULL;
@@ -108,8 +106,7 @@ tp_tensor *tp_stream_norm(tp_ctx *c, const tp_model_cfg *f, tp_stream *x, tp_ten
                  : tp_add_layernorm(c, a, s, weight, bias, f->norm_eps, &x->sum);
 }
 
-static tp_tensor *embed(tp_ctx *c, tp_model *m, const tp_model_in *in)
-{
+static tp_tensor *embed(tp_ctx *c, tp_model *m, const tp_model_in *in) {
     tp_scope s = tp_scope_open(c, "embed");
     tp_tensor *x = tp_embedding(c, in->ids, m->wte); /* (B,T,C) */
     if (m->wpe) {
@@ -121,10 +118,9 @@ static tp_tensor *embed(tp_ctx *c, tp_model *m, const tp_model_in *in)
     return tp_scope_close(c, s, x);
 }
 
-/* The function that a checkpointed block replays: the branch is added at its end, so that one tensor
- * leaves it. Addition and norm give the same bits fused or not. */
-static tp_tensor *block_alone(tp_ctx *c, void *arg, tp_tensor *const in[], int nin)
-{
+/* The function that a checkpointed block replays: the branch is added at its end, so that one
+ * tensor leaves it. Addition and norm give the same bits fused or not. */
+static tp_tensor *block_alone(tp_ctx *c, void *arg, tp_tensor *const in[], int nin) {
     (void)nin;
     const tp_stage *s = arg;
     tp_model_in with = {.training = s->training,
@@ -135,8 +131,7 @@ static tp_tensor *block_alone(tp_ctx *c, void *arg, tp_tensor *const in[], int n
 }
 
 static tp_tensor *block_checkpointed(tp_ctx *c, tp_model *m, int layer, tp_tensor *x,
-                                     const tp_model_in *in)
-{
+                                     const tp_model_in *in) {
     tp_stage *s = tp_arena_alloc(c, sizeof *s);
     if (!s) return NULL;
     *s = (tp_stage){m, layer, in->training, in->positions != NULL, in->segments != NULL};
@@ -147,8 +142,7 @@ static tp_tensor *block_checkpointed(tp_ctx *c, tp_model *m, int layer, tp_tenso
     return tp_checkpoint(c, block_alone, s, inputs, n);
 }
 
-static bool check_inputs(tp_ctx *c, const tp_model *m, const tp_model_in *in)
-{
+static bool check_inputs(tp_ctx *c, const tp_model *m, const tp_model_in *in) {
     if (c->status) return false;
     const tp_tensor *ids = in->ids;
     if (!ids || ids->dtype != TP_I32 || ids->ndim != 2) {
@@ -164,8 +158,7 @@ static bool check_inputs(tp_ctx *c, const tp_model *m, const tp_model_in *in)
     return true;
 }
 
-tp_tensor *tp_model_hidden(tp_ctx *c, tp_model *m, const tp_model_in *in)
-{
+tp_tensor *tp_model_hidden(tp_ctx *c, tp_model *m, const tp_model_in *in) {
     if (!check_inputs(c, m, in)) return NULL;
     tp_scope s = tp_scope_open(c, "%s", "");
     tp_stream x = {embed(c, m, in), NULL};
@@ -173,7 +166,8 @@ tp_tensor *tp_model_hidden(tp_ctx *c, tp_model *m, const tp_model_in *in)
         tp_scope b = tp_scope_open(c, "blk%d", i);
         if (m->cfg.activation_checkpointing)
             x = (tp_stream){block_checkpointed(c, m, i, x.sum, in), NULL};
-        else x = tp_block_forward(c, m, i, x, in);
+        else
+            x = tp_block_forward(c, m, i, x, in);
         tp_scope_close_n(c, b, (tp_tensor *const[]){x.sum, x.branch}, 2);
     }
     tp_scope n = tp_scope_open(c, "norm");
@@ -181,8 +175,7 @@ tp_tensor *tp_model_hidden(tp_ctx *c, tp_model *m, const tp_model_in *in)
     return tp_scope_close(c, s, tp_scope_close(c, n, y));
 }
 
-tp_tensor *tp_model_logits(tp_ctx *c, tp_model *m, tp_tensor *hidden)
-{
+tp_tensor *tp_model_logits(tp_ctx *c, tp_model *m, tp_tensor *hidden) {
     tp_scope s = tp_scope_open(c, "head");
     tp_tensor *y = tp_matmul(c, hidden, m->head, &(tp_matmul_opts){.trans_b = true});
     double cap = m->cfg.logit_softcap;
@@ -191,8 +184,7 @@ tp_tensor *tp_model_logits(tp_ctx *c, tp_model *m, tp_tensor *hidden)
 }
 
 tp_model_out tp_model_loss(tp_ctx *c, tp_model *m, const tp_model_in *in, tp_tensor *targets,
-                           const tp_model_loss_opts *o)
-{
+                           const tp_model_loss_opts *o) {
     tp_model_out out = {0};
     tp_tensor *x = tp_model_hidden(c, m, in);
     if (!x) return out;

@@ -8,8 +8,8 @@
 /* One block's parameters, in the order of the table; unused ones are NULL. */
 typedef struct tp_block {
     tp_tensor *norm1, *norm1_bias, *norm2, *norm2_bias;
-    tp_tensor *qkv, *qkv_bias;                        /* GPT-2: one fused matrix (C,3C) */
-    tp_tensor *q, *k, *v, *q_bias, *k_bias, *v_bias;  /* Llama: (out,in) each */
+    tp_tensor *qkv, *qkv_bias;                       /* GPT-2: one fused matrix (C,3C) */
+    tp_tensor *q, *k, *v, *q_bias, *k_bias, *v_bias; /* Llama: (out,in) each */
     tp_tensor *q_norm, *k_norm;
     tp_tensor *proj, *proj_bias;
     tp_tensor *fc, *fc_bias, *gate, *gate_bias, *up, *up_bias, *down, *down_bias;
@@ -37,12 +37,12 @@ tp_tensor *tp_model_add(tp_ctx *c, tp_model *m, const tp_param_spec *s, const ch
 tp_status tp_gpt2_params(tp_ctx *c, tp_model *m);
 tp_status tp_llama_params(tp_ctx *c, tp_model *m);
 
-/* What a block reads and what it leaves: the residual stream and the branch still to be added to it,
- * so that the addition and the next norm are one op. */
+/* What a block reads and what it leaves: the residual stream and the branch still to be added to
+ * it, so that the addition and the next norm are one op. */
 typedef struct tp_stream {
     tp_tensor *sum, *branch; /* (B,T,C); branch may be NULL */
 } tp_stream;
-typedef struct tp_stage {    /* one block, one input: what checkpointing replays */
+typedef struct tp_stage { /* one block, one input: what checkpointing replays */
     tp_model *m;
     int layer;
     bool training, positions, segments;

@@ -11,35 +11,35 @@ typedef enum tp_family { TP_FAMILY_GPT2, TP_FAMILY_LLAMA } tp_family;
 typedef struct tp_model_cfg {
     tp_family family;
     int64_t layers, heads, kv_heads, channels, head_dim, ffn, context, vocab;
-    int64_t sliding_window;             /* 0: none */
+    int64_t sliding_window; /* 0: none */
     double rope_theta, norm_eps;
     double logit_softcap, attn_softcap; /* 0: none (Gemma 2) */
     double dropout;                     /* on the embedding and on both branches of a block */
     double init_std;
-    bool tie_embeddings;                /* the head is the token embedding */
-    bool qk_norm;                       /* RMSNorm on queries and keys, per head (Qwen 3) */
-    bool attention_bias, mlp_bias;      /* Llama style: biases of q, k, v (Qwen 2) and of the MLP */
-    bool activation_checkpointing;      /* recompute each block in the backward pass */
-    tp_dtype dtype;                     /* TP_F32, or TP_F64: every op runs as its oracle (slow) */
+    bool tie_embeddings;           /* the head is the token embedding */
+    bool qk_norm;                  /* RMSNorm on queries and keys, per head (Qwen 3) */
+    bool attention_bias, mlp_bias; /* Llama style: biases of q, k, v (Qwen 2) and of the MLP */
+    bool activation_checkpointing; /* recompute each block in the backward pass */
+    tp_dtype dtype;                /* TP_F32, or TP_F64: every op runs as its oracle (slow) */
 } tp_model_cfg;
 
 typedef struct tp_model tp_model;
 /* Allocates every parameter (kept tensors, f32) and initialises it from the ctx's seed:
  * matrices and embeddings N(0, init_std), the two matrices that write into the residual stream
- * N(0, init_std / sqrt(2 layers)) (Radford et al. 2019), biases 0, norm weights 1. A value depends on
- * (seed, name, index) only, so it does not change when another parameter is added. */
+ * N(0, init_std / sqrt(2 layers)) (Radford et al. 2019), biases 0, norm weights 1. A value depends
+ * on (seed, name, index) only, so it does not change when another parameter is added. */
 tp_status tp_model_new(tp_model **out, tp_ctx *c, const tp_model_cfg *cfg);
 void tp_model_free(tp_model *m);
 const tp_model_cfg *tp_model_config(const tp_model *m);
 tp_params *tp_model_params(tp_model *m);
 const tp_param *tp_model_param(const tp_model *m, const char *name); /* NULL if there is none */
-int64_t tp_model_numel(const tp_model *m);                           /* parameters, tied ones once */
+int64_t tp_model_numel(const tp_model *m); /* parameters, tied ones once */
 
 typedef struct tp_model_in {
     tp_tensor *ids;       /* (B,T) i32 */
     tp_tensor *positions; /* (B,T) i32, NULL: 0..T-1 in every row */
-    tp_tensor *segments;  /* (B,T) i32, NULL: one document a row; attention stays inside a segment */
-    bool training;        /* dropout is on */
+    tp_tensor *segments; /* (B,T) i32, NULL: one document a row; attention stays inside a segment */
+    bool training;       /* dropout is on */
 } tp_model_in;
 /* (B,T) ids -> (B,T,C), after the last norm: what the head reads. */
 tp_tensor *tp_model_hidden(tp_ctx *c, tp_model *m, const tp_model_in *in);
@@ -48,18 +48,17 @@ tp_tensor *tp_model_logits(tp_ctx *c, tp_model *m, tp_tensor *hidden);
 
 typedef struct tp_model_loss_opts {
     double z_loss;
-    double scale;        /* each token's loss counts this much: 1 / tokens of the whole batch */
-    bool gradient;       /* the loss will be differentiated */
+    double scale;  /* each token's loss counts this much: 1 / tokens of the whole batch */
+    bool gradient; /* the loss will be differentiated */
 } tp_model_loss_opts;
 typedef struct tp_model_out {
-    tp_tensor *loss;     /* () = scale * sum of the tokens' losses */
-    tp_tensor *logprob;  /* (B,T) log p(target), 0 where the target is ignored */
-    tp_tensor *entropy;  /* (B,T) */
+    tp_tensor *loss;    /* () = scale * sum of the tokens' losses */
+    tp_tensor *logprob; /* (B,T) log p(target), 0 where the target is ignored */
+    tp_tensor *entropy; /* (B,T) */
 } tp_model_out;
 /* targets (B,T) i32, -100 = ignored. All members are NULL after a failure. */
 tp_model_out tp_model_loss(tp_ctx *c, tp_model *m, const tp_model_in *in, tp_tensor *targets,
                            const tp_model_loss_opts *o);
-
 
 #ifdef __cplusplus
 }

@@ -13,11 +13,11 @@ enum {
     TP_P_HEAD = 8    /* the output head */
 };
 typedef struct tp_param {
-    const char *name;    /* Hugging Face's name, "transformer.h.0.attn.c_attn.weight" */
-    tp_tensor *t;        /* f32; t->grad is its gradient, NULL while there is none */
+    const char *name; /* Hugging Face's name, "transformer.h.0.attn.c_attn.weight" */
+    tp_tensor *t;     /* f32; t->grad is its gradient, NULL while there is none */
     unsigned flags;
-    int blocks;          /* a fused matrix is this many side by side along its output dimension */
-    bool out_first;      /* the output dimension is dim 0 (Linear), not dim 1 (GPT-2's Conv1D) */
+    int blocks;     /* a fused matrix is this many side by side along its output dimension */
+    bool out_first; /* the output dimension is dim 0 (Linear), not dim 1 (GPT-2's Conv1D) */
 } tp_param;
 typedef struct tp_params {
     tp_param *p;

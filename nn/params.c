@@ -12,15 +12,15 @@ typedef struct init_job {
 } init_job;
 
 /* A model in f64 begins with the f32 model's values. */
-static void put(tp_tensor *t, int64_t i, double v)
-{
-    if (t->dtype == TP_F64) tp_f64(t)[i] = (float)v;
-    else tp_f32(t)[i] = (float)v;
+static void put(tp_tensor *t, int64_t i, double v) {
+    if (t->dtype == TP_F64)
+        tp_f64(t)[i] = (float)v;
+    else
+        tp_f32(t)[i] = (float)v;
 }
 
 /* Two normals a call of Philox, by Box and Muller. */
-static void init_range(void *arg, int64_t begin, int64_t end)
-{
+static void init_range(void *arg, int64_t begin, int64_t end) {
     const init_job *j = arg;
     for (int64_t i = begin; i < end; i++) {
         uint32_t w[4];
@@ -40,8 +40,7 @@ static uint64_t hash_name(const char *s) /* FNV-1a */
     return h;
 }
 
-static void init(tp_ctx *c, const tp_model *m, tp_init kind, tp_tensor *t)
-{
+static void init(tp_ctx *c, const tp_model *m, tp_init kind, tp_tensor *t) {
     int64_t n = tp_numel(t);
     if (!t->data) return;
     if (kind == TP_INIT_ZERO || kind == TP_INIT_ONE) {
@@ -54,8 +53,7 @@ static void init(tp_ctx *c, const tp_model *m, tp_init kind, tp_tensor *t)
     tp_parallel_for(c, (n + 1) / 2, 1 << 14, init_range, &j);
 }
 
-tp_tensor *tp_model_add(tp_ctx *c, tp_model *m, const tp_param_spec *s, const char *fmt, ...)
-{
+tp_tensor *tp_model_add(tp_ctx *c, tp_model *m, const tp_param_spec *s, const char *fmt, ...) {
     if (c->status) return NULL;
     char name[128];
     va_list ap;
@@ -81,29 +79,29 @@ tp_tensor *tp_model_add(tp_ctx *c, tp_model *m, const tp_param_spec *s, const ch
     return t;
 }
 
-/* ---- shapes, short ------------------------------------------------------------------------------- */
-static tp_param_spec matrix(int64_t rows, int64_t cols, tp_init init, bool out_first)
-{
-    return (tp_param_spec){
-        .ndim = 2, .shape = {rows, cols}, .init = init, .flags = TP_P_MATRIX, .out_first = out_first};
+/* ---- shapes, short -------------------------------------------------------------------------- */
+static tp_param_spec matrix(int64_t rows, int64_t cols, tp_init init, bool out_first) {
+    return (tp_param_spec){.ndim = 2,
+                           .shape = {rows, cols},
+                           .init = init,
+                           .flags = TP_P_MATRIX,
+                           .out_first = out_first};
 }
-static tp_param_spec table(int64_t rows, int64_t cols, unsigned flag)
-{
+static tp_param_spec table(int64_t rows, int64_t cols, unsigned flag) {
     return (tp_param_spec){
         .ndim = 2, .shape = {rows, cols}, .init = TP_INIT_NORMAL, .flags = flag, .out_first = true};
 }
-static tp_param_spec vector(int64_t n, tp_init init)
-{
+static tp_param_spec vector(int64_t n, tp_init init) {
     return (tp_param_spec){.ndim = 1, .shape = {n}, .init = init};
 }
 
-tp_status tp_gpt2_params(tp_ctx *c, tp_model *m)
-{
+tp_status tp_gpt2_params(tp_ctx *c, tp_model *m) {
     const tp_model_cfg *f = &m->cfg;
     int64_t C = f->channels, A = f->heads * f->head_dim, F = f->ffn;
     tp_param_spec wte = table(f->vocab, C, TP_P_EMBED), wpe = table(f->context, C, TP_P_EMBED);
     tp_param_spec one = vector(C, TP_INIT_ONE), zero = vector(C, TP_INIT_ZERO);
-    tp_param_spec qkv = matrix(C, 3 * A, TP_INIT_NORMAL, false), qkv_b = vector(3 * A, TP_INIT_ZERO);
+    tp_param_spec qkv = matrix(C, 3 * A, TP_INIT_NORMAL, false),
+                  qkv_b = vector(3 * A, TP_INIT_ZERO);
     tp_param_spec proj = matrix(A, C, TP_INIT_RESIDUAL, false);
     tp_param_spec fc = matrix(C, F, TP_INIT_NORMAL, false), fc_b = vector(F, TP_INIT_ZERO);
     tp_param_spec down = matrix(F, C, TP_INIT_RESIDUAL, false);
@@ -112,8 +110,7 @@ tp_status tp_gpt2_params(tp_ctx *c, tp_model *m)
     m->wpe = tp_model_add(c, m, &wpe, "transformer.wpe.weight");
     for (int i = 0; i < f->layers; i++) {
         tp_block *b = &m->block[i];
-#define P(member, spec, suffix)                                                                    \
-    b->member = tp_model_add(c, m, &spec, "transformer.h.%d." suffix, i)
+#define P(member, spec, suffix) b->member = tp_model_add(c, m, &spec, "transformer.h.%d." suffix, i)
         P(norm1, one, "ln_1.weight");
         P(norm1_bias, zero, "ln_1.bias");
         P(qkv, qkv, "attn.c_attn.weight");
@@ -133,8 +130,7 @@ tp_status tp_gpt2_params(tp_ctx *c, tp_model *m)
     return c->status;
 }
 
-tp_status tp_llama_params(tp_ctx *c, tp_model *m)
-{
+tp_status tp_llama_params(tp_ctx *c, tp_model *m) {
     const tp_model_cfg *f = &m->cfg;
     int64_t C = f->channels, D = f->head_dim, A = f->heads * D, K = f->kv_heads * D, F = f->ffn;
     tp_param_spec wte = table(f->vocab, C, TP_P_EMBED), one = vector(C, TP_INIT_ONE);

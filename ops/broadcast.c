@@ -36,8 +36,7 @@ tp_status tp_infer_broadcast(tp_call *k) {
     return tp_out(k, k->in[0]->dtype, ndim, shape);
 }
 
-/* ---- the walk
- * ------------------------------------------------------------------------------------ */
+/* ---- the walk ------------------------------------------------------------------------------- */
 enum {
     PACK = 512
 }; /* elements copied at a time where an operand is not dense: 2 KB, stays in L1 */
@@ -164,8 +163,7 @@ void tp_elementwise(const tp_call *k, int nout, tp_tensor *const out[], tp_run_f
     tp_parallel_for(k->ctx, n, TP_ELEMENT_GRAIN, walk, &p);
 }
 
-/* ---- oracles
- * ------------------------------------------------------------------------------------- */
+/* ---- oracles -------------------------------------------------------------------------------- */
 int64_t tp_broadcast_at(const tp_tensor *t, const tp_tensor *out, int64_t i) {
     int64_t at = 0;
     for (int d = out->ndim - 1; d >= 0; i /= out->shape[d--])

@@ -26,8 +26,7 @@ void tp_elementwise(const tp_call *k, int nout, tp_tensor *const out[], tp_run_f
 /* dst[0..n-1] = src[0], src[step], … of `size` bytes each (1, 2, 4 or 8). */
 void tp_pack(void *dst, const void *src, int64_t step, int64_t n, size_t size);
 
-/* ---- for oracles: dense operands
- * ----------------------------------------------------------------- */
+/* ---- for oracles: dense operands ------------------------------------------------------------ */
 /* Which element of dense t (of shape out or broadcast to it) meets element i of dense out. */
 int64_t tp_broadcast_at(const tp_tensor *t, const tp_tensor *out, int64_t i);
 tp_status tp_oracle_unary(const tp_call *k, double (*f)(double x));

@@ -4,8 +4,7 @@
 #include "ops/op.h"
 #include <string.h>
 
-static inline TP_HD float tp_bf16_to_f32(uint16_t h)
-{
+static inline TP_HD float tp_bf16_to_f32(uint16_t h) {
     uint32_t bits = (uint32_t)h << 16;
     float f;
     memcpy(&f, &bits, sizeof f);
@@ -13,8 +12,7 @@ static inline TP_HD float tp_bf16_to_f32(uint16_t h)
 }
 
 /* Nearest, ties to even; NaN stays NaN (a plain rounding add could turn it into infinity). */
-static inline TP_HD uint16_t tp_f32_to_bf16(float f)
-{
+static inline TP_HD uint16_t tp_f32_to_bf16(float f) {
     uint32_t bits;
     memcpy(&bits, &f, sizeof bits);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 0x40);

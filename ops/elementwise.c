@@ -13,12 +13,6 @@ tp_status tp_infer_binary(tp_call *k) {
     return tp_out_like(k, k->in[0]);
 }
 
-double tp_flops_1(const tp_call *k) {
-    return (double)tp_numel(k->out[0]);
-}
-double tp_flops_4(const tp_call *k) {
-    return 4.0 * (double)tp_numel(k->out[0]);
-}
-double tp_flops_20(const tp_call *k) {
-    return 20.0 * (double)tp_numel(k->out[0]);
-}
+double tp_flops_1(const tp_call *k) { return (double)tp_numel(k->out[0]); }
+double tp_flops_4(const tp_call *k) { return 4.0 * (double)tp_numel(k->out[0]); }
+double tp_flops_20(const tp_call *k) { return 20.0 * (double)tp_numel(k->out[0]); }

@@ -58,9 +58,7 @@ static inline TP_HD float tp_tanhf(float x) {
 }
 
 /* 1/(1+e^-x). Error < 2.5 ulp; below -88.7 the denormal result is flushed to 0. */
-static inline TP_HD float tp_sigmoidf(float x) {
-    return 1.0f / (1.0f + tp_expf(-x));
-}
+static inline TP_HD float tp_sigmoidf(float x) { return 1.0f / (1.0f + tp_expf(-x)); }
 
 /* ln x. x = 2^k m with m in [sqrt(1/2), sqrt(2)); with f = m - 1, ln m = f - f^2/2 + f^3 Q(f), Q
  * minimax (Remez exchange; 8e-10 relative). Error < 1 ulp. ln 0 = -inf, ln of negatives is NaN. */

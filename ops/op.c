@@ -5,15 +5,13 @@
 #include <stdio.h>
 #include <string.h>
 
-const tp_op *tp_op_find(const char *name)
-{
+const tp_op *tp_op_find(const char *name) {
     for (int i = 0; tp_ops[i]; i++)
         if (!strcmp(tp_ops[i]->name, name)) return tp_ops[i];
     return NULL;
 }
 
-static tp_status check_inputs(tp_ctx *c, const tp_op *op, int nin, tp_tensor *const in[])
-{
+static tp_status check_inputs(tp_ctx *c, const tp_op *op, int nin, tp_tensor *const in[]) {
     TP_CHECK(c, nin <= TP_MAXIN);
     for (int i = 0; i < nin; i++) {
         if (!in[i] && !((op->optional >> i) & 1))
@@ -27,16 +25,14 @@ static tp_status check_inputs(tp_ctx *c, const tp_op *op, int nin, tp_tensor *co
     return TP_OK;
 }
 
-static const char *reason(const tp_call *k, const tp_kernel *kernel)
-{
+static const char *reason(const tp_call *k, const tp_kernel *kernel) {
     if (kernel->isa > k->ctx->isa)
         return kernel->isa == 4 ? "this CPU has no AVX-512" : "this CPU has no AVX2";
     return kernel->decline ? kernel->decline(k) : NULL;
 }
 
 /* The first kernel of the list that takes the call; the oracle closes the CPU's list. */
-static tp_status choose(tp_call *k)
-{
+static tp_status choose(tp_call *k) {
     char why[512] = "";
     size_t n = 0;
     tp_ctx *c = k->ctx;
@@ -60,8 +56,7 @@ static tp_status choose(tp_call *k)
                    n ? why : "none is listed for this device");
 }
 
-static tp_status run_kernel(tp_call *k)
-{
+static tp_status run_kernel(tp_call *k) {
     tp_ctx *c = k->ctx;
     tp_status st = choose(k);
     if (st) return st;
@@ -75,9 +70,9 @@ static tp_status run_kernel(tp_call *k)
     return st ? st : c->status;
 }
 
-/* An op without a vjp passes the mark on too: whoever walks back through it is told why it cannot. */
-static void mark_gradients(tp_call *k)
-{
+/* An op without a vjp passes the mark on too: whoever walks back through it is told why it cannot.
+ */
+static void mark_gradients(tp_call *k) {
     bool any = false;
     for (int i = 0; i < k->nin; i++) any |= k->in[i] && k->in[i]->requires_grad;
     for (int i = 0; i < k->nout; i++)
@@ -86,8 +81,7 @@ static void mark_gradients(tp_call *k)
 }
 
 tp_status tp_op_run(tp_ctx *c, const tp_op *op, const void *attr, int nin, tp_tensor *const in[],
-                    tp_tensor *out[])
-{
+                    tp_tensor *out[]) {
     if (c->status) return c->status;
     tp_status st = check_inputs(c, op, nin, in);
     if (st) return st;
@@ -110,15 +104,13 @@ tp_status tp_op_run(tp_ctx *c, const tp_op *op, const void *attr, int nin, tp_te
     return TP_OK;
 }
 
-tp_tensor *tp_op1_(tp_ctx *c, const tp_op *op, const void *attr, int nin, tp_tensor *const in[])
-{
+tp_tensor *tp_op1_(tp_ctx *c, const tp_op *op, const void *attr, int nin, tp_tensor *const in[]) {
     tp_tensor *out[TP_MAXOUT] = {0};
     return tp_op_run(c, op, attr, nin, in, out) ? NULL : out[0];
 }
 
-/* ---- infer's vocabulary ------------------------------------------------------------------------ */
-tp_status tp_out(tp_call *k, tp_dtype t, int ndim, const int64_t *shape)
-{
+/* ---- infer's vocabulary --------------------------------------------------------------------- */
+tp_status tp_out(tp_call *k, tp_dtype t, int ndim, const int64_t *shape) {
     TP_CHECK(k->ctx, k->nout < TP_MAXOUT);
     tp_tensor *o = tp_header_new(k->ctx, t, ndim, shape);
     if (!o) return k->ctx->status;
@@ -126,10 +118,11 @@ tp_status tp_out(tp_call *k, tp_dtype t, int ndim, const int64_t *shape)
     return TP_OK;
 }
 
-tp_status tp_out_like(tp_call *k, const tp_tensor *t) { return tp_out(k, t->dtype, t->ndim, t->shape); }
+tp_status tp_out_like(tp_call *k, const tp_tensor *t) {
+    return tp_out(k, t->dtype, t->ndim, t->shape);
+}
 
-tp_status tp_out_view(tp_call *k, tp_tensor *base)
-{
+tp_status tp_out_view(tp_call *k, tp_tensor *base) {
     TP_CHECK(k->ctx, k->nout < TP_MAXOUT);
     tp_tensor *o = tp_tensor_view(k->ctx, base);
     if (!o) return k->ctx->status;
@@ -137,8 +130,7 @@ tp_status tp_out_view(tp_call *k, tp_tensor *base)
     return TP_OK;
 }
 
-tp_status tp_refuse(const tp_call *k, tp_status s, const char *fmt, ...)
-{
+tp_status tp_refuse(const tp_call *k, tp_status s, const char *fmt, ...) {
     char text[512];
     va_list ap;
     va_start(ap, fmt);
@@ -147,21 +139,18 @@ tp_status tp_refuse(const tp_call *k, tp_status s, const char *fmt, ...)
     return tp_fail(k->ctx, s, "%s: %s", k->op->name, text);
 }
 
-tp_status tp_need_float(const tp_call *k, int i, const char *arg)
-{
+tp_status tp_need_float(const tp_call *k, int i, const char *arg) {
     if (!k->in[i] || tp_is_float(k->in[i]->dtype)) return TP_OK;
     return tp_refuse(k, TP_EDTYPE, "%s must be a float tensor, got %s", arg,
                      tp_dtype_name(k->in[i]->dtype));
 }
 
-tp_status tp_need_int(const tp_call *k, int i, const char *arg)
-{
+tp_status tp_need_int(const tp_call *k, int i, const char *arg) {
     if (!k->in[i] || k->in[i]->dtype == TP_I32) return TP_OK;
     return tp_refuse(k, TP_EDTYPE, "%s must be i32, got %s", arg, tp_dtype_name(k->in[i]->dtype));
 }
 
-tp_status tp_need_ndim(const tp_call *k, int i, const char *arg, int lo, int hi)
-{
+tp_status tp_need_ndim(const tp_call *k, int i, const char *arg, int lo, int hi) {
     const tp_tensor *t = k->in[i];
     if (!t || (t->ndim >= lo && t->ndim <= hi)) return TP_OK;
     if (lo == hi)
@@ -171,8 +160,7 @@ tp_status tp_need_ndim(const tp_call *k, int i, const char *arg, int lo, int hi)
                      tp_shape_str(k->ctx, t));
 }
 
-tp_status tp_need_same(const tp_call *k, int i, int j, const char *args)
-{
+tp_status tp_need_same(const tp_call *k, int i, int j, const char *args) {
     const tp_tensor *a = k->in[i], *b = k->in[j];
     if (!a || !b || (a->dtype == b->dtype && tp_same_shape(a, b))) return TP_OK;
     return tp_refuse(k, a->dtype == b->dtype ? TP_ESHAPE : TP_EDTYPE,
@@ -180,23 +168,20 @@ tp_status tp_need_same(const tp_call *k, int i, int j, const char *args)
                      tp_shape_str(k->ctx, a), tp_shape_str(k->ctx, b));
 }
 
-/* ---- kernels' vocabulary ------------------------------------------------------------------------ */
-static const char *not_f32(const tp_tensor *t)
-{
+/* ---- kernels' vocabulary -------------------------------------------------------------------- */
+static const char *not_f32(const tp_tensor *t) {
     if (!t || !tp_is_float(t->dtype) || t->dtype == TP_F32) return NULL;
     return t->dtype == TP_F64 ? "f64 is the oracle's" : "bf16 is for storage on the CPU";
 }
 
-const char *tp_decline_unless_f32(const tp_call *k)
-{
+const char *tp_decline_unless_f32(const tp_call *k) {
     const char *no = NULL;
     for (int i = 0; i < k->nin && !no; i++) no = not_f32(k->in[i]);
     for (int i = 0; i < k->nout && !no; i++) no = not_f32(k->out[i]);
     return no;
 }
 
-const char *tp_decline_unless_f32_dense(const tp_call *k)
-{
+const char *tp_decline_unless_f32_dense(const tp_call *k) {
     for (int i = 0; i < k->nin; i++)
         if (k->in[i] && !tp_contiguous(k->in[i])) return "an input is strided";
     return tp_decline_unless_f32(k);

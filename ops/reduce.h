@@ -22,7 +22,7 @@ typedef struct tp_reduced {
 /* Where element i (row-major) of x goes. */
 tp_reduced tp_reduced_at(const tp_tensor *x, int32_t dims, int64_t i);
 
-/* ---- for kernels: strided walks -------------------------------------------------------------- */
+/* ---- for kernels: strided walks ------------------------------------------------------------- */
 /* Dimensions in row-major order, neighbours merged where they lie evenly. */
 typedef struct tp_dims {
     int ndim;

@@ -1,4 +1,5 @@
-/* The kernel behind every list on the CPU: converts to doubles, runs the op's oracle, converts back. */
+/* The kernel behind every list on the CPU: converts to doubles, runs the op's oracle, converts
+ * back. */
 #ifndef TP_REFERENCE_H
 #define TP_REFERENCE_H
 #include "ops/op.h"

@@ -22,67 +22,33 @@
 typedef __m512 v16;    /* sixteen floats */
 typedef __mmask16 m16; /* sixteen truth values */
 
-static inline v16 v16_set1(float x) {
-    return _mm512_set1_ps(x);
-}
-static inline v16 v16_load(const float *p) {
-    return _mm512_loadu_ps(p);
-}
-static inline void v16_store(float *p, v16 a) {
-    _mm512_storeu_ps(p, a);
-}
-static inline m16 m16_first(int n) {
-    return (m16)((1u << n) - 1u);
-}
+static inline v16 v16_set1(float x) { return _mm512_set1_ps(x); }
+static inline v16 v16_load(const float *p) { return _mm512_loadu_ps(p); }
+static inline void v16_store(float *p, v16 a) { _mm512_storeu_ps(p, a); }
+static inline m16 m16_first(int n) { return (m16)((1u << n) - 1u); }
 static inline v16 v16_load_n(const float *p, int n) {
     return _mm512_maskz_loadu_ps(m16_first(n), p);
 }
 static inline void v16_store_n(float *p, v16 a, int n) {
     _mm512_mask_storeu_ps(p, m16_first(n), a);
 }
-static inline v16 v16_add(v16 a, v16 b) {
-    return _mm512_add_ps(a, b);
-}
-static inline v16 v16_sub(v16 a, v16 b) {
-    return _mm512_sub_ps(a, b);
-}
-static inline v16 v16_mul(v16 a, v16 b) {
-    return _mm512_mul_ps(a, b);
-}
-static inline v16 v16_div(v16 a, v16 b) {
-    return _mm512_div_ps(a, b);
-}
-static inline v16 v16_fma(v16 a, v16 b, v16 c) {
-    return _mm512_fmadd_ps(a, b, c);
-}
-static inline v16 v16_fnma(v16 a, v16 b, v16 c) {
-    return _mm512_fnmadd_ps(a, b, c);
-}
-static inline v16 v16_max(v16 a, v16 b) {
-    return _mm512_max_ps(a, b);
-}
-static inline v16 v16_min(v16 a, v16 b) {
-    return _mm512_min_ps(a, b);
-}
-static inline v16 v16_sqrt(v16 a) {
-    return _mm512_sqrt_ps(a);
-}
-static inline v16 v16_abs(v16 a) {
-    return _mm512_abs_ps(a);
-}
+static inline v16 v16_add(v16 a, v16 b) { return _mm512_add_ps(a, b); }
+static inline v16 v16_sub(v16 a, v16 b) { return _mm512_sub_ps(a, b); }
+static inline v16 v16_mul(v16 a, v16 b) { return _mm512_mul_ps(a, b); }
+static inline v16 v16_div(v16 a, v16 b) { return _mm512_div_ps(a, b); }
+static inline v16 v16_fma(v16 a, v16 b, v16 c) { return _mm512_fmadd_ps(a, b, c); }
+static inline v16 v16_fnma(v16 a, v16 b, v16 c) { return _mm512_fnmadd_ps(a, b, c); }
+static inline v16 v16_max(v16 a, v16 b) { return _mm512_max_ps(a, b); }
+static inline v16 v16_min(v16 a, v16 b) { return _mm512_min_ps(a, b); }
+static inline v16 v16_sqrt(v16 a) { return _mm512_sqrt_ps(a); }
+static inline v16 v16_abs(v16 a) { return _mm512_abs_ps(a); }
 static inline v16 v16_neg(v16 a) {
     return _mm512_castsi512_ps(
         _mm512_xor_epi32(_mm512_castps_si512(a), _mm512_set1_epi32(INT32_MIN)));
 }
-static inline v16 v16_round(v16 a) {
-    return _mm512_roundscale_ps(a, 0x08);
-}
-static inline m16 v16_lt(v16 a, v16 b) {
-    return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ);
-}
-static inline v16 v16_select(m16 m, v16 yes, v16 no) {
-    return _mm512_mask_blend_ps(m, no, yes);
-}
+static inline v16 v16_round(v16 a) { return _mm512_roundscale_ps(a, 0x08); }
+static inline m16 v16_lt(v16 a, v16 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+static inline v16 v16_select(m16 m, v16 yes, v16 no) { return _mm512_mask_blend_ps(m, no, yes); }
 static inline v16 v16_exp2i(v16 n) {
     __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
     return _mm512_castsi512_ps(_mm512_slli_epi32(e, 23));
@@ -102,9 +68,7 @@ typedef struct m16 {
 } m16;
 
 #define V16_(l, h) ((v16){(l), (h)})
-static inline v16 v16_set1(float x) {
-    return V16_(_mm256_set1_ps(x), _mm256_set1_ps(x));
-}
+static inline v16 v16_set1(float x) { return V16_(_mm256_set1_ps(x), _mm256_set1_ps(x)); }
 static inline v16 v16_load(const float *p) {
     return V16_(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8));
 }
@@ -125,9 +89,7 @@ static inline void v16_store_n(float *p, v16 a, int n) {
     if (n > 8) _mm256_maskstore_ps(p + 8, v16_mask8_(n - 8), a.hi);
 }
 #define V16_OP2_(name, op)                                                                         \
-    static inline v16 name(v16 a, v16 b) {                                                         \
-        return V16_(op(a.lo, b.lo), op(a.hi, b.hi));                                               \
-    }
+    static inline v16 name(v16 a, v16 b) { return V16_(op(a.lo, b.lo), op(a.hi, b.hi)); }
 V16_OP2_(v16_add, _mm256_add_ps)
 V16_OP2_(v16_sub, _mm256_sub_ps)
 V16_OP2_(v16_mul, _mm256_mul_ps)
@@ -141,9 +103,7 @@ static inline v16 v16_fma(v16 a, v16 b, v16 c) {
 static inline v16 v16_fnma(v16 a, v16 b, v16 c) {
     return V16_(_mm256_fnmadd_ps(a.lo, b.lo, c.lo), _mm256_fnmadd_ps(a.hi, b.hi, c.hi));
 }
-static inline v16 v16_sqrt(v16 a) {
-    return V16_(_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi));
-}
+static inline v16 v16_sqrt(v16 a) { return V16_(_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)); }
 static inline v16 v16_abs(v16 a) {
     __m256 sign = _mm256_set1_ps(-0.0f);
     return V16_(_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi));
@@ -165,9 +125,7 @@ static inline __m256 v16_exp2i8_(__m256 n) {
     __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
 }
-static inline v16 v16_exp2i(v16 n) {
-    return V16_(v16_exp2i8_(n.lo), v16_exp2i8_(n.hi));
-}
+static inline v16 v16_exp2i(v16 n) { return V16_(v16_exp2i8_(n.lo), v16_exp2i8_(n.hi)); }
 static inline __m256 v16_load_bf16x8_(const uint16_t *p) {
     __m256i w = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
@@ -190,65 +148,31 @@ typedef struct m16 {
         for (int i = 0; i < TP_LANES; i++) r_.f[i] = (expr);                                       \
         return r_;                                                                                 \
     } while (0)
-static inline v16 v16_set1(float x) {
-    V16_EACH_(x);
-}
-static inline v16 v16_load(const float *p) {
-    V16_EACH_(p[i]);
-}
-static inline void v16_store(float *p, v16 a) {
-    memcpy(p, a.f, sizeof a.f);
-}
-static inline v16 v16_load_n(const float *p, int n) {
-    V16_EACH_(i < n ? p[i] : 0.0f);
-}
+static inline v16 v16_set1(float x) { V16_EACH_(x); }
+static inline v16 v16_load(const float *p) { V16_EACH_(p[i]); }
+static inline void v16_store(float *p, v16 a) { memcpy(p, a.f, sizeof a.f); }
+static inline v16 v16_load_n(const float *p, int n) { V16_EACH_(i < n ? p[i] : 0.0f); }
 static inline void v16_store_n(float *p, v16 a, int n) {
     for (int i = 0; i < n; i++) p[i] = a.f[i];
 }
-static inline v16 v16_add(v16 a, v16 b) {
-    V16_EACH_(a.f[i] + b.f[i]);
-}
-static inline v16 v16_sub(v16 a, v16 b) {
-    V16_EACH_(a.f[i] - b.f[i]);
-}
-static inline v16 v16_mul(v16 a, v16 b) {
-    V16_EACH_(a.f[i] * b.f[i]);
-}
-static inline v16 v16_div(v16 a, v16 b) {
-    V16_EACH_(a.f[i] / b.f[i]);
-}
-static inline v16 v16_fma(v16 a, v16 b, v16 c) {
-    V16_EACH_(fmaf(a.f[i], b.f[i], c.f[i]));
-}
-static inline v16 v16_fnma(v16 a, v16 b, v16 c) {
-    V16_EACH_(fmaf(-a.f[i], b.f[i], c.f[i]));
-}
-static inline v16 v16_max(v16 a, v16 b) {
-    V16_EACH_(a.f[i] > b.f[i] ? a.f[i] : b.f[i]);
-}
-static inline v16 v16_min(v16 a, v16 b) {
-    V16_EACH_(a.f[i] < b.f[i] ? a.f[i] : b.f[i]);
-}
-static inline v16 v16_sqrt(v16 a) {
-    V16_EACH_(sqrtf(a.f[i]));
-}
-static inline v16 v16_abs(v16 a) {
-    V16_EACH_(fabsf(a.f[i]));
-}
-static inline v16 v16_neg(v16 a) {
-    V16_EACH_(-a.f[i]);
-}
-static inline v16 v16_round(v16 a) {
-    V16_EACH_(rintf(a.f[i]));
-}
+static inline v16 v16_add(v16 a, v16 b) { V16_EACH_(a.f[i] + b.f[i]); }
+static inline v16 v16_sub(v16 a, v16 b) { V16_EACH_(a.f[i] - b.f[i]); }
+static inline v16 v16_mul(v16 a, v16 b) { V16_EACH_(a.f[i] * b.f[i]); }
+static inline v16 v16_div(v16 a, v16 b) { V16_EACH_(a.f[i] / b.f[i]); }
+static inline v16 v16_fma(v16 a, v16 b, v16 c) { V16_EACH_(fmaf(a.f[i], b.f[i], c.f[i])); }
+static inline v16 v16_fnma(v16 a, v16 b, v16 c) { V16_EACH_(fmaf(-a.f[i], b.f[i], c.f[i])); }
+static inline v16 v16_max(v16 a, v16 b) { V16_EACH_(a.f[i] > b.f[i] ? a.f[i] : b.f[i]); }
+static inline v16 v16_min(v16 a, v16 b) { V16_EACH_(a.f[i] < b.f[i] ? a.f[i] : b.f[i]); }
+static inline v16 v16_sqrt(v16 a) { V16_EACH_(sqrtf(a.f[i])); }
+static inline v16 v16_abs(v16 a) { V16_EACH_(fabsf(a.f[i])); }
+static inline v16 v16_neg(v16 a) { V16_EACH_(-a.f[i]); }
+static inline v16 v16_round(v16 a) { V16_EACH_(rintf(a.f[i])); }
 static inline m16 v16_lt(v16 a, v16 b) {
     m16 r;
     for (int i = 0; i < TP_LANES; i++) r.b[i] = a.f[i] < b.f[i];
     return r;
 }
-static inline v16 v16_select(m16 m, v16 yes, v16 no) {
-    V16_EACH_(m.b[i] ? yes.f[i] : no.f[i]);
-}
+static inline v16 v16_select(m16 m, v16 yes, v16 no) { V16_EACH_(m.b[i] ? yes.f[i] : no.f[i]); }
 static inline float v16_bits_(uint32_t u) {
     float x;
     memcpy(&x, &u, sizeof x);
@@ -257,9 +181,7 @@ static inline float v16_bits_(uint32_t u) {
 static inline v16 v16_exp2i(v16 n) {
     V16_EACH_(v16_bits_((uint32_t)((int32_t)rintf(n.f[i]) + 127) << 23));
 }
-static inline v16 v16_load_bf16(const uint16_t *p) {
-    V16_EACH_(v16_bits_((uint32_t)p[i] << 16));
-}
+static inline v16 v16_load_bf16(const uint16_t *p) { V16_EACH_(v16_bits_((uint32_t)p[i] << 16)); }
 #endif
 
 /* What each operation means, where the name alone leaves it open:
@@ -268,9 +190,7 @@ static inline v16 v16_load_bf16(const uint16_t *p) {
  *   v16_round(a)       to the nearest integer, ties to even
  *   v16_exp2i(n)       2^n for integral n in [-126,127]; 0 for n = -127
  *   v16_select(m,y,n)  m ? y : n per lane */
-static inline v16 v16_zero(void) {
-    return v16_set1(0.0f);
-}
+static inline v16 v16_zero(void) { return v16_set1(0.0f); }
 /* clang-format on */
 
 /* How many lanes of vector v are among the first n of a row of vectors: 0 to 16. */

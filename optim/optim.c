@@ -28,8 +28,7 @@ static tp_optim_kind kind_for(const tp_optim_opts *o, const tp_param *p) {
     return (p->flags & TP_P_MATRIX) && p->t->ndim == 2 ? TP_OPTIM_MUON : TP_OPTIM_ADAMW;
 }
 
-/* ---- options -----------------------------------------------------------------------------------
- */
+/* ---- options -------------------------------------------------------------------------------- */
 typedef struct bound {
     const char *name;
     double value, lo, hi; /* lo <= value < hi, or <= where hi_shut */
@@ -83,8 +82,7 @@ static tp_status check_params(tp_ctx *c, const tp_params *params) {
     return TP_OK;
 }
 
-/* ---- life
- * ---------------------------------------------------------------------------------------- */
+/* ---- life ----------------------------------------------------------------------------------- */
 static tp_status add_slot(tp_optim *o, int i, const char *what) {
     tp_ctx *c = o->c;
     const tp_param *p = &o->params->p[i];
@@ -95,7 +93,7 @@ static tp_status add_slot(tp_optim *o, int i, const char *what) {
     s->nslots++; /* from here on tp_optim_free frees the name */
     snprintf(slot->name, room, "%s.%s", p->name, what);
     if (!(slot->t = tp_tensor_keep(c, p->t->dtype, p->t->ndim, p->t->shape))) return c->status;
-    if (slot->t->data) 
+    if (slot->t->data)
         memset(slot->t->data, 0, (size_t)tp_numel(slot->t) * tp_dtype_size(slot->t->dtype));
     o->nstate++;
     return TP_OK;
@@ -137,8 +135,7 @@ void tp_optim_free(tp_optim *o) {
     tp_free(o);
 }
 
-/* ---- the step ---------------------------------------------------------------------------------
- */
+/* ---- the step ------------------------------------------------------------------------------- */
 static tp_status bad_step(tp_optim *o, int64_t step, int bad) {
     tp_optim_counters *n = &o->counters;
     n->bad_in_a_row++;
@@ -196,8 +193,7 @@ tp_status tp_optim_step(tp_optim *o, int64_t step, tp_optim_report *r) {
     return st;
 }
 
-/* ---- state
- * ---------------------------------------------------------------------------------------- */
+/* ---- state ---------------------------------------------------------------------------------- */
 static const optim_slot *slot_at(const tp_optim *o, int at) {
     for (int i = 0; i < o->params->n; i++) {
         if (at >= 0 && at < o->state[i].nslots) return &o->state[i].slot[at];
@@ -206,9 +202,7 @@ static const optim_slot *slot_at(const tp_optim *o, int at) {
     return NULL;
 }
 
-int tp_optim_state_count(const tp_optim *o) {
-    return o->nstate;
-}
+int tp_optim_state_count(const tp_optim *o) { return o->nstate; }
 
 const char *tp_optim_state_name(const tp_optim *o, int i) {
     const optim_slot *s = slot_at(o, i);
@@ -220,6 +214,4 @@ tp_tensor *tp_optim_state(const tp_optim *o, int i) {
     return s ? s->t : NULL;
 }
 
-tp_optim_counters *tp_optim_get_counters(tp_optim *o) {
-    return &o->counters;
-}
+tp_optim_counters *tp_optim_get_counters(tp_optim *o) { return &o->counters; }

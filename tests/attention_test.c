@@ -218,8 +218,7 @@ static void a_start_for_each_sequence(void **state) {
     tp_ctx_free(s.c);
 }
 
-/* ---- backward
- * ------------------------------------------------------------------------------------- */
+/* ---- backward ------------------------------------------------------------------------------- */
 typedef struct gradients {
     tp_tensor *d[3];
 } gradients;
@@ -265,8 +264,7 @@ static void backward_bits(void **state) {
     tp_ctx_free(s.c);
 }
 
-/* ---- who sees whom
- * -------------------------------------------------------------------------------- */
+/* ---- who sees whom -------------------------------------------------------------------------- */
 /* Scores of zero and values that are unit vectors show the weights: 1/n for each of n visible keys.
  * Oracle and kernels share the rule, so it is said a second time here. */
 static void check_visible(const tp_attention_opts *o, int64_t queries, int64_t keys, int64_t offset,
@@ -326,8 +324,7 @@ static void who_sees_whom(void **state) {
     check_visible(&(tp_attention_opts){.causal = true, .window = 5}, 9, 9, 0, segment);
 }
 
-/* ---- accuracy, memory
- * -------------------------------------------------------------------------------- */
+/* ---- accuracy, memory ----------------------------------------------------------------------- */
 static double worst_error(const setup *s, const tp_kernel *only, const tp_tensor *want) {
     double worst = 0;
     s->c->only_kernel = only;

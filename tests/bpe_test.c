@@ -2,7 +2,7 @@
  */
 #include "tokenizer_fixture.h"
 
-/* ---- against the plain way ----------------------------------------------- ------------------- */
+/* ---- against the plain way ----------------------------------------------- ------------------ */
 typedef struct plain_merge {
     char a[64], b[64];
 } plain_merge;

@@ -97,12 +97,9 @@ static void save_step(tp_ctx *c, int64_t step) {
     assert_int_equal(save(c, path, step, 16), TP_OK);
 }
 
-static bool exists(const char *name) {
-    return !access(in_dir(name), F_OK);
-}
+static bool exists(const char *name) { return !access(in_dir(name), F_OK); }
 
-/* ---- what is put comes back -------------------------------------------------------------------
- */
+/* ---- what is put comes back ----------------------------------------------------------------- */
 static void test_round_trip(void **state) {
     tp_ctx *c = *state;
     static const int64_t shape[TP_MAXDIM] = {2, 3, 1, 1, 2, 1}, none[2] = {0, 5};
@@ -253,8 +250,7 @@ static void test_bad_puts(void **state) {
     assert_false(exists("a.h5.tmp"));
 }
 
-/* ---- damage -----------------------------------------------------------------------------------
- */
+/* ---- damage --------------------------------------------------------------------------------- */
 static void refused(tp_ctx *c, const char *path, tp_status want, const char *words) {
     tp_checkpoint_reader *r = NULL;
     tp_status st = tp_checkpoint_open(&r, c, path);
@@ -308,8 +304,7 @@ static void test_damage(void **state) {
     free(bytes);
 }
 
-/* ---- foreign content under a good seal --------------------------------------------------------
- */
+/* ---- foreign content under a good seal ------------------------------------------------------ */
 enum {
     NO_LIST,
     LIST_IS_NUMBERS,
@@ -400,8 +395,7 @@ static void test_foreign(void **state) {
     refused(c, in_dir("f.h5"), TP_EFORMAT, "");
 }
 
-/* ---- the folder ---------------------------------------------------------------------------------
- */
+/* ---- the folder ----------------------------------------------------------------------------- */
 static void flip_byte(const char *path) {
     int fd = open(path, O_RDWR);
     char b = 0;
@@ -484,8 +478,7 @@ static void test_best(void **state) {
     tp_checkpoint_close(r);
 }
 
-/* ---- violence -----------------------------------------------------------------------------------
- */
+/* ---- violence ------------------------------------------------------------------------------- */
 /* Writes steps from `first` on, telling each that is finished through fd, until it is killed. */
 static void write_for_ever(int fd, int64_t first) {
     tp_ctx *c = NULL;

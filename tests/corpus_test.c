@@ -21,9 +21,7 @@
 /* HDF5 1.10 loses some of its own memory when it refuses a damaged header; that nothing of ours
  * stays open in it is checked at the end. */
 const char *__lsan_default_suppressions(void);
-const char *__lsan_default_suppressions(void) {
-    return "leak:libhdf5";
-}
+const char *__lsan_default_suppressions(void) { return "leak:libhdf5"; }
 
 static char dir[64];
 static tp_ctx *ctx;

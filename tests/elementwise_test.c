@@ -52,8 +52,7 @@ static void assert_bits(const tp_tensor *a, const tp_tensor *b) {
     assert_memory_equal(a->data, b->data, (size_t)tp_numel(a) * tp_dtype_size(a->dtype));
 }
 
-/* ---- sums
- * ----------------------------------------------------------------------------------------- */
+/* ---- sums ----------------------------------------------------------------------------------- */
 static void subbatches_are_subtrees(void **state) {
     (void)state;
     static const unsigned dims[] = {1, 3, 7, 5};
@@ -134,8 +133,7 @@ static void sum_to_refuses(void **state) {
     tp_ctx_free(c);
 }
 
-/* ---- dropout
- * ---------------------------------------------------------------------------------------- */
+/* ---- dropout -------------------------------------------------------------------------------- */
 static tp_tensor *drop_at(tp_ctx *c, tp_tensor *x, uint64_t step, uint64_t sample, int site) {
     tp_rng_at(c, step, sample);
     c->stream = (uint32_t)site;
@@ -196,8 +194,7 @@ static void dropout_gradient(void **state) {
     tp_ctx_free(c);
 }
 
-/* ---- the rest
- * ----------------------------------------------------------------------------------------- */
+/* ---- the rest ------------------------------------------------------------------------------- */
 static void adding_in_place(void **state) {
     (void)state;
     tp_ctx *c = fresh(2);

@@ -13,8 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- what is wanted
- * ------------------------------------------------------------------------------ */
+/* ---- what is wanted ------------------------------------------------------------------------- */
 static float chain(const tp_gemm *g, int64_t i, int64_t j, int64_t k0, int64_t k1) {
     float acc = 0.0f;
     for (int64_t k = k0; k < k1; k++)
@@ -45,8 +44,7 @@ static float wanted(const tp_gemm *g, int64_t i, int64_t j, float old) {
     return g->accumulate ? old + y : y;
 }
 
-/* ---- running it
- * ----------------------------------------------------------------------------------- */
+/* ---- running it ----------------------------------------------------------------------------- */
 typedef void (*run_fn)(tp_ctx *, const tp_gemm *);
 typedef void (*one_fn)(const tp_gemm *);
 static const struct {
@@ -156,8 +154,7 @@ static int teardown(void **state) {
     return 0;
 }
 
-/* ---- tests
- * ------------------------------------------------------------------------------------------- */
+/* ---- tests ---------------------------------------------------------------------------------- */
 static void small_shapes(void **state) {
     tp_ctx **ctx = *state;
     static const int64_t sizes[] = {0, 1, 2, 7, 15, 16, 17, 33};

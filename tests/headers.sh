@@ -6,7 +6,7 @@ headers="include/tapir.h $(sed -n 's/^#include "\(.*\)"/\1/p' include/tapir.h)
          $(for f in ops/*/; do n=$(basename "$f"); [ -e "$f$n.h" ] && echo "$f$n.h"; done)"
 for h in $headers; do
     lines=$(wc -l <"$h")
-    [ "$lines" -le 150 ] || { echo "$h has $lines lines, more than 150"; exit 1; }
+    [ "$lines" -le 150 ] || { echo "$h has $lines lines, more than 150" >&2; exit 1; }
     echo "#include \"$h\""
 done >"${TMPDIR:-/tmp}/headers.$$"
 # each first in a file of its own, so that none leans on another

@@ -84,7 +84,7 @@ static void expect_words(tp_status got, tp_status want, const char *words) {
     tp_clear(ctx);
 }
 
-/* ---- permutations ---------------------------------------------------------------------------- */
+/* ---- permutations --------------------------------------------------------------------------- */
 
 static void permutations_are_bijections(void **state) {
     (void)state;
@@ -138,7 +138,7 @@ static void permutations_are_even(void **state) {
     }
 }
 
-/* ---- coverage -------------------------------------------------------------------------------- */
+/* ---- coverage ------------------------------------------------------------------------------- */
 
 /* Counts how often each token is an input and a target in one epoch, and checks every row: targets
  * follow inputs, segments hold one document each, positions count. Returns the epoch's targets. */
@@ -255,7 +255,7 @@ static void epochs_and_seeds_differ(void **state) {
     tp_corpus_close(co);
 }
 
-/* ---- the same samples, whoever asks ---------------------------------------------------------- */
+/* ---- the same samples, whoever asks --------------------------------------------------------- */
 
 static bool same_row(const tp_batch *a, int64_t ra, const tp_batch *b, int64_t rb, int64_t T) {
     size_t n = (size_t)T * sizeof(int32_t);
@@ -413,8 +413,7 @@ static void errors_cross_threads(void **state) {
     tp_corpus_close(co);
 }
 
-/* ---- large corpora: the arithmetic, without the tokens ----------------------------------------
- */
+/* ---- large corpora: the arithmetic, without the tokens -------------------------------------- */
 
 static void orders_beyond_2_to_31(void **state) {
     (void)state;

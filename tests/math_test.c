@@ -19,21 +19,11 @@ typedef struct function {
     float lo, hi; /* the promise holds here; denormal results count as 2^-149 a unit */
 } function;
 
-static float f_exp(float x) {
-    return tp_expf(x);
-}
-static float f_log(float x) {
-    return tp_logf(x);
-}
-static float f_tanh(float x) {
-    return tp_tanhf(x);
-}
-static float f_sigmoid(float x) {
-    return tp_sigmoidf(x);
-}
-static double r_sigmoid(double x) {
-    return 1 / (1 + exp(-x));
-}
+static float f_exp(float x) { return tp_expf(x); }
+static float f_log(float x) { return tp_logf(x); }
+static float f_tanh(float x) { return tp_tanhf(x); }
+static float f_sigmoid(float x) { return tp_sigmoidf(x); }
+static double r_sigmoid(double x) { return 1 / (1 + exp(-x)); }
 
 static const function functions[] = {
     {"exp", f_exp, exp, 1.0, -INFINITY, 88.72f},

@@ -56,8 +56,7 @@ static void spit(const char *to, const void *bytes, size_t n) {
     assert_int_equal(fclose(f), 0);
 }
 
-/* ---- metrics.jsonl ----------------------------------------------------------------------------
- */
+/* ---- metrics.jsonl -------------------------------------------------------------------------- */
 static void test_text(void **state) {
     tp_ctx *c = *state;
     tp_metrics *m;
@@ -299,8 +298,7 @@ static void test_no_memory(void **state) {
     assert_true(failures > 3 && failures < 11);
 }
 
-/* ---- TensorBoard ------------------------------------------------------------------------------
- */
+/* ---- TensorBoard ---------------------------------------------------------------------------- */
 /* An oracle of its own: CRC bit by bit, protobuf by hand. */
 static uint32_t crc_by_bit(const uint8_t *p, size_t n) {
     uint32_t crc = 0xFFFFFFFFu;
@@ -317,9 +315,7 @@ static uint64_t little(const uint8_t *p, int n) {
     return v;
 }
 
-static uint32_t mask(uint32_t crc) {
-    return ((crc >> 15) | (crc << 17)) + 0xa282ead8u;
-}
+static uint32_t mask(uint32_t crc) { return ((crc >> 15) | (crc << 17)) + 0xa282ead8u; }
 
 /* Takes the record at *at of the file; its event. */
 static const uint8_t *take_record(const uint8_t *file, size_t n, size_t *at, size_t *len) {

@@ -1,5 +1,6 @@
-/* Whole models: the f32 loss curve against a float64 run of the same code, gradients, recomputation,
- * documents that must not see each other, micro-batches, names, and a step without allocations. */
+/* Whole models: the f32 loss curve against a float64 run of the same code, gradients,
+ * recomputation, documents that must not see each other, micro-batches, names, and a step without
+ * allocations. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -15,39 +16,47 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- every call to the system's allocator, by anybody in the process --------------------------------- */
+/* ---- every call to the system's allocator, by anybody in the process ------------------------ */
 #if !defined(__SANITIZE_ADDRESS__)
 #define COUNT_ALLOCATIONS 1
 static long allocations;
 void *__libc_malloc(size_t n);
 void *__libc_calloc(size_t n, size_t m);
 void *__libc_realloc(void *p, size_t n);
-void *malloc(size_t n)
-{
+void *malloc(size_t n) {
     __atomic_fetch_add(&allocations, 1, __ATOMIC_RELAXED);
     return __libc_malloc(n);
 }
-void *calloc(size_t n, size_t m)
-{
+void *calloc(size_t n, size_t m) {
     __atomic_fetch_add(&allocations, 1, __ATOMIC_RELAXED);
     return __libc_calloc(n, m);
 }
-void *realloc(void *p, size_t n)
-{
+void *realloc(void *p, size_t n) {
     __atomic_fetch_add(&allocations, 1, __ATOMIC_RELAXED);
     return __libc_realloc(p, n);
 }
 #endif
 
 enum { B = 4, T = 24, V = 61 };
-static tp_model_cfg small(tp_family family)
-{
+static tp_model_cfg small(tp_family family) {
     bool llama = family == TP_FAMILY_LLAMA;
-    return (tp_model_cfg){.family = family, .layers = 2, .heads = 4, .kv_heads = llama ? 2 : 4,
-                          .channels = 32, .head_dim = 8, .ffn = llama ? 48 : 128, .context = T,
-                          .vocab = V, .rope_theta = 10000, .norm_eps = 1e-5, .init_std = 0.05,
-                          .tie_embeddings = !llama, .qk_norm = llama, .attention_bias = true,
-                          .mlp_bias = !llama, .dropout = 0.1,
+    return (tp_model_cfg){.family = family,
+                          .layers = 2,
+                          .heads = 4,
+                          .kv_heads = llama ? 2 : 4,
+                          .channels = 32,
+                          .head_dim = 8,
+                          .ffn = llama ? 48 : 128,
+                          .context = T,
+                          .vocab = V,
+                          .rope_theta = 10000,
+                          .norm_eps = 1e-5,
+                          .init_std = 0.05,
+                          .tie_embeddings = !llama,
+                          .qk_norm = llama,
+                          .attention_bias = true,
+                          .mlp_bias = !llama,
+                          .dropout = 0.1,
                           .logit_softcap = llama ? 15 : 0};
 }
 
@@ -57,36 +66,41 @@ typedef struct net {
     tp_optim *o;
 } net;
 
-static net net_new(const tp_model_cfg *f, int threads, tp_optim_kind kind)
-{
+static net net_new(const tp_model_cfg *f, int threads, tp_optim_kind kind) {
     net n = {0};
     assert_int_equal(tp_ctx_new(&n.c, &(tp_ctx_opts){.threads = threads, .seed = 4}), 0);
     assert_int_equal(tp_model_new(&n.m, n.c, f), 0);
-    tp_optim_opts o = {.kind = kind, .learning_rate = 3e-3, .muon_learning_rate = 0.02,
-                       .adam_beta1 = 0.9, .adam_beta2 = 0.95, .adam_epsilon = 1e-8,
-                       .weight_decay = 0.1, .muon_momentum = 0.95, .max_grad_norm = 1,
-                       .schedule = TP_COSINE, .min_lr_ratio = 0.1, .steps = 10, .warmup_steps = 2};
+    tp_optim_opts o = {.kind = kind,
+                       .learning_rate = 3e-3,
+                       .muon_learning_rate = 0.02,
+                       .adam_beta1 = 0.9,
+                       .adam_beta2 = 0.95,
+                       .adam_epsilon = 1e-8,
+                       .weight_decay = 0.1,
+                       .muon_momentum = 0.95,
+                       .max_grad_norm = 1,
+                       .schedule = TP_COSINE,
+                       .min_lr_ratio = 0.1,
+                       .steps = 10,
+                       .warmup_steps = 2};
     assert_int_equal(tp_optim_new(&n.o, n.c, tp_model_params(n.m), &o), 0);
     return n;
 }
 
-static void net_free(net *n)
-{
+static void net_free(net *n) {
     tp_optim_free(n->o);
     tp_model_free(n->m);
     tp_ctx_free(n->c);
 }
 
 /* Token t of sample s of step: a pattern with some noise, so that there is something to learn. */
-static int32_t token(int64_t step, int64_t s, int64_t t)
-{
+static int32_t token(int64_t step, int64_t s, int64_t t) {
     uint32_t w[4];
     tp_philox(w, 9, TP_RNG_TEST, (uint64_t)(step * 64 + s), (uint64_t)t);
     return (int32_t)(w[0] % 4 ? (t * 7 + s) % V : w[1] % V);
 }
 
-static tp_tensor *tokens(tp_ctx *c, int64_t step, int64_t first, int64_t rows, int shift)
-{
+static tp_tensor *tokens(tp_ctx *c, int64_t step, int64_t first, int64_t rows, int shift) {
     tp_tensor *x = tp_tensor_new(c, TP_I32, TP_SHAPE(rows, T));
     for (int64_t s = 0; x && s < rows; s++)
         for (int64_t t = 0; t < T; t++) tp_i32(x)[s * T + t] = token(step, first + s, t + shift);
@@ -94,8 +108,7 @@ static tp_tensor *tokens(tp_ctx *c, int64_t step, int64_t first, int64_t rows, i
 }
 
 /* Forward and backward over samples [first, first+rows) of a step; returns the loss's share. */
-static double part(net *n, int64_t step, int64_t first, int64_t rows)
-{
+static double part(net *n, int64_t step, int64_t first, int64_t rows) {
     tp_ctx *c = n->c;
     tp_rng_at(c, (uint64_t)step, (uint64_t)first);
     tp_tape_on(c);
@@ -110,14 +123,12 @@ static double part(net *n, int64_t step, int64_t first, int64_t rows)
     return loss;
 }
 
-static void zero(net *n)
-{
+static void zero(net *n) {
     tp_params *p = tp_model_params(n->m);
     for (int i = 0; i < p->n; i++) tp_zero_grad(n->c, &p->p[i].t, 1);
 }
 
-static void update(net *n, int64_t step)
-{
+static void update(net *n, int64_t step) {
     tp_optim_report r;
     assert_int_equal(tp_optim_step(n->o, step, &r), 0);
     assert_false(r.skipped);
@@ -125,18 +136,17 @@ static void update(net *n, int64_t step)
     tp_step_end(n->c);
 }
 
-/* ---- the curve ------------------------------------------------------------------------------------------ */
-/* How far may the curves part? A loss is a mean over B*T = 96 tokens of numbers near ln V = 4.1, each
- * with a rounding error of a few units of 2^-24 * 4: at most about 1e-6. Gradients carry relative errors
- * near 1e-6 (op_test sees up to 7e-7); an update moves a weight by at most lr, and AdamW divides a
- * gradient by its own size, so the error of an update is at most about lr * 1e-6 where the gradient is
- * not itself rounding noise, and lr where it is. Those latter weights do not move the loss (their
- * gradient is noise, about 1e-8). So ten steps part the losses by some 10 * lr * 1e-6 * |g|_1, with
- * |g|_1 below 100 here: 3e-6. */
+/* ---- the curve ------------------------------------------------------------------------------ */
+/* How far may the curves part? A loss is a mean over B*T = 96 tokens of numbers near ln V = 4.1,
+ * each with a rounding error of a few units of 2^-24 * 4: at most about 1e-6. Gradients carry
+ * relative errors near 1e-6 (op_test sees up to 7e-7); an update moves a weight by at most lr, and
+ * AdamW divides a gradient by its own size, so the error of an update is at most about lr * 1e-6
+ * where the gradient is not itself rounding noise, and lr where it is. Those latter weights do not
+ * move the loss (their gradient is noise, about 1e-8). So ten steps part the losses by some 10 * lr
+ * * 1e-6 * |g|_1, with |g|_1 below 100 here: 3e-6. */
 static const double CURVE_TOL = 3e-6;
 
-static void curve(double loss[10], const tp_model_cfg *f, tp_optim_kind kind, double lr_factor)
-{
+static void curve(double loss[10], const tp_model_cfg *f, tp_optim_kind kind, double lr_factor) {
     net n = net_new(f, 2, kind);
     for (int s = 0; s < 10; s++) {
         loss[s] = part(&n, s, 0, B);
@@ -150,44 +160,39 @@ static void curve(double loss[10], const tp_model_cfg *f, tp_optim_kind kind, do
     net_free(&n);
 }
 
-static double apart(const double a[10], const double b[10])
-{
+static double apart(const double a[10], const double b[10]) {
     double worst = 0;
     for (int s = 0; s < 10; s++)
         if (!(fabs(a[s] - b[s]) <= worst)) worst = fabs(a[s] - b[s]);
     return worst;
 }
 
-static void check_curve(tp_family family, tp_optim_kind kind)
-{
+static void check_curve(tp_family family, tp_optim_kind kind) {
     double f32[10], f64[10], mutant[10];
     tp_model_cfg f = small(family);
     curve(f32, &f, kind, 1);
     curve(mutant, &f, kind, 1.01);
     f.dtype = TP_F64;
     curve(f64, &f, kind, 1);
-    printf("loss %.6f -> %.6f; f32 and f64 part by %.1e, the mutant by %.1e (allowed %.0e)\n", f64[0],
-           f64[9], apart(f32, f64), apart(mutant, f64), CURVE_TOL);
+    printf("loss %.6f -> %.6f; f32 and f64 part by %.1e, the mutant by %.1e (allowed %.0e)\n",
+           f64[0], f64[9], apart(f32, f64), apart(mutant, f64), CURVE_TOL);
     assert_true(apart(f32, f64) <= CURVE_TOL);
     assert_false(apart(mutant, f64) <= CURVE_TOL);
     assert_true(f64[9] < f64[0] - 0.1); /* it learns */
 }
 
-static void test_curve_gpt2(void **state)
-{
+static void test_curve_gpt2(void **state) {
     (void)state;
     check_curve(TP_FAMILY_GPT2, TP_OPTIM_ADAMW);
 }
 
-static void test_curve_llama(void **state)
-{
+static void test_curve_llama(void **state) {
     (void)state;
     check_curve(TP_FAMILY_LLAMA, TP_OPTIM_ADAMW);
 }
 
-/* ---- gradients by other routes: bit for bit ------------------------------------------------------------- */
-static uint64_t gradient_bits(net *n)
-{
+/* ---- gradients by other routes: bit for bit ------------------------------------------------- */
+static uint64_t gradient_bits(net *n) {
     uint64_t h = 14695981039346656037u;
     tp_params *p = tp_model_params(n->m);
     for (int i = 0; i < p->n; i++) {
@@ -202,8 +207,7 @@ static uint64_t gradient_bits(net *n)
     return h;
 }
 
-static uint64_t gradient_of(const tp_model_cfg *f, int threads, int parts, size_t *peak)
-{
+static uint64_t gradient_of(const tp_model_cfg *f, int threads, int parts, size_t *peak) {
     net n = net_new(f, threads, TP_OPTIM_ADAMW);
     for (int p = 0; p < parts; p++) part(&n, 3, p * (B / parts), B / parts);
     uint64_t h = gradient_bits(&n);
@@ -212,8 +216,7 @@ static uint64_t gradient_of(const tp_model_cfg *f, int threads, int parts, size_
     return h;
 }
 
-static void test_gradient_bits(void **state)
-{
+static void test_gradient_bits(void **state) {
     (void)state;
     for (int family = 0; family < 2; family++) {
         tp_model_cfg f = small(family ? TP_FAMILY_LLAMA : TP_FAMILY_GPT2);
@@ -232,9 +235,8 @@ static void test_gradient_bits(void **state)
     }
 }
 
-/* ---- documents ---------------------------------------------------------------------------------------------- */
-static void logprobs(net *n, float out[T], int32_t first_token, bool cut)
-{
+/* ---- documents ------------------------------------------------------------------------------ */
+static void logprobs(net *n, float out[T], int32_t first_token, bool cut) {
     tp_ctx *c = n->c;
     tp_model_in in = {.ids = tokens(c, 0, 0, 1, 0)};
     tp_tensor *targets = tokens(c, 0, 0, 1, 1);
@@ -251,8 +253,7 @@ static void logprobs(net *n, float out[T], int32_t first_token, bool cut)
     tp_step_end(c);
 }
 
-static void test_documents_do_not_see_each_other(void **state)
-{
+static void test_documents_do_not_see_each_other(void **state) {
     (void)state;
     for (int family = 0; family < 2; family++) {
         tp_model_cfg f = small(family ? TP_FAMILY_LLAMA : TP_FAMILY_GPT2);
@@ -269,9 +270,10 @@ static void test_documents_do_not_see_each_other(void **state)
     }
 }
 
-/* ---- names ---------------------------------------------------------------------------------------------------- */
-static void has(const net *n, const char *name, int64_t rows, int64_t cols)
-{
+/* ---- names
+ * ----------------------------------------------------------------------------------------------------
+ */
+static void has(const net *n, const char *name, int64_t rows, int64_t cols) {
     const tp_param *p = tp_model_param(n->m, name);
     if (!p) fail_msg("there is no parameter %s", name);
     assert_int_equal(p->t->shape[0], rows);
@@ -279,8 +281,7 @@ static void has(const net *n, const char *name, int64_t rows, int64_t cols)
 }
 
 /* Names and shapes as Hugging Face's GPT2LMHeadModel and Qwen3ForCausalLM list them. */
-static void test_names(void **state)
-{
+static void test_names(void **state) {
     (void)state;
     tp_model_cfg f = small(TP_FAMILY_GPT2);
     net n = net_new(&f, 1, TP_OPTIM_ADAMW);
@@ -310,9 +311,10 @@ static void test_names(void **state)
     net_free(&n);
 }
 
-/* ---- memory --------------------------------------------------------------------------------------------------- */
-static void test_steady_steps_do_not_allocate(void **state)
-{
+/* ---- memory
+ * ---------------------------------------------------------------------------------------------------
+ */
+static void test_steady_steps_do_not_allocate(void **state) {
     (void)state;
     for (int kind = 0; kind < 2; kind++) {
         tp_model_cfg f = small(kind ? TP_FAMILY_LLAMA : TP_FAMILY_GPT2);
@@ -343,8 +345,7 @@ static void test_steady_steps_do_not_allocate(void **state)
     }
 }
 
-static void test_bad_models(void **state)
-{
+static void test_bad_models(void **state) {
     (void)state;
     tp_ctx *c;
     tp_model *m;
@@ -370,8 +371,7 @@ static void test_bad_models(void **state)
     tp_ctx_free(c);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_curve_gpt2),
         cmocka_unit_test(test_curve_llama),

@@ -75,8 +75,7 @@ static void open_ok(rig *r, const tp_optim_opts *o) {
     assert_int_equal(rig_open(r, o, &(tp_ctx_opts){.threads = 2}), TP_OK);
 }
 
-/* ---- AdamW and SGD
- * --------------------------------------------------------------------------------- */
+/* ---- AdamW and SGD -------------------------------------------------------------------------- */
 /* Worst error of the weights after 12 steps against a double computation whose bias correction
  * counts from `first`: 1 is right. */
 static double adamw_error(int first, bool clip) {
@@ -157,8 +156,7 @@ static void test_sgd(void **state) {
     }
 }
 
-/* ---- Muon
- * ------------------------------------------------------------------------------------------- */
+/* ---- Muon ----------------------------------------------------------------------------------- */
 /* Eigenvalues of a symmetric (n,n) matrix by Jacobi's rotations; a is destroyed. */
 static void eigenvalues(double *a, int n, double *out) {
     for (int sweep = 0; sweep < 30; sweep++)
@@ -254,8 +252,7 @@ static void test_muon_blocks(void **state) {
     rig_close(&r);
 }
 
-/* ---- schedules
- * ----------------------------------------------------------------------------------------- */
+/* ---- schedules ------------------------------------------------------------------------------ */
 static void test_schedules(void **state) {
     (void)state;
     tp_optim_opts o = {.min_lr_ratio = 0.1, .steps = 101, .warmup_steps = 20, .decay_steps = 10};
@@ -285,8 +282,7 @@ static void test_schedules(void **state) {
     assert_true(tp_schedule_at(&o, 0) == 1 && tp_schedule_at(&o, -5) == 1);
 }
 
-/* ---- bad gradients
- * ------------------------------------------------------------------------------------- */
+/* ---- bad gradients -------------------------------------------------------------------------- */
 static void test_bad_gradients(void **state) {
     (void)state;
     static const float bad[] = {NAN, INFINITY, -INFINITY};

@@ -20,8 +20,7 @@
 
 static char dir[] = "/tmp/tapir-resume-XXXXXX", reference[128];
 
-static int shell(const char *fmt, ...)
-{
+static int shell(const char *fmt, ...) {
     char cmd[4096];
     va_list ap;
     va_start(ap, fmt);
@@ -32,8 +31,8 @@ static int shell(const char *fmt, ...)
 }
 
 /* The command of one run; with dropout, Muon and a warm-up, so that every kind of state counts. */
-static void train_words(char *const out[], int cap, const char *run, const char *extra, bool resume)
-{
+static void train_words(char *const out[], int cap, const char *run, const char *extra,
+                        bool resume) {
     (void)cap;
     sprintf(out[0], "run.dir=%s/%s", dir, run);
     sprintf(out[1], "data.train=%s/train.h5", dir);
@@ -42,8 +41,7 @@ static void train_words(char *const out[], int cap, const char *run, const char 
     sprintf(out[4], "%s", resume ? "--resume" : "seed=3");
 }
 
-static pid_t start(const char *run, const char *extra, bool resume)
-{
+static pid_t start(const char *run, const char *extra, bool resume) {
     static char words[5][256];
     char *const w[5] = {words[0], words[1], words[2], words[3], words[4]};
     train_words(w, 5, run, extra, resume);
@@ -57,15 +55,13 @@ static pid_t start(const char *run, const char *extra, bool resume)
     _exit(127);
 }
 
-static int finish(pid_t pid)
-{
+static int finish(pid_t pid) {
     int st;
     while (waitpid(pid, &st, 0) < 0 && errno == EINTR) {}
     return WIFEXITED(st) ? WEXITSTATUS(st) : 128 + WTERMSIG(st);
 }
 
-static void hash(char out[128], const char *run)
-{
+static void hash(char out[128], const char *run) {
     char cmd[512];
     snprintf(cmd, sizeof cmd, "%s hash %s/%s", TAPIR_BIN, dir, run);
     FILE *f = popen(cmd, "r");
@@ -75,16 +71,14 @@ static void hash(char out[128], const char *run)
     assert_true(strlen(out) > 64);
 }
 
-static void same_end(const char *run, const char *extra)
-{
+static void same_end(const char *run, const char *extra) {
     char got[128];
     assert_int_equal(finish(start(run, extra, true)), 0);
     hash(got, run);
     assert_string_equal(got, reference);
 }
 
-static int setup(void **state)
-{
+static int setup(void **state) {
     (void)state;
     if (!mkdtemp(dir)) return -1;
     FILE *f;
@@ -98,25 +92,23 @@ static int setup(void **state)
                 i % 11 ? " " : "\n");
     }
     if (fclose(f)) return -1;
-    return shell("%s prepare %s/text.txt --out %s/train.h5 --val %s/val.h5 --vocab 300 >/dev/null 2>&1",
-                 TAPIR_BIN, dir, dir, dir);
+    return shell(
+        "%s prepare %s/text.txt --out %s/train.h5 --val %s/val.h5 --vocab 300 >/dev/null 2>&1",
+        TAPIR_BIN, dir, dir, dir);
 }
 
-static int teardown(void **state)
-{
+static int teardown(void **state) {
     (void)state;
     return shell("rm -rf %s", dir);
 }
 
-static void test_reference(void **state)
-{
+static void test_reference(void **state) {
     (void)state;
     assert_int_equal(finish(start("ref", "threads=2", false)), 0);
     hash(reference, "ref");
 }
 
-static void test_run_to_run_and_threads(void **state)
-{
+static void test_run_to_run_and_threads(void **state) {
     (void)state;
     char got[128];
     assert_int_equal(finish(start("again", "threads=2", false)), 0);
@@ -127,8 +119,7 @@ static void test_run_to_run_and_threads(void **state)
     assert_string_equal(got, reference);
 }
 
-static void test_another_seed_differs(void **state)
-{
+static void test_another_seed_differs(void **state) {
     (void)state;
     char got[128];
     assert_int_equal(finish(start("other", "train.learning_rate=0.0031", false)), 0);
@@ -136,8 +127,7 @@ static void test_another_seed_differs(void **state)
     assert_string_not_equal(got, reference); /* else the hash sees nothing */
 }
 
-static void test_kill_at_moments(void **state)
-{
+static void test_kill_at_moments(void **state) {
     (void)state;
     for (int trial = 0; trial < 3; trial++) {
         char run[32];
@@ -151,8 +141,7 @@ static void test_kill_at_moments(void **state)
 }
 
 /* The moment a checkpoint's temporary file appears, or is half written. */
-static void test_kill_in_a_checkpoint(void **state)
-{
+static void test_kill_in_a_checkpoint(void **state) {
     (void)state;
     for (int trial = 0; trial < 3; trial++) {
         char run[32], folder[256];
@@ -174,8 +163,7 @@ static void test_kill_in_a_checkpoint(void **state)
     }
 }
 
-static void test_interrupt(void **state)
-{
+static void test_interrupt(void **state) {
     (void)state;
     struct stat s;
     char path[256];
@@ -187,8 +175,7 @@ static void test_interrupt(void **state)
     same_end("int", "threads=1");
 }
 
-static void test_metrics_are_those_of_an_unbroken_run(void **state)
-{
+static void test_metrics_are_those_of_an_unbroken_run(void **state) {
     (void)state;
     /* without what the clock says, and without the memory mark, the file is the same */
     const char *strip = "sed -E 's/,\"(tokens_per_s|mfu|memory_mb)\":[^,}]*//g'";
@@ -198,8 +185,7 @@ static void test_metrics_are_those_of_an_unbroken_run(void **state)
                      0);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reference),
         cmocka_unit_test(test_run_to_run_and_threads),

@@ -2,7 +2,7 @@
  * bytes, and what happens to files that are damaged or ask for what Tapir does not do. */
 #include "tokenizer_fixture.h"
 
-/* ---- alphabet and splits --------------------------------------------------------------------- */
+/* ---- alphabet and splits -------------------------------------------------------------------- */
 static void alphabet(void **state) {
     (void)state;
     static const struct {
@@ -67,8 +67,7 @@ static void splits(void **state) {
     assert_split("gpt2", "\xE1\xA0\x8E!", "\xE1\xA0\x8E!|");
 }
 
-/* ---- encoding and decoding ----------------------------------------------------------------------
- */
+/* ---- encoding and decoding ------------------------------------------------------------------ */
 typedef struct marks { /* at[i]: a piece begins at byte i of base */
     const uint8_t *base;
     bool at[4096];
@@ -324,7 +323,7 @@ static void added_tokens(void **state) {
     tp_ctx_free(c);
 }
 
-/* ---- files and hostile input ----------------------------------------------------------------- */
+/* ---- files and hostile input ---------------------------------------------------------------- */
 static void merge_forms(void **state) {
     (void)state;
     tp_ctx *c = new_ctx(1, 0);

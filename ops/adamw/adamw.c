@@ -46,9 +46,7 @@ tp_status tp_adamw_(tp_ctx *c, tp_tensor *p, tp_tensor *m, tp_tensor *v, tp_tens
     return tp_op_run(c, &op_adamw_, opts, 4, (tp_tensor *[]){p, m, v, grad}, none);
 }
 
-static double adamw_flops(const tp_call *k) {
-    return 15.0 * (double)tp_numel(k->in[0]);
-}
+static double adamw_flops(const tp_call *k) { return 15.0 * (double)tp_numel(k->in[0]); }
 
 #define FIELD(f, type)                                                                             \
     { #f, TP_ATTR_##type, offsetof(tp_adamw_opts, f) }

@@ -11,21 +11,15 @@ extern const tp_op op_add, op_add_;
 TP_CPU_DECLARE(add_cpu);
 TP_CPU_DECLARE(add_inplace_cpu);
 
-tp_tensor *tp_add(tp_ctx *c, tp_tensor *a, tp_tensor *b) {
-    return tp_op1(c, &op_add, NULL, a, b);
-}
+tp_tensor *tp_add(tp_ctx *c, tp_tensor *a, tp_tensor *b) { return tp_op1(c, &op_add, NULL, a, b); }
 
 tp_status tp_add_(tp_ctx *c, tp_tensor *a, tp_tensor *b) {
     tp_tensor *none[1];
     return tp_op_run(c, &op_add_, NULL, 2, (tp_tensor *[]){a, b}, none);
 }
 
-static double add_f64(double a, double b) {
-    return a + b;
-}
-static tp_status add_oracle(const tp_call *k) {
-    return tp_oracle_binary(k, add_f64);
-}
+static double add_f64(double a, double b) { return a + b; }
+static tp_status add_oracle(const tp_call *k) { return tp_oracle_binary(k, add_f64); }
 
 static void add_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     for (int i = 0; i < 2; i++)
@@ -72,9 +66,7 @@ static tp_status add_inplace_oracle(const tp_call *k) {
     return TP_OK;
 }
 
-static double add_inplace_flops(const tp_call *k) {
-    return (double)tp_numel(k->in[0]);
-}
+static double add_inplace_flops(const tp_call *k) { return (double)tp_numel(k->in[0]); }
 
 /* clang-format off */
 static const tp_sample add_samples[] = {

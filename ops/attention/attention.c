@@ -13,8 +13,7 @@ extern const tp_op op_attention;
 TP_CPU_DECLARE(attention_flash_cpu);
 TP_CPU_DECLARE(attention_naive_cpu);
 
-/* ---- what both ops refuse
- * ------------------------------------------------------------------------ */
+/* ---- what both ops refuse ------------------------------------------------------------------- */
 const tp_attr attention_attrs[] = {
     {"causal", TP_ATTR_BOOL, offsetof(attention_attr, causal)},
     {"q_offset_given", TP_ATTR_BOOL, offsetof(attention_attr, q_offset_given)},
@@ -95,8 +94,7 @@ double attention_pairs(const attention_problem *p) {
     return n * (double)p->B * (double)p->H;
 }
 
-/* ---- the op
- * -------------------------------------------------------------------------------------- */
+/* ---- the op --------------------------------------------------------------------------------- */
 static tp_status attention_infer(tp_call *k) {
     tp_status st = attention_check(k, ATTENTION_SEGMENTS);
     if (st) return st;
@@ -180,13 +178,10 @@ static double attention_flops(const tp_call *k) {
     return 2 * (double)(p.D + p.Dv) * attention_pairs(&p); /* the two products; segments unknown */
 }
 
-/* ---- samples
- * ------------------------------------------------------------------------------------- */
+/* ---- samples -------------------------------------------------------------------------------- */
 #define QKV(B, T, S, H, Hkv, D)                                                                    \
     {TP_GEN_NORMAL, 4, {B, T, H, D}}, {TP_GEN_NORMAL, 4, {B, S, Hkv, D}}, {                        \
-        TP_GEN_NORMAL, 4, {                                                                        \
-            B, S, Hkv, D                                                                           \
-        }                                                                                          \
+        TP_GEN_NORMAL, 4, { B, S, Hkv, D }                                                         \
     }
 #define ATTR(...) (&(const attention_attr){__VA_ARGS__})
 static const int32_t documents[] = {3, 3, 3, 3, 1, 1, 1, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7,

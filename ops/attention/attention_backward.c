@@ -121,9 +121,7 @@ static double backward_flops(const tp_call *k) {
     }
 #define DO(B, T, H, Dv)                                                                            \
     {                                                                                              \
-        TP_GEN_NORMAL, 4, {                                                                        \
-            B, T, H, Dv                                                                            \
-        }                                                                                          \
+        TP_GEN_NORMAL, 4, { B, T, H, Dv }                                                          \
     }
 #define ATTR(...) (&(const attention_attr){__VA_ARGS__})
 static const int32_t documents[] = {3, 3, 3, 3, 1, 1, 1, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7,

@@ -68,9 +68,7 @@ static pair pair_for_thread(const flash_backward *f) {
     return u;
 }
 
-static inline int64_t row_time(const pair *u, int64_t i) {
-    return (u->row + i) / u->f->p.G;
-}
+static inline int64_t row_time(const pair *u, int64_t i) { return (u->row + i) / u->f->p.G; }
 static inline int64_t row_head(const pair *u, int64_t i) {
     return u->head * u->f->p.G + (u->row + i) % u->f->p.G;
 }
@@ -80,8 +78,7 @@ static inline float *dq_row(const pair *u, int64_t i) {
            ((u->b * p->T + row_time(u, i)) * p->H + row_head(u, i)) * p->D;
 }
 
-/* ---- delta --------------------------------------------------------------------------------------
- */
+/* ---- delta ---------------------------------------------------------------------------------- */
 static float dot(const float *x, int64_t x_step, const float *y, int64_t y_step, int64_t n) {
     v16 sum = v16_zero();
     int64_t d = 0;
@@ -117,8 +114,7 @@ static void delta_range(void *arg, int64_t begin, int64_t end) {
     }
 }
 
-/* ---- a pair -------------------------------------------------------------------------------------
- */
+/* ---- a pair --------------------------------------------------------------------------------- */
 static void load_tile(pair *u) {
     const flash_backward *f = u->f;
     int64_t at = u->tile * TILE, n = f->p.S - at < TILE ? f->p.S - at : TILE;
@@ -254,8 +250,7 @@ static void run_pair(pair *u) {
     for (int64_t i = 0; i < u->n; i++) copy_row(dq_row(u, i), u->dq + i * f->Dp, f->p.D);
 }
 
-/* ---- passes
- * --------------------------------------------------------------------------------------- */
+/* ---- passes --------------------------------------------------------------------------------- */
 static void set_chunk(pair *u, int64_t chunk) {
     u->row = chunk * ROWS;
     u->n = u->f->rows - u->row < ROWS ? u->f->rows - u->row : ROWS;

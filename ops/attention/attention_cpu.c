@@ -57,9 +57,7 @@ static size_t flash_workspace(const tp_call *k) {
     return f.slot_floats * sizeof(float) * (size_t)tp_threads(k->ctx);
 }
 
-static inline int64_t row_time(const flash_unit *u, int64_t i) {
-    return (u->row + i) / u->f->p.G;
-}
+static inline int64_t row_time(const flash_unit *u, int64_t i) { return (u->row + i) / u->f->p.G; }
 static inline int64_t row_head(const flash_unit *u, int64_t i) {
     return u->head * u->f->p.G + (u->row + i) % u->f->p.G;
 }

@@ -19,8 +19,7 @@ enum { MM_VECTORS = 4 }; /* 24 accumulators, 4 of b, 1 of a: 29 of 32 registers 
 enum { MM_VECTORS = 1 }; /* AVX2: a v16 is two registers: 12 + 2 + 1 of 16 */
 #endif
 
-/* ---- products -----------------------------------------------------------------------------------
- */
+/* ---- products ------------------------------------------------------------------------------- */
 /* c[r][x] = (zero ? 0 : c[r][x]) + sum over i in [0,n) of a[r*a_rs + i*a_is] * b[i*ldb + x]. */
 typedef struct mm {
     const float *a;
@@ -62,9 +61,7 @@ static inline __attribute__((always_inline)) void mm_block(const int rows, const
 }
 
 #define MM_(r, x)                                                                                  \
-    static __attribute__((noinline)) void mm_##r##x(const mm *g) {                                 \
-        mm_block(r, x, g);                                                                         \
-    }
+    static __attribute__((noinline)) void mm_##r##x(const mm *g) { mm_block(r, x, g); }
 #if TP_ISA >= 4
 #define MM_ROW_(r) MM_(r, 1) MM_(r, 2) MM_(r, 3) MM_(r, 4)
 #define MM_NAMES_(r)                                                                               \
@@ -78,7 +75,9 @@ typedef void (*mm_fn)(const mm *);
 MM_ROW_(1)
 MM_ROW_(2)
 MM_ROW_(3)
-MM_ROW_(4) MM_ROW_(5) MM_ROW_(6) static const mm_fn mm_fns[MM_ROWS][MM_VECTORS] = {
+MM_ROW_(4)
+MM_ROW_(5)
+MM_ROW_(6) static const mm_fn mm_fns[MM_ROWS][MM_VECTORS] = {
     MM_NAMES_(1), MM_NAMES_(2), MM_NAMES_(3), MM_NAMES_(4), MM_NAMES_(5), MM_NAMES_(6)};
 
 /* At most MM_ROWS rows, any number of vectors of columns. */
@@ -92,11 +91,8 @@ static void mm_rows(int rows, int64_t vectors, const mm *whole) {
     }
 }
 
-/* ---- packing ------------------------------------------------------------------------------------
- */
-static inline int64_t padded(int64_t n) {
-    return (n + TP_LANES - 1) / TP_LANES * TP_LANES;
-}
+/* ---- packing -------------------------------------------------------------------------------- */
+static inline int64_t padded(int64_t n) { return (n + TP_LANES - 1) / TP_LANES * TP_LANES; }
 
 /* Rows of a tensor (B,time,heads,width): width values at `x`, elements `step` apart. */
 typedef struct head_rows {
@@ -163,8 +159,7 @@ static void pack_tile_transposed(float *dst, const head_rows *rows, int64_t firs
         }
 }
 
-/* ---- masks: bit j of a uint64_t is key j of the tile
- * ----------------------------------------------- */
+/* ---- masks: bit j of a uint64_t is key j of the tile ---------------------------------------- */
 static inline m16 m16_of_bits(uint64_t bits) {
 #if TP_ISA >= 4
     return (m16)bits;
@@ -210,12 +205,8 @@ static inline float lanes_max(v16 a) {
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 #else
-static inline float lanes_sum(v16 a) {
-    return v16_sum(a);
-}
-static inline float lanes_max(v16 a) {
-    return v16_hmax(a);
-}
+static inline float lanes_sum(v16 a) { return v16_sum(a); }
+static inline float lanes_max(v16 a) { return v16_hmax(a); }
 #endif
 
 /* Bit j: seg[j] == mine. */
@@ -263,18 +254,11 @@ static inline void visible_tiles(const attention_problem *p, int64_t b, int64_t 
     *last = hi > 0 ? (hi + TILE - 1) / TILE : 0;
 }
 
-static inline int lowest_bit(uint64_t bits) {
-    return __builtin_ctzll(bits);
-}
-static inline int after_highest_bit(uint64_t bits) {
-    return 64 - __builtin_clzll(bits);
-}
+static inline int lowest_bit(uint64_t bits) { return __builtin_ctzll(bits); }
+static inline int after_highest_bit(uint64_t bits) { return 64 - __builtin_clzll(bits); }
 
-/* ---- threads ------------------------------------------------------------------------------------
- */
+/* ---- threads -------------------------------------------------------------------------------- */
 /* Which slice of the workspace is this thread's. A caller that is itself inside a parallel region
  * runs every chunk on one thread, whatever its number there. */
-static inline int workspace_slot(bool nested) {
-    return nested ? 0 : omp_get_thread_num();
-}
+static inline int workspace_slot(bool nested) { return nested ? 0 : omp_get_thread_num(); }
 #endif

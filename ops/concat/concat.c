@@ -123,9 +123,7 @@ static void concat_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din
 
 #define CONCAT(dim, ...)                                                                           \
     &(const concat_attr) {                                                                         \
-        dim, {                                                                                     \
-            __VA_ARGS__                                                                            \
-        }                                                                                          \
+        dim, { __VA_ARGS__ }                                                                       \
     }
 static const tp_sample concat_samples[] = {
     {"rows", {{TP_GEN_NORMAL, 2, {2, 3}}, {TP_GEN_NORMAL, 2, {4, 3}}}, CONCAT(0, 2, 4)},

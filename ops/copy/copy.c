@@ -7,16 +7,12 @@
 extern const tp_op op_copy;
 TP_CPU_DECLARE(copy_cpu);
 
-tp_tensor *tp_copy(tp_ctx *c, tp_tensor *x) {
-    return tp_op1(c, &op_copy, NULL, x);
-}
+tp_tensor *tp_copy(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_copy, NULL, x); }
 tp_tensor *tp_contiguous_of(tp_ctx *c, tp_tensor *x) {
     return x && tp_contiguous(x) ? x : tp_copy(c, x);
 }
 
-static tp_status copy_infer(tp_call *k) {
-    return tp_out_like(k, k->in[0]);
-}
+static tp_status copy_infer(tp_call *k) { return tp_out_like(k, k->in[0]); }
 
 static tp_status copy_oracle(const tp_call *k) {
     const tp_tensor *x = k->in[0];

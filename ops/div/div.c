@@ -11,16 +11,10 @@
 extern const tp_op op_div;
 TP_CPU_DECLARE(div_cpu);
 
-tp_tensor *tp_div(tp_ctx *c, tp_tensor *a, tp_tensor *b) {
-    return tp_op1(c, &op_div, NULL, a, b);
-}
+tp_tensor *tp_div(tp_ctx *c, tp_tensor *a, tp_tensor *b) { return tp_op1(c, &op_div, NULL, a, b); }
 
-static double div_f64(double a, double b) {
-    return a / b;
-}
-static tp_status div_oracle(const tp_call *k) {
-    return tp_oracle_binary(k, div_f64);
-}
+static double div_f64(double a, double b) { return a / b; }
+static tp_status div_oracle(const tp_call *k) { return tp_oracle_binary(k, div_f64); }
 
 static void div_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     tp_ctx *c = k->ctx;

@@ -58,9 +58,7 @@ static tp_status backward_oracle(const tp_call *k) {
     return TP_OK;
 }
 
-static tp_status embedding_run(const tp_call *k) {
-    return tp_index_rows(k, 0, "the id", k->in[1]);
-}
+static tp_status embedding_run(const tp_call *k) { return tp_index_rows(k, 0, "the id", k->in[1]); }
 
 static const char *embedding_decline(const tp_call *k) {
     return tp_contiguous(k->in[0]) && tp_contiguous(k->in[1]) ? NULL : "an input is strided";
@@ -83,9 +81,7 @@ static void backward_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *d
     din[1] = tp_embedding(k->ctx, k->in[0], dout[0]);
 }
 
-static double backward_flops(const tp_call *k) {
-    return (double)tp_numel(k->in[1]);
-}
+static double backward_flops(const tp_call *k) { return (double)tp_numel(k->in[1]); }
 
 static const int32_t repeats[] = {3, 0, 3, 6, 3, 1, 6, 6, 3, 5};
 #define IDS(n, ...)                                                                                \
@@ -104,9 +100,7 @@ static const tp_sample embedding_samples[] = {
     {0},
 };
 #define VOCAB(v)                                                                                   \
-    &(const tp_scatter_attr) {                                                                     \
-        v                                                                                          \
-    }
+    &(const tp_scatter_attr) { v }
 static const tp_sample backward_samples[] = {
     {"batch", {IDS(2, 5, 4), {TP_GEN_NORMAL, 3, {5, 4, 17}}}, VOCAB(7)},
     {"repeats",

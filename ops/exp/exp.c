@@ -9,13 +9,9 @@
 extern const tp_op op_exp;
 TP_CPU_DECLARE(exp_cpu);
 
-tp_tensor *tp_exp(tp_ctx *c, tp_tensor *x) {
-    return tp_op1(c, &op_exp, NULL, x);
-}
+tp_tensor *tp_exp(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_exp, NULL, x); }
 
-static tp_status exp_oracle(const tp_call *k) {
-    return tp_oracle_unary(k, exp);
-}
+static tp_status exp_oracle(const tp_call *k) { return tp_oracle_unary(k, exp); }
 
 static void exp_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     din[0] = tp_mul(k->ctx, dout[0], k->out[0]);

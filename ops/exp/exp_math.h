@@ -3,7 +3,5 @@
 #define TP_EXP_MATH_H
 #include "ops/math.h"
 
-static inline TP_HD float exp_f(float x) {
-    return tp_expf(x);
-}
+static inline TP_HD float exp_f(float x) { return tp_expf(x); }
 #endif

@@ -26,12 +26,8 @@ tp_tensor *tp_zeros(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape) {
 tp_tensor *tp_full_like(tp_ctx *c, const tp_tensor *x, double v) {
     return x ? tp_full(c, x->dtype, v, x->ndim, x->shape) : NULL;
 }
-tp_tensor *tp_zeros_like(tp_ctx *c, const tp_tensor *x) {
-    return tp_full_like(c, x, 0);
-}
-tp_tensor *tp_ones_like(tp_ctx *c, const tp_tensor *x) {
-    return tp_full_like(c, x, 1);
-}
+tp_tensor *tp_zeros_like(tp_ctx *c, const tp_tensor *x) { return tp_full_like(c, x, 0); }
+tp_tensor *tp_ones_like(tp_ctx *c, const tp_tensor *x) { return tp_full_like(c, x, 1); }
 
 static tp_status fill_infer(tp_call *k) {
     const fill_attr *a = k->attr;

@@ -92,18 +92,10 @@ static tp_status backward_with(const tp_call *k, tp_range_fn fn) {
     return st;
 }
 
-static tp_status gather_run(const tp_call *k) {
-    return gather_with(k, gather_float);
-}
-static tp_status gather_oracle(const tp_call *k) {
-    return gather_with(k, gather_double);
-}
-static tp_status backward_run(const tp_call *k) {
-    return backward_with(k, scatter_float);
-}
-static tp_status backward_oracle(const tp_call *k) {
-    return backward_with(k, scatter_double);
-}
+static tp_status gather_run(const tp_call *k) { return gather_with(k, gather_float); }
+static tp_status gather_oracle(const tp_call *k) { return gather_with(k, gather_double); }
+static tp_status backward_run(const tp_call *k) { return backward_with(k, scatter_float); }
+static tp_status backward_oracle(const tp_call *k) { return backward_with(k, scatter_double); }
 
 tp_tensor *tp_gather_last(tp_ctx *c, tp_tensor *x, tp_tensor *idx) {
     return tp_op1(c, &op_gather, NULL, x, idx);
@@ -120,9 +112,7 @@ static void backward_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *d
     din[1] = tp_gather_last(k->ctx, dout[0], k->in[0]);
 }
 
-static double backward_flops(const tp_call *k) {
-    return (double)tp_numel(k->in[1]);
-}
+static double backward_flops(const tp_call *k) { return (double)tp_numel(k->in[1]); }
 
 static const int32_t repeats[] = {3, 0, 3, 6, 3, 1, 6, 6, 3, 5};
 #define IDX(n, ...)                                                                                \
@@ -143,9 +133,7 @@ static const tp_sample gather_samples[] = {
     {0},
 };
 #define CHANNELS(c)                                                                                \
-    &(const gather_attr) {                                                                         \
-        c                                                                                          \
-    }
+    &(const gather_attr) { c }
 static const tp_sample backward_samples[] = {
     {"one of each row", {IDX(2, 33, 1), N(2, {33, 1})}, CHANNELS(7)},
     {"repeats", {REPEATS, N(2, {2, 5})}, CHANNELS(9)},

@@ -28,9 +28,7 @@ static tp_status gather_oracle(const tp_call *k) {
     return st;
 }
 
-static tp_status gather_run(const tp_call *k) {
-    return tp_index_rows(k, 1, "the index", k->in[0]);
-}
+static tp_status gather_run(const tp_call *k) { return tp_index_rows(k, 1, "the index", k->in[0]); }
 
 static const char *gather_decline(const tp_call *k) {
     return tp_contiguous(k->in[0]) && tp_contiguous(k->in[1]) ? NULL : "an input is strided";
@@ -90,9 +88,7 @@ static void scatter_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *di
     if (tp_wants(k, 2)) din[2] = tp_gather_rows(k->ctx, dout[0], k->in[1]);
 }
 
-static double scatter_flops(const tp_call *k) {
-    return (double)tp_numel(k->in[2]);
-}
+static double scatter_flops(const tp_call *k) { return (double)tp_numel(k->in[2]); }
 
 static const int32_t repeats[] = {3, 0, 3, 6, 3, 1, 6, 6, 3, 5};
 #define IDX(n)                                                                                     \
@@ -111,9 +107,7 @@ static const tp_sample gather_samples[] = {
     {0},
 };
 #define ROWS(n)                                                                                    \
-    &(const tp_scatter_attr) {                                                                     \
-        n                                                                                          \
-    }
+    &(const tp_scatter_attr) { n }
 static const tp_sample scatter_samples[] = {
     {"rows", {N(2, {7, 33}), IDX(4), N(2, {4, 33})}, ROWS(7)},
     {"repeats", {N(2, {7, 3}), {TP_GEN_DATA, 1, {10}, .data = repeats}, N(2, {10, 3})}, ROWS(7)},

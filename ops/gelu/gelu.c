@@ -20,52 +20,44 @@ typedef struct gelu_terms {
     double y, dy, d2y;
 } gelu_terms;
 
-static gelu_terms gelu_at(double x)
-{
+static gelu_terms gelu_at(double x) {
     double k = sqrt(2 / M_PI), a = 0.044715;
     double u1 = k * (1 + 3 * a * x * x), u2 = 6 * k * a * x, t = tanh(k * (x + a * x * x * x));
     double t1 = (1 - t * t) * u1, t2 = (1 - t * t) * (u2 - 2 * t * u1 * u1);
     return (gelu_terms){0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * t1, t1 + 0.5 * x * t2};
 }
 
-static tp_status gelu_oracle(const tp_call *k)
-{
+static tp_status gelu_oracle(const tp_call *k) {
     for (int64_t i = 0, n = tp_numel(k->out[0]); i < n; i++)
         tp_f64(k->out[0])[i] = gelu_at(tp_f64(k->in[0])[i]).y;
     return TP_OK;
 }
 
-static tp_status gelu_backward_oracle(const tp_call *k)
-{
+static tp_status gelu_backward_oracle(const tp_call *k) {
     for (int64_t i = 0, n = tp_numel(k->out[0]); i < n; i++)
         tp_f64(k->out[0])[i] = gelu_at(tp_f64(k->in[0])[i]).dy * tp_f64(k->in[1])[i];
     return TP_OK;
 }
 
-static tp_status gelu_backward2_oracle(const tp_call *k)
-{
+static tp_status gelu_backward2_oracle(const tp_call *k) {
     for (int64_t i = 0, n = tp_numel(k->out[0]); i < n; i++)
         tp_f64(k->out[0])[i] = gelu_at(tp_f64(k->in[0])[i]).d2y * tp_f64(k->in[1])[i];
     return TP_OK;
 }
 
 tp_tensor *tp_gelu(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_gelu, NULL, x); }
-tp_tensor *tp_gelu_backward(tp_ctx *c, tp_tensor *x, tp_tensor *dy)
-{
+tp_tensor *tp_gelu_backward(tp_ctx *c, tp_tensor *x, tp_tensor *dy) {
     return tp_op1(c, &op_gelu_backward, NULL, x, dy);
 }
 
-static void gelu_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void gelu_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     din[0] = tp_gelu_backward(k->ctx, k->in[0], dout[0]);
 }
 
-static void gelu_backward_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void gelu_backward_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     tp_ctx *c = k->ctx;
     tp_tensor *x = k->in[0], *dy = k->in[1];
-    if (tp_wants(k, 0))
-        din[0] = tp_mul(c, dout[0], tp_op1(c, &op_gelu_backward2, NULL, x, dy));
+    if (tp_wants(k, 0)) din[0] = tp_mul(c, dout[0], tp_op1(c, &op_gelu_backward2, NULL, x, dy));
     if (tp_wants(k, 1)) din[1] = tp_gelu_backward(c, x, dout[0]);
 }
 
@@ -89,7 +81,8 @@ static const tp_sample gelu_backward_samples[] = {
 const tp_op op_gelu = {
     .name = "gelu",
     .synopsis = "y = x*Phi(x)",
-    .doc = "Gaussian error linear unit, tanh form: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).",
+    .doc =
+        "Gaussian error linear unit, tanh form: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).",
     .infer = tp_infer_unary,
     .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(gelu_cpu), NULL}},
     .oracle = gelu_oracle,

@@ -36,7 +36,5 @@ static inline float lanes_fold(const v16 acc[LANES_CHAINS]) {
         if (i_ + 32 < end_) body(i_ + 32, lanes_left(end_ - i_ - 32), 2);                          \
         if (i_ + 48 < end_) body(i_ + 48, lanes_left(end_ - i_ - 48), 3);                          \
     } while (0)
-static inline int lanes_left(int64_t n) {
-    return n < 16 ? (int)n : 16;
-}
+static inline int lanes_left(int64_t n) { return n < 16 ? (int)n : 16; }
 #endif

@@ -87,9 +87,7 @@ static tp_status add_layernorm_oracle(const tp_call *k) {
     return TP_OK;
 }
 
-static double at(const tp_tensor *t, int64_t i) {
-    return t ? tp_f64(t)[i] : 0;
-}
+static double at(const tp_tensor *t, int64_t i) { return t ? tp_f64(t)[i] : 0; }
 
 static tp_status backward_oracle(const tp_call *k) {
     const tp_norm_backward_attr *a = k->attr;
@@ -157,22 +155,14 @@ static void add_layernorm_vjp(const tp_call *k, tp_tensor *const dout[], tp_tens
 }
 
 /* per value: 1 for the mean, 3 for the variance, 4 for the result */
-static double layernorm_flops(const tp_call *k) {
-    return 8.0 * (double)tp_numel(k->in[0]);
-}
-static double add_layernorm_flops(const tp_call *k) {
-    return 9.0 * (double)tp_numel(k->in[0]);
-}
+static double layernorm_flops(const tp_call *k) { return 8.0 * (double)tp_numel(k->in[0]); }
+static double add_layernorm_flops(const tp_call *k) { return 9.0 * (double)tp_numel(k->in[0]); }
 /* per value: n 2, dn 1, its two sums 3, dw 2, db 1, dx 5 */
-static double backward_flops(const tp_call *k) {
-    return 14.0 * (double)tp_numel(k->in[1]);
-}
+static double backward_flops(const tp_call *k) { return 14.0 * (double)tp_numel(k->in[1]); }
 
 /* ---- samples -------------------------------------------------------------------------------- */
 #define EPS(e)                                                                                     \
-    &(const tp_norm_attr) {                                                                        \
-        e                                                                                          \
-    }
+    &(const tp_norm_attr) { e }
 #define N(...)                                                                                     \
     { TP_GEN_NORMAL, __VA_ARGS__ }
 static const tp_sample layernorm_samples[] = {
@@ -209,9 +199,7 @@ static const tp_sample add_layernorm_samples[] = {
     {0},
 };
 #define BOTH                                                                                       \
-    &(const tp_norm_backward_attr) {                                                               \
-        true, true                                                                                 \
-    }
+    &(const tp_norm_backward_attr) { true, true }
 #define U(...)                                                                                     \
     { TP_GEN_UNIFORM, __VA_ARGS__, .lo = 0.5, .hi = 2 }
 #define NONE                                                                                       \

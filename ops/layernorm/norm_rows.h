@@ -163,12 +163,8 @@ static inline void norm_leaves_finish(const norm_backward *a, int64_t begin, int
 }
 
 /* ---- sharing rows out ----------------------------------------------------------------------- */
-static inline const float *norm_data(const tp_tensor *t) {
-    return t ? tp_f32(t) : NULL;
-}
-static inline int64_t norm_grain(int64_t channels) {
-    return NORM_GRAIN / channels + 1;
-}
+static inline const float *norm_data(const tp_tensor *t) { return t ? tp_f32(t) : NULL; }
+static inline int64_t norm_grain(int64_t channels) { return NORM_GRAIN / channels + 1; }
 
 static void norm_forward_rows(void *arg, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; row++) norm_forward_row(arg, row);

@@ -50,8 +50,7 @@ static inline lce_coef lce_coef_of(double lse, double entropy, double z, const d
                       dp - dl};
 }
 
-/* ---- for the oracles: one row in double, plainly -----------------------------------------------
- */
+/* ---- for the oracles: one row in double, plainly -------------------------------------------- */
 typedef struct lce_exact {
     double lse, entropy, target; /* target: its logit; 0 if there is none */
 } lce_exact;

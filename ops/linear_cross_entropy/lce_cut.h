@@ -22,9 +22,7 @@ typedef struct lce_chunk {
     bool first, last;         /* begins, ends a leaf */
 } lce_chunk;
 
-static inline int64_t lce_min(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
+static inline int64_t lce_min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* want: the rows asked for (0: auto), auto_rows: the rows chosen by size. */
 static inline lce_cut lce_cut_rows(const lce_dims *d, int64_t want, int64_t auto_rows) {

@@ -36,8 +36,7 @@ const tp_attr lce_attrs[] = {
     {0},
 };
 
-/* ---- shapes
- * ---------------------------------------------------------------------------------------- */
+/* ---- shapes --------------------------------------------------------------------------------- */
 lce_dims lce_dims_of(const tp_call *k) {
     const tp_tensor *x = k->in[LCE_X], *w = k->in[LCE_W];
     const tp_lce_opts *o = &((const lce_attr *)k->attr)->o;
@@ -130,8 +129,7 @@ static tp_status forward_infer(tp_call *k) {
     return st;
 }
 
-/* ---- oracles
- * --------------------------------------------------------------------------------------- */
+/* ---- oracles -------------------------------------------------------------------------------- */
 void lce_exact_logits(const tp_call *k, const lce_dims *d, int64_t i, double *s) {
     const double *x = tp_f64(k->in[LCE_X]) + i * d->c, *w = tp_f64(k->in[LCE_W]);
     for (int64_t v = 0; v < d->v; v++) {
@@ -186,8 +184,7 @@ static tp_status forward_oracle(const tp_call *k) {
     return TP_OK;
 }
 
-/* ---- linear_cross_entropy_rows
- * ----------------------------------------------------------------------- */
+/* ---- linear_cross_entropy_rows -------------------------------------------------------------- */
 enum { ROWS_LSE, ROWS_ENTROPY, ROWS_DOUT };
 
 static tp_status rows_infer(tp_call *k) {
@@ -214,8 +211,7 @@ static tp_status rows_oracle(const tp_call *k) {
     return TP_OK;
 }
 
-/* ---- builders
- * ---------------------------------------------------------------------------------------- */
+/* ---- builders ------------------------------------------------------------------------------- */
 tp_lce tp_linear_cross_entropy(tp_ctx *c, tp_tensor *x, tp_tensor *w, tp_tensor *targets,
                                const tp_lce_opts *opts) {
     lce_attr at = {0};
@@ -246,12 +242,9 @@ static double forward_flops(const tp_call *k) {
     lce_dims d = lce_dims_of(k);
     return (double)d.n * (double)d.v * (2.0 * (double)d.c + 20.0);
 }
-static double rows_flops(const tp_call *k) {
-    return 8.0 * (double)tp_numel(k->out[0]);
-}
+static double rows_flops(const tp_call *k) { return 8.0 * (double)tp_numel(k->out[0]); }
 
-/* ---- samples
- * --------------------------------------------------------------------------------------- */
+/* ---- samples -------------------------------------------------------------------------------- */
 static const int32_t some_ignored[6] = {0, -100, 4, -100, 2, 1}, seven_ignored[4] = {3, -7, 0, -7},
                      all_ignored[3] = {-100, -100, -100}, outside[2] = {1, 5},
                      negative[2] = {-1, 0};

@@ -25,8 +25,7 @@ typedef struct work { /* one kernel call */
     int64_t v0, nv; /* the tile */
 } work;
 
-/* ---- memory
- * -------------------------------------------------------------------------------------- */
+/* ---- memory --------------------------------------------------------------------------------- */
 static tp_gemm logits_gemm(const work *w, int64_t rows, int64_t nv) {
     const lce_dims *d = &w->d;
     return (tp_gemm){.m = rows,
@@ -67,9 +66,7 @@ static tp_gemm dw_gemm(const work *w, int64_t rows, int64_t nv, int64_t ld) {
     return g;
 }
 
-static size_t most(size_t a, size_t b) {
-    return a > b ? a : b;
-}
+static size_t most(size_t a, size_t b) { return a > b ? a : b; }
 
 /* The largest workspace of the products: chunks and tiles come in two sizes each. */
 static size_t gemm_bytes(const work *w, bool dx, bool dw) {
@@ -125,20 +122,15 @@ static size_t lay_out(work *w, const tp_call *k, bool whole, bool dx, bool dw, v
     return r.used;
 }
 
-/* ---- steps
- * ----------------------------------------------------------------------------------------- */
+/* ---- steps ---------------------------------------------------------------------------------- */
 static int64_t target_of(const work *w, int64_t i) {
     const tp_tensor *t = w->k->in[LCE_TARGETS];
     return tp_i32(t)[tp_offset(t, i)];
 }
 
-static float at_row(const tp_tensor *t, int64_t i) {
-    return tp_f32(t)[tp_offset(t, i)];
-}
+static float at_row(const tp_tensor *t, int64_t i) { return tp_f32(t)[tp_offset(t, i)]; }
 
-static int64_t row_grain(const work *w) {
-    return 1 + 8192 / (w->nv + 1);
-}
+static int64_t row_grain(const work *w) { return 1 + 8192 / (w->nv + 1); }
 
 static void run_logits(const work *w) {
     tp_gemm g = logits_gemm(w, w->now.rows, w->nv);
@@ -209,8 +201,7 @@ static void zero(tp_tensor *t) {
     if (t->data) memset(t->data, 0, (size_t)tp_numel(t) * sizeof(float));
 }
 
-/* ---- forward
- * ----------------------------------------------------------------------------------------- */
+/* ---- forward -------------------------------------------------------------------------------- */
 static void take_rows(void *arg, int64_t begin, int64_t end) {
     const work *w = arg;
     for (int64_t i = begin; i < end; i++) {
@@ -260,8 +251,7 @@ static size_t forward_workspace(const tp_call *k) {
     return lay_out(&w, k, false, false, false, NULL);
 }
 
-/* ---- backward
- * ---------------------------------------------------------------------------------------- */
+/* ---- backward ------------------------------------------------------------------------------- */
 static void grad_rows(void *arg, int64_t begin, int64_t end) {
     const work *w = arg;
     tp_tensor *const *in = w->k->in;
@@ -304,8 +294,7 @@ static size_t backward_workspace(const tp_call *k) {
     return lay_out(&w, k, false, !at->no_dx, !at->no_dw, NULL);
 }
 
-/* ---- train
- * ------------------------------------------------------------------------------------------- */
+/* ---- train ---------------------------------------------------------------------------------- */
 static void train_rows(void *arg, int64_t begin, int64_t end) {
     const work *w = arg;
     const tp_tensor *coef = w->k->in[LCE_TRAIN_COEF];
@@ -366,12 +355,9 @@ static size_t train_workspace(const tp_call *k) {
     return lay_out(&w, k, true, true, true, NULL);
 }
 
-/* ---- rows
- * ---------------------------------------------------------------------------------------------- */
+/* ---- rows ----------------------------------------------------------------------------------- */
 /* Per-token inputs may be strided (a summed loss sends back one value, expanded). */
-static bool dense(const tp_tensor *t) {
-    return tp_numel(t) == 0 || tp_contiguous(t);
-}
+static bool dense(const tp_tensor *t) { return tp_numel(t) == 0 || tp_contiguous(t); }
 
 static const char *decline(const tp_call *k) {
     if (!dense(k->in[LCE_X])) return "x is strided";

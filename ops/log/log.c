@@ -9,13 +9,9 @@
 extern const tp_op op_log;
 TP_CPU_DECLARE(log_cpu);
 
-tp_tensor *tp_log(tp_ctx *c, tp_tensor *x) {
-    return tp_op1(c, &op_log, NULL, x);
-}
+tp_tensor *tp_log(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_log, NULL, x); }
 
-static tp_status log_oracle(const tp_call *k) {
-    return tp_oracle_unary(k, log);
-}
+static tp_status log_oracle(const tp_call *k) { return tp_oracle_unary(k, log); }
 
 static void log_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     din[0] = tp_div(k->ctx, dout[0], k->in[0]);

@@ -3,7 +3,5 @@
 #define TP_LOG_MATH_H
 #include "ops/math.h"
 
-static inline TP_HD float log_f(float x) {
-    return tp_logf(x);
-}
+static inline TP_HD float log_f(float x) { return tp_logf(x); }
 #endif

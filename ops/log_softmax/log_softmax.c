@@ -59,9 +59,7 @@ static tp_status backward2_oracle(const tp_call *k) {
     return TP_OK;
 }
 
-tp_tensor *tp_log_softmax(tp_ctx *c, tp_tensor *x) {
-    return tp_op1(c, &op_log_softmax, NULL, x);
-}
+tp_tensor *tp_log_softmax(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_log_softmax, NULL, x); }
 tp_tensor *tp_log_softmax_backward(tp_ctx *c, tp_tensor *y, tp_tensor *dy) {
     return tp_op1(c, &op_log_softmax_backward, NULL, y, dy);
 }
@@ -78,9 +76,7 @@ static void backward_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *d
 }
 
 /* an exponential counts as 10 */
-static double log_softmax_flops(const tp_call *k) {
-    return 14.0 * (double)tp_numel(k->in[0]);
-}
+static double log_softmax_flops(const tp_call *k) { return 14.0 * (double)tp_numel(k->in[0]); }
 
 #define N(...)                                                                                     \
     { TP_GEN_NORMAL, __VA_ARGS__ }

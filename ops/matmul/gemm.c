@@ -2,9 +2,7 @@
  * The arithmetic is in gemm_cpu.c. */
 #include "ops/matmul/gemm_plan.h"
 
-static size_t round_up(size_t bytes) {
-    return (bytes + 63) / 64 * 64;
-}
+static size_t round_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 /* Finds the grid of tasks whose largest task is cheapest. Costs are in multiply-adds per k step;
  * packing a row or column of a task costs about as much as 12 or 6 of them per element. */

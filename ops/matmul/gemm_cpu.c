@@ -18,7 +18,7 @@ enum { MR = 4, NV = 1 };
 #endif
 enum { NR = NV * TP_LANES };
 
-/* ---- the tile -------------------------------------------------------------------------------- */
+/* ---- the tile ------------------------------------------------------------------------------- */
 typedef struct tile {
     const float *a;  /* packed: a[k*MR + i] */
     const float *b;  /* packed, or rows of B where they lie */
@@ -126,12 +126,8 @@ INLINE void tile_rows(const int mr, const bool direct, const tile *t) {
 /* One function per number of rows, so that a matrix of any height is cut without waste; and one
  * more each that reads B where it lies and packs it in passing, which costs next to nothing. */
 #define TILE(r)                                                                                    \
-    static void tile_##r(const tile *t) {                                                          \
-        tile_rows(r, false, t);                                                                    \
-    }                                                                                              \
-    static void first_##r(const tile *t) {                                                         \
-        tile_rows(r, true, t);                                                                     \
-    }
+    static void tile_##r(const tile *t) { tile_rows(r, false, t); }                                \
+    static void first_##r(const tile *t) { tile_rows(r, true, t); }
 #if TP_ISA >= 4
 #define EACH_HEIGHT(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14)
 #elif TP_ISA == 3
@@ -143,8 +139,7 @@ EACH_HEIGHT(TILE)
 #define PAIR(r) {tile_##r, first_##r},
 static void (*const tiles[MR + 1][2])(const tile *) = {{NULL, NULL}, EACH_HEIGHT(PAIR)};
 
-/* ---- packing ----------------------------------------------------------------------------------
- */
+/* ---- packing -------------------------------------------------------------------------------- */
 /* dst[k*width + i] = src[i*s_i + k*s_k] for i < count, 0 for count <= i < width. */
 INLINE void store_width(float *dst, v16 x, const int width, const int v) {
     const int n = width - v * TP_LANES;
@@ -207,8 +202,7 @@ static void pack_b(float *dst, int count, int64_t kc, const float *src, int64_t 
     pack_panel(dst, NR, count, kc, src, cs, rs);
 }
 
-/* ---- prefetching -------------------------------------------------------------------------------
- */
+/* ---- prefetching ---------------------------------------------------------------------------- */
 /* Operands are packed in short runs from many rows, which the hardware does not foresee. So while
  * one piece is multiplied, the lines of the next are asked for, one in each step of k. */
 typedef struct ahead {
@@ -244,8 +238,7 @@ static void ask_ahead(tile *t, ahead *w) {
     w->run += w->stride * runs;
 }
 
-/* ---- blocks and tasks ---------------------------------------------------------------------------
- */
+/* ---- blocks and tasks ----------------------------------------------------------------------- */
 typedef struct block { /* a part of C with its packed operands and buffers */
     const tp_gemm *g;
     const gemm_plan *p;
@@ -256,9 +249,7 @@ typedef struct block { /* a part of C with its packed operands and buffers */
     int64_t tiles;
 } block;
 
-static int64_t panel_row(const block *x, int64_t i) {
-    return x->rows * i / x->row_panels;
-}
+static int64_t panel_row(const block *x, int64_t i) { return x->rows * i / x->row_panels; }
 
 static const float *a_at(const block *x, int64_t i, int64_t k) {
     return x->g->a + (x->row + panel_row(x, i)) * x->g->a_rs + k * x->g->a_cs;

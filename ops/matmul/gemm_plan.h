@@ -45,15 +45,9 @@ void tp_gemm_few_v4(tp_ctx *c, const tp_gemm *g);
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-static inline int64_t gemm_ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
-static inline int64_t gemm_min(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-static inline int64_t gemm_max(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
+static inline int64_t gemm_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t gemm_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t gemm_max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline size_t gemm_task_bytes(const gemm_plan *p) {
     return p->a_bytes + p->b_bytes + p->buf_bytes;
 }

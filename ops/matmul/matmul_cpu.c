@@ -19,8 +19,7 @@ static bool even_rows(const tp_tensor *t, int64_t *stride) {
     return true;
 }
 
-/* ---- matmul
- * -------------------------------------------------------------------------------------- */
+/* ---- matmul --------------------------------------------------------------------------------- */
 typedef struct product {
     const tp_call *call;
     tp_gemm g; /* the first matrix of the batch */
@@ -105,8 +104,7 @@ static const char *matmul_decline(const tp_call *k) {
 TP_CPU_KERNEL(matmul_cpu, .decline = matmul_decline, .run = matmul_run,
               .workspace = matmul_workspace);
 
-/* ---- matmul_wgrad
- * --------------------------------------------------------------------------------- */
+/* ---- matmul_wgrad --------------------------------------------------------------------------- */
 static const char *wgrad_decline(const tp_call *k) {
     int64_t stride;
     for (int i = 0; i < 2; i++)

@@ -67,8 +67,7 @@ static void max_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
     if (dout[0]) din[0] = tp_op1(k->ctx, &op_max_backward, &a, k->out[1], dout[0]);
 }
 
-/* ---- max_backward: zeros of x's shape with dy at the positions
- * ----------------------------------- */
+/* ---- max_backward: zeros of x's shape with dy at the positions ------------------------------ */
 static tp_status check_positions(const tp_call *k, const tp_tensor *x) {
     const max_attr *a = k->attr;
     tp_call whole = {
@@ -107,8 +106,7 @@ static void max_backward_vjp(const tp_call *k, tp_tensor *const dout[], tp_tenso
     if (tp_wants(k, 1)) din[1] = tp_op1(k->ctx, &op_max_pick, k->attr, k->in[0], dout[0]);
 }
 
-/* ---- max_pick: the elements of x at the positions
- * ------------------------------------------------- */
+/* ---- max_pick: the elements of x at the positions ------------------------------------------- */
 static tp_status max_pick_infer(tp_call *k) {
     tp_status st = tp_need_float(k, 1, "x");
     if (st || (st = check_positions(k, k->in[1]))) return st;
@@ -133,12 +131,8 @@ static void max_pick_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *d
     if (tp_wants(k, 1)) din[1] = tp_op1(k->ctx, &op_max_backward, &a, k->in[0], dout[0]);
 }
 
-static double max_flops(const tp_call *k) {
-    return (double)tp_numel(k->in[0]);
-}
-static double no_flops(const tp_call *k) {
-    return (void)k, 0;
-}
+static double max_flops(const tp_call *k) { return (double)tp_numel(k->in[0]); }
+static double no_flops(const tp_call *k) { return (void)k, 0; }
 
 /* clang-format off */
 #define DIMS(d, k) &(const tp_reduce_attr){.dims = d, .keep = k}

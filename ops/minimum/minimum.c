@@ -25,18 +25,10 @@ tp_tensor *tp_less(tp_ctx *c, tp_tensor *a, tp_tensor *b) {
     return tp_op1(c, &op_less, NULL, a, b);
 }
 
-static double min_f64(double a, double b) {
-    return a < b || isnan(a) ? a : b;
-}
-static double max_f64(double a, double b) {
-    return a > b || isnan(a) ? a : b;
-}
-static tp_status minimum_oracle(const tp_call *k) {
-    return tp_oracle_binary(k, min_f64);
-}
-static tp_status maximum_oracle(const tp_call *k) {
-    return tp_oracle_binary(k, max_f64);
-}
+static double min_f64(double a, double b) { return a < b || isnan(a) ? a : b; }
+static double max_f64(double a, double b) { return a > b || isnan(a) ? a : b; }
+static tp_status minimum_oracle(const tp_call *k) { return tp_oracle_binary(k, min_f64); }
+static tp_status maximum_oracle(const tp_call *k) { return tp_oracle_binary(k, max_f64); }
 
 static tp_status less_oracle(const tp_call *k) {
     const tp_tensor *a = k->in[0], *b = k->in[1], *o = k->out[0];

@@ -4,10 +4,6 @@
 #include "ops/math.h"
 
 /* x != x: NaN, which both pass on from either side */
-static inline TP_HD float minimum_f(float x, float y) {
-    return (x < y) | (x != x) ? x : y;
-}
-static inline TP_HD float maximum_f(float x, float y) {
-    return (x > y) | (x != x) ? x : y;
-}
+static inline TP_HD float minimum_f(float x, float y) { return (x < y) | (x != x) ? x : y; }
+static inline TP_HD float maximum_f(float x, float y) { return (x > y) | (x != x) ? x : y; }
 #endif

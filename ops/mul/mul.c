@@ -9,16 +9,10 @@
 extern const tp_op op_mul;
 TP_CPU_DECLARE(mul_cpu);
 
-tp_tensor *tp_mul(tp_ctx *c, tp_tensor *a, tp_tensor *b) {
-    return tp_op1(c, &op_mul, NULL, a, b);
-}
+tp_tensor *tp_mul(tp_ctx *c, tp_tensor *a, tp_tensor *b) { return tp_op1(c, &op_mul, NULL, a, b); }
 
-static double mul_f64(double a, double b) {
-    return a * b;
-}
-static tp_status mul_oracle(const tp_call *k) {
-    return tp_oracle_binary(k, mul_f64);
-}
+static double mul_f64(double a, double b) { return a * b; }
+static tp_status mul_oracle(const tp_call *k) { return tp_oracle_binary(k, mul_f64); }
 
 static void mul_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     for (int i = 0; i < 2; i++)

@@ -12,8 +12,7 @@ extern const tp_op op_momentum_, op_newton_schulz;
 TP_CPU_DECLARE(momentum_cpu);
 TP_CPU_DECLARE(newton_schulz_cpu);
 
-/* ---- momentum_
- * ----------------------------------------------------------------------------------- */
+/* ---- momentum_ ------------------------------------------------------------------------------ */
 static tp_status momentum_infer(tp_call *k) {
     const tp_momentum_opts *o = k->attr;
     tp_status st = tp_need_float(k, 0, "b");
@@ -41,8 +40,7 @@ tp_tensor *tp_momentum_(tp_ctx *c, tp_tensor *b, tp_tensor *grad, const tp_momen
     return tp_op1(c, &op_momentum_, opts, b, grad);
 }
 
-/* ---- newton_schulz
- * ------------------------------------------------------------------------------- */
+/* ---- newton_schulz -------------------------------------------------------------------------- */
 static tp_status newton_schulz_infer(tp_call *k) {
     const tp_newton_schulz_opts *o = k->attr;
     tp_status st = tp_need_float(k, 0, "x");
@@ -110,11 +108,8 @@ tp_tensor *tp_newton_schulz(tp_ctx *c, tp_tensor *x, const tp_newton_schulz_opts
     return tp_op1(c, &op_newton_schulz, opts, x);
 }
 
-/* ---- rows
- * ------------------------------------------------------------------------------------------ */
-static double momentum_flops(const tp_call *k) {
-    return 5.0 * (double)tp_numel(k->in[0]);
-}
+/* ---- rows ----------------------------------------------------------------------------------- */
+static double momentum_flops(const tp_call *k) { return 5.0 * (double)tp_numel(k->in[0]); }
 static double newton_schulz_flops(const tp_call *k) {
     ns_shape s = ns_shape_of(k);
     double n = (double)s.small, m = (double)s.large;

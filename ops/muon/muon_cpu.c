@@ -3,8 +3,7 @@
 #include "ops/muon/newton_schulz.h"
 #include "ops/sgd/sgd_math.h"
 
-/* ---- momentum_
- * ----------------------------------------------------------------------------------- */
+/* ---- momentum_ ------------------------------------------------------------------------------ */
 typedef struct job {
     float *b, *u;
     const float *g;
@@ -37,8 +36,7 @@ static tp_status momentum_run(const tp_call *k) {
 }
 TP_CPU_KERNEL(momentum_cpu, .decline = tp_decline_unless_f32_dense, .run = momentum_run);
 
-/* ---- newton_schulz
- * ------------------------------------------------------------------------------- */
+/* ---- newton_schulz -------------------------------------------------------------------------- */
 typedef struct work { /* one block */
     tp_ctx *c;
     ns_shape s;

@@ -11,25 +11,15 @@ extern const tp_op op_relu, op_relu_backward;
 TP_CPU_DECLARE(relu_cpu);
 TP_CPU_DECLARE(relu_backward_cpu);
 
-tp_tensor *tp_relu(tp_ctx *c, tp_tensor *x) {
-    return tp_op1(c, &op_relu, NULL, x);
-}
+tp_tensor *tp_relu(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_relu, NULL, x); }
 tp_tensor *tp_relu_backward(tp_ctx *c, tp_tensor *y, tp_tensor *dy) {
     return tp_op1(c, &op_relu_backward, NULL, y, dy);
 }
 
-static double relu_f64(double x) {
-    return x < 0 ? 0 : x;
-}
-static double relu_dx64(double y, double dy) {
-    return y > 0 ? dy : 0;
-}
-static tp_status relu_oracle(const tp_call *k) {
-    return tp_oracle_unary(k, relu_f64);
-}
-static tp_status relu_backward_oracle(const tp_call *k) {
-    return tp_oracle_binary(k, relu_dx64);
-}
+static double relu_f64(double x) { return x < 0 ? 0 : x; }
+static double relu_dx64(double y, double dy) { return y > 0 ? dy : 0; }
+static tp_status relu_oracle(const tp_call *k) { return tp_oracle_unary(k, relu_f64); }
+static tp_status relu_backward_oracle(const tp_call *k) { return tp_oracle_binary(k, relu_dx64); }
 
 static void relu_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     din[0] = tp_relu_backward(k->ctx, k->out[0], dout[0]);

@@ -144,9 +144,7 @@ static void reshape_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *di
 
 #define SHAPE_ATTR(...)                                                                            \
     &(const reshape_attr) {                                                                        \
-        NDIMS(__VA_ARGS__), {                                                                      \
-            __VA_ARGS__                                                                            \
-        }                                                                                          \
+        NDIMS(__VA_ARGS__), { __VA_ARGS__ }                                                        \
     }
 #define NDIMS(...) (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t))
 static const tp_sample reshape_samples[] = {

@@ -73,9 +73,7 @@ static tp_status add_rmsnorm_oracle(const tp_call *k) {
     return TP_OK;
 }
 
-static double at(const tp_tensor *t, int64_t i) {
-    return t ? tp_f64(t)[i] : 0;
-}
+static double at(const tp_tensor *t, int64_t i) { return t ? tp_f64(t)[i] : 0; }
 
 static tp_status backward_oracle(const tp_call *k) {
     const tp_norm_backward_attr *a = k->attr;
@@ -137,22 +135,14 @@ static void add_rmsnorm_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor
 }
 
 /* per value: 2 for the mean square, 2 for the result */
-static double rmsnorm_flops(const tp_call *k) {
-    return 4.0 * (double)tp_numel(k->in[0]);
-}
-static double add_rmsnorm_flops(const tp_call *k) {
-    return 5.0 * (double)tp_numel(k->in[0]);
-}
+static double rmsnorm_flops(const tp_call *k) { return 4.0 * (double)tp_numel(k->in[0]); }
+static double add_rmsnorm_flops(const tp_call *k) { return 5.0 * (double)tp_numel(k->in[0]); }
 /* per value: n 1, dn 1, its sum 2, dw 2, dx 4 */
-static double backward_flops(const tp_call *k) {
-    return 10.0 * (double)tp_numel(k->in[1]);
-}
+static double backward_flops(const tp_call *k) { return 10.0 * (double)tp_numel(k->in[1]); }
 
 /* ---- samples -------------------------------------------------------------------------------- */
 #define EPS(e)                                                                                     \
-    &(const tp_norm_attr) {                                                                        \
-        e                                                                                          \
-    }
+    &(const tp_norm_attr) { e }
 #define N(...)                                                                                     \
     { TP_GEN_NORMAL, __VA_ARGS__ }
 #define U(...)                                                                                     \
@@ -184,9 +174,7 @@ static const tp_sample add_rmsnorm_samples[] = {
     {0},
 };
 #define DW(yes)                                                                                    \
-    &(const tp_norm_backward_attr) {                                                               \
-        .dw = yes                                                                                  \
-    }
+    &(const tp_norm_backward_attr) { .dw = yes }
 static const tp_sample backward_samples[] = {
     {"all", /* dy, x, w, rstd, dsum, drstd */
      {N(3, {3, 4, 33}), N(3, {3, 4, 33}), N(1, {33}), U(2, {3, 4}), N(3, {3, 4, 33}), N(2, {3, 4})},

@@ -50,9 +50,7 @@ static void rope_range(void *arg, int64_t begin, int64_t end) {
     }
 }
 
-static int64_t padded_half(const tp_call *k) {
-    return (rope_half(k) + 15) / 16 * 16;
-}
+static int64_t padded_half(const tp_call *k) { return (rope_half(k) + 15) / 16 * 16; }
 
 static size_t rope_workspace(const tp_call *k) {
     size_t h = (size_t)padded_half(k);

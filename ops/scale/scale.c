@@ -24,9 +24,7 @@ static void scale_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[
     din[0] = tp_scale(k->ctx, dout[0], a->s, 0);
 }
 
-static double scale_flops(const tp_call *k) {
-    return 2.0 * (double)tp_numel(k->out[0]);
-}
+static double scale_flops(const tp_call *k) { return 2.0 * (double)tp_numel(k->out[0]); }
 
 /* clang-format off */
 static const tp_sample scale_samples[] = {

@@ -7,7 +7,5 @@ typedef struct scale_attr {
     double s, t;
 } scale_attr;
 
-static inline TP_HD float scale_f(float x, float s, float t) {
-    return fmaf(s, x, t);
-}
+static inline TP_HD float scale_f(float x, float s, float t) { return fmaf(s, x, t); }
 #endif

@@ -42,9 +42,7 @@ tp_status tp_sgd_(tp_ctx *c, tp_tensor *p, tp_tensor *b, tp_tensor *grad, const 
     return tp_op_run(c, &op_sgd_, opts, 3, (tp_tensor *[]){p, b, grad}, none);
 }
 
-static double sgd_flops(const tp_call *k) {
-    return 8.0 * (double)tp_numel(k->in[0]);
-}
+static double sgd_flops(const tp_call *k) { return 8.0 * (double)tp_numel(k->in[0]); }
 
 #define FIELD(f, type)                                                                             \
     { #f, TP_ATTR_##type, offsetof(tp_sgd_opts, f) }

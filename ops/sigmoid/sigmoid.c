@@ -12,22 +12,14 @@ extern const tp_op op_sigmoid, op_sigmoid_backward;
 TP_CPU_DECLARE(sigmoid_cpu);
 TP_CPU_DECLARE(sigmoid_backward_cpu);
 
-tp_tensor *tp_sigmoid(tp_ctx *c, tp_tensor *x) {
-    return tp_op1(c, &op_sigmoid, NULL, x);
-}
+tp_tensor *tp_sigmoid(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_sigmoid, NULL, x); }
 tp_tensor *tp_sigmoid_backward(tp_ctx *c, tp_tensor *y, tp_tensor *dy) {
     return tp_op1(c, &op_sigmoid_backward, NULL, y, dy);
 }
 
-static double sigmoid_f64(double x) {
-    return 1 / (1 + exp(-x));
-}
-static double sigmoid_dx64(double y, double dy) {
-    return dy * y * (1 - y);
-}
-static tp_status sigmoid_oracle(const tp_call *k) {
-    return tp_oracle_unary(k, sigmoid_f64);
-}
+static double sigmoid_f64(double x) { return 1 / (1 + exp(-x)); }
+static double sigmoid_dx64(double y, double dy) { return dy * y * (1 - y); }
+static tp_status sigmoid_oracle(const tp_call *k) { return tp_oracle_unary(k, sigmoid_f64); }
 static tp_status sigmoid_backward_oracle(const tp_call *k) {
     return tp_oracle_binary(k, sigmoid_dx64);
 }

@@ -3,10 +3,6 @@
 #define TP_SIGMOID_MATH_H
 #include "ops/math.h"
 
-static inline TP_HD float sigmoid_f(float x) {
-    return tp_sigmoidf(x);
-}
-static inline TP_HD float sigmoid_dx(float y, float dy) {
-    return dy * y * (1.0f - y);
-}
+static inline TP_HD float sigmoid_f(float x) { return tp_sigmoidf(x); }
+static inline TP_HD float sigmoid_dx(float y, float dy) { return dy * y * (1.0f - y); }
 #endif

@@ -13,9 +13,7 @@ extern const tp_op op_silu, op_silu_backward;
 TP_CPU_DECLARE(silu_cpu);
 TP_CPU_DECLARE(silu_backward_cpu);
 
-tp_tensor *tp_silu(tp_ctx *c, tp_tensor *x) {
-    return tp_op1(c, &op_silu, NULL, x);
-}
+tp_tensor *tp_silu(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_silu, NULL, x); }
 tp_tensor *tp_silu_backward(tp_ctx *c, tp_tensor *x, tp_tensor *dy) {
     return tp_op1(c, &op_silu_backward, NULL, x, dy);
 }
@@ -26,19 +24,13 @@ tp_tensor *tp_silu_second(tp_ctx *c, tp_tensor *x, tp_tensor *dy) {
     return tp_mul(c, tp_sigmoid_backward(c, s, dy), factor);
 }
 
-static double silu_f64(double x) {
-    return x / (1 + exp(-x));
-}
+static double silu_f64(double x) { return x / (1 + exp(-x)); }
 static double silu_dx64(double x, double dy) {
     double s = 1 / (1 + exp(-x));
     return dy * s * (1 + x * (1 - s));
 }
-static tp_status silu_oracle(const tp_call *k) {
-    return tp_oracle_unary(k, silu_f64);
-}
-static tp_status silu_backward_oracle(const tp_call *k) {
-    return tp_oracle_binary(k, silu_dx64);
-}
+static tp_status silu_oracle(const tp_call *k) { return tp_oracle_unary(k, silu_f64); }
+static tp_status silu_backward_oracle(const tp_call *k) { return tp_oracle_binary(k, silu_dx64); }
 
 static void silu_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     din[0] = tp_silu_backward(k->ctx, k->in[0], dout[0]);

@@ -43,9 +43,7 @@ static void slice_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[
 }
 
 #define SLICE(...)                                                                                 \
-    &(const slice_attr) {                                                                          \
-        __VA_ARGS__                                                                                \
-    }
+    &(const slice_attr) { __VA_ARGS__ }
 static const tp_sample slice_samples[] = {
     {"rows", {{TP_GEN_NORMAL, 2, {6, 5}}}, SLICE(0, 2, 3)},
     {"columns", {{TP_GEN_NORMAL, 2, {6, 5}}}, SLICE(-1, 1, 3)},

@@ -52,9 +52,7 @@ static tp_status backward2_oracle(const tp_call *k) {
     return TP_OK;
 }
 
-tp_tensor *tp_softmax(tp_ctx *c, tp_tensor *x) {
-    return tp_op1(c, &op_softmax, NULL, x);
-}
+tp_tensor *tp_softmax(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_softmax, NULL, x); }
 tp_tensor *tp_softmax_backward(tp_ctx *c, tp_tensor *y, tp_tensor *dy) {
     return tp_op1(c, &op_softmax_backward, NULL, y, dy);
 }
@@ -70,12 +68,8 @@ static void backward_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *d
 }
 
 /* an exponential counts as 10 */
-static double softmax_flops(const tp_call *k) {
-    return 13.0 * (double)tp_numel(k->in[0]);
-}
-static double backward_flops(const tp_call *k) {
-    return 4.0 * (double)tp_numel(k->in[0]);
-}
+static double softmax_flops(const tp_call *k) { return 13.0 * (double)tp_numel(k->in[0]); }
+static double backward_flops(const tp_call *k) { return 4.0 * (double)tp_numel(k->in[0]); }
 
 #define N(...)                                                                                     \
     { TP_GEN_NORMAL, __VA_ARGS__ }

@@ -23,12 +23,8 @@ static void backward_rows(void *arg, int64_t begin, int64_t end) {
     }
 }
 
-static tp_status forward(const tp_call *k) {
-    return softmax_each(k, k->in[0], forward_rows);
-}
-static tp_status backward(const tp_call *k) {
-    return softmax_each(k, k->in[0], backward_rows);
-}
+static tp_status forward(const tp_call *k) { return softmax_each(k, k->in[0], forward_rows); }
+static tp_status backward(const tp_call *k) { return softmax_each(k, k->in[0], backward_rows); }
 
 TP_CPU_KERNEL(softmax_cpu, .decline = tp_decline_unless_f32_dense, .run = forward);
 TP_CPU_KERNEL(softmax_backward_cpu, .decline = tp_decline_unless_f32_dense, .run = backward);

@@ -69,9 +69,7 @@ static void split_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[
 
 #define SPLIT(dim, n, ...)                                                                         \
     &(const split_attr) {                                                                          \
-        dim, n, {                                                                                  \
-            __VA_ARGS__                                                                            \
-        }                                                                                          \
+        dim, n, { __VA_ARGS__ }                                                                    \
     }
 static const tp_sample split_samples[] = {
     {"qkv", {{TP_GEN_NORMAL, 3, {2, 3, 12}}}, SPLIT(-1, 3, 4, 4, 4)},

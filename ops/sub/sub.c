@@ -10,16 +10,10 @@
 extern const tp_op op_sub;
 TP_CPU_DECLARE(sub_cpu);
 
-tp_tensor *tp_sub(tp_ctx *c, tp_tensor *a, tp_tensor *b) {
-    return tp_op1(c, &op_sub, NULL, a, b);
-}
+tp_tensor *tp_sub(tp_ctx *c, tp_tensor *a, tp_tensor *b) { return tp_op1(c, &op_sub, NULL, a, b); }
 
-static double sub_f64(double a, double b) {
-    return a - b;
-}
-static tp_status sub_oracle(const tp_call *k) {
-    return tp_oracle_binary(k, sub_f64);
-}
+static double sub_f64(double a, double b) { return a - b; }
+static tp_status sub_oracle(const tp_call *k) { return tp_oracle_binary(k, sub_f64); }
 
 static void sub_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     if (tp_wants(k, 0)) din[0] = tp_sum_like(k->ctx, dout[0], k->in[0]);

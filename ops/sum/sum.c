@@ -59,9 +59,7 @@ tp_tensor *tp_sum_like(tp_ctx *c, tp_tensor *x, const tp_tensor *like) {
     return x ? tp_sum_to(c, x, like->ndim, like->shape) : NULL;
 }
 
-static tp_status sum_infer(tp_call *k) {
-    return tp_infer_reduce(k);
-}
+static tp_status sum_infer(tp_call *k) { return tp_infer_reduce(k); }
 
 static tp_status sum_oracle(const tp_call *k) {
     const tp_reduce_attr *a = k->attr;
@@ -78,14 +76,10 @@ static void sum_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
     din[0] = tp_expand_at(k->ctx, dout[0], k->in[0], (unsigned)(a->dims & ~a->keep));
 }
 
-static double sum_flops(const tp_call *k) {
-    return (double)tp_numel(k->in[0]);
-}
+static double sum_flops(const tp_call *k) { return (double)tp_numel(k->in[0]); }
 
 #define DIMS(d, k)                                                                                 \
-    &(const tp_reduce_attr) {                                                                      \
-        .dims = d, .keep = k                                                                       \
-    }
+    &(const tp_reduce_attr) { .dims = d, .keep = k }
 /* clang-format off */
 static const tp_sample sum_samples[] = {
     {"vector", {{TP_GEN_NORMAL, 1, {130}}}, DIMS(1, 0)},

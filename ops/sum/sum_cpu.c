@@ -47,8 +47,7 @@ static bool plan_make(sum_plan *p, const tp_call *k) {
     return rows;
 }
 
-/* ---- the tree over samples: a binary counter of blocks of w sums
- * ------------------------------------ */
+/* ---- the tree over samples: a binary counter of blocks of w sums ---------------------------- */
 typedef struct tree {
     int depth;
     int64_t pushed;
@@ -76,8 +75,7 @@ static inline void tree_end(tree *t, int64_t w, float *y) {
         memset(y, 0, (size_t)w * sizeof *y);
 }
 
-/* ---- by columns
- * ---------------------------------------------------------------------------------- */
+/* ---- by columns ----------------------------------------------------------------------------- */
 static inline void add_row(float *restrict acc, const float *restrict x, int64_t stride,
                            int64_t w) {
     if (stride == 1 && w == WIDTH)
@@ -117,8 +115,7 @@ static void columns(void *arg, int64_t begin, int64_t end) {
     }
 }
 
-/* ---- by rows
- * ------------------------------------------------------------------------------------- */
+/* ---- by rows -------------------------------------------------------------------------------- */
 static inline float lane_sum(const float *x, int64_t n, int64_t stride) {
     float lane[16] = {0};
     int64_t i = 0;

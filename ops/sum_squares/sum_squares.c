@@ -17,13 +17,9 @@ static tp_status sum_squares_oracle(const tp_call *k) {
     return TP_OK;
 }
 
-tp_tensor *tp_sum_squares(tp_ctx *c, tp_tensor *x) {
-    return tp_op1(c, &op_sum_squares, NULL, x);
-}
+tp_tensor *tp_sum_squares(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_sum_squares, NULL, x); }
 
-static double sum_squares_flops(const tp_call *k) {
-    return 2.0 * (double)tp_numel(k->in[0]);
-}
+static double sum_squares_flops(const tp_call *k) { return 2.0 * (double)tp_numel(k->in[0]); }
 
 static const tp_sample sum_squares_samples[] = {
     {"vector", {{TP_GEN_NORMAL, 1, {37}}}},

@@ -27,12 +27,8 @@ tp_status tp_swiglu_backward(tp_ctx *c, tp_tensor *gate, tp_tensor *up, tp_tenso
     return tp_op_run(c, &op_swiglu_backward, NULL, 3, (tp_tensor *[]){gate, up, dy}, d);
 }
 
-static double swiglu_f64(double g, double u) {
-    return u * g / (1 + exp(-g));
-}
-static tp_status swiglu_oracle(const tp_call *k) {
-    return tp_oracle_binary(k, swiglu_f64);
-}
+static double swiglu_f64(double g, double u) { return u * g / (1 + exp(-g)); }
+static tp_status swiglu_oracle(const tp_call *k) { return tp_oracle_binary(k, swiglu_f64); }
 
 static tp_status swiglu_backward_oracle(const tp_call *k) {
     const double *gate = tp_f64(k->in[0]), *up = tp_f64(k->in[1]), *dy = tp_f64(k->in[2]);
@@ -76,9 +72,7 @@ static void swiglu_backward_vjp(const tp_call *k, tp_tensor *const dout[], tp_te
                         b ? tp_mul(c, b, tp_silu(c, g)) : NULL);
 }
 
-static double swiglu_backward_flops(const tp_call *k) {
-    return 26.0 * (double)tp_numel(k->out[0]);
-}
+static double swiglu_backward_flops(const tp_call *k) { return 26.0 * (double)tp_numel(k->out[0]); }
 
 /* clang-format off */
 static const tp_sample swiglu_samples[] = {

@@ -12,22 +12,14 @@ extern const tp_op op_tanh, op_tanh_backward;
 TP_CPU_DECLARE(tanh_cpu);
 TP_CPU_DECLARE(tanh_backward_cpu);
 
-tp_tensor *tp_tanh(tp_ctx *c, tp_tensor *x) {
-    return tp_op1(c, &op_tanh, NULL, x);
-}
+tp_tensor *tp_tanh(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_tanh, NULL, x); }
 tp_tensor *tp_tanh_backward(tp_ctx *c, tp_tensor *y, tp_tensor *dy) {
     return tp_op1(c, &op_tanh_backward, NULL, y, dy);
 }
 
-static double tanh_dx64(double y, double dy) {
-    return dy * (1 - y * y);
-}
-static tp_status tanh_oracle(const tp_call *k) {
-    return tp_oracle_unary(k, tanh);
-}
-static tp_status tanh_backward_oracle(const tp_call *k) {
-    return tp_oracle_binary(k, tanh_dx64);
-}
+static double tanh_dx64(double y, double dy) { return dy * (1 - y * y); }
+static tp_status tanh_oracle(const tp_call *k) { return tp_oracle_unary(k, tanh); }
+static tp_status tanh_backward_oracle(const tp_call *k) { return tp_oracle_binary(k, tanh_dx64); }
 
 static void tanh_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     din[0] = tp_tanh_backward(k->ctx, k->out[0], dout[0]);

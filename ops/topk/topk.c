@@ -119,9 +119,7 @@ static void topk_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]
 }
 
 #define TOP(n)                                                                                     \
-    &(const topk_attr) {                                                                           \
-        n                                                                                          \
-    }
+    &(const topk_attr) { n }
 #define DISTINCT(...)                                                                              \
     { TP_GEN_DISTINCT, __VA_ARGS__, .lo = -2, .hi = 2 }
 static const int32_t ties[] = {1, 2, 2, 0, 2, 1, 1, 0, 0, 2};

@@ -8,8 +8,7 @@
 
 static const double GRAD_TOL = 1e-6;
 
-void op_expect(op_report *r, bool ok, const tp_op *op, const char *fmt, ...)
-{
+void op_expect(op_report *r, bool ok, const tp_op *op, const char *fmt, ...) {
     r->checks++;
     if (ok) return;
     r->failed++;
@@ -21,26 +20,26 @@ void op_expect(op_report *r, bool ok, const tp_op *op, const char *fmt, ...)
     fputc('\n', stderr);
 }
 
-/* ---- inputs ------------------------------------------------------------------------------------------ */
-int op_sample_nin(const tp_sample *s)
-{
+/* ---- inputs --------------------------------------------------------------------------------- */
+int op_sample_nin(const tp_sample *s) {
     int n = 0;
     while (n < TP_MAXIN && s->in[n].gen != TP_GEN_END) n++;
     return n;
 }
 
-static bool is_float_arg(const tp_arg *a)
-{
+static bool is_float_arg(const tp_arg *a) {
     return a->gen != TP_GEN_INT && a->gen != TP_GEN_DATA && tp_is_float(a->dtype);
 }
 
-static double sample_value(const tp_arg *a, int which, int64_t i, int64_t n)
-{
+static double sample_value(const tp_arg *a, int which, int64_t i, int64_t n) {
     uint64_t at = (uint64_t)i, w = (uint64_t)which;
     switch (a->gen) {
-    case TP_GEN_NORMAL: return a->lo + (a->hi == 0 ? 1 : a->hi) * tp_normal(3, TP_RNG_TEST, w, at);
-    case TP_GEN_UNIFORM: return a->lo + (a->hi - a->lo) * tp_uniform(3, TP_RNG_TEST, w, at);
-    case TP_GEN_INT: return floor(a->lo + (a->hi - a->lo) * tp_uniform(3, TP_RNG_TEST, w, at));
+    case TP_GEN_NORMAL:
+        return a->lo + (a->hi == 0 ? 1 : a->hi) * tp_normal(3, TP_RNG_TEST, w, at);
+    case TP_GEN_UNIFORM:
+        return a->lo + (a->hi - a->lo) * tp_uniform(3, TP_RNG_TEST, w, at);
+    case TP_GEN_INT:
+        return floor(a->lo + (a->hi - a->lo) * tp_uniform(3, TP_RNG_TEST, w, at));
     case TP_GEN_DISTINCT: { /* i*step mod n with step coprime to n is a permutation */
         int64_t step = n / 2 + 1, x, y;
         for (;; step++) {
@@ -54,15 +53,16 @@ static double sample_value(const tp_arg *a, int which, int64_t i, int64_t n)
         double lo = a->lo, hi = a->hi == a->lo ? a->lo + 1 : a->hi;
         return lo + (hi - lo) * (double)(i * step % n) / (double)n;
     }
-    case TP_GEN_DATA: return a->data[i];
-    default: return 0;
+    case TP_GEN_DATA:
+        return a->data[i];
+    default:
+        return 0;
     }
 }
 
 /* TRANSPOSED: the storage's dimensions run the other way. SLICED: rows lie 3 elements further apart
  * and start 2 in. */
-static tp_tensor *make(tp_ctx *c, tp_dtype dt, const tp_arg *a, op_layout layout)
-{
+static tp_tensor *make(tp_ctx *c, tp_dtype dt, const tp_arg *a, op_layout layout) {
     int64_t shape[TP_MAXDIM] = {0};
     int nd = a->ndim;
     for (int i = 0; i < nd; i++) shape[i] = a->shape[layout == OP_TRANSPOSED ? nd - 1 - i : i];
@@ -76,13 +76,13 @@ static tp_tensor *make(tp_ctx *c, tp_dtype dt, const tp_arg *a, op_layout layout
             t->stride[i] = t->stride[nd - 1 - i];
             t->stride[nd - 1 - i] = swap;
         }
-    else if (t->data) t->data = (char *)t->data + 2 * tp_dtype_size(dt);
+    else if (t->data)
+        t->data = (char *)t->data + 2 * tp_dtype_size(dt);
     return t;
 }
 
 tp_status op_inputs(tp_ctx *c, const tp_sample *s, tp_dtype dt, op_layout layout, bool grad,
-                    tp_tensor *in[TP_MAXIN])
-{
+                    tp_tensor *in[TP_MAXIN]) {
     for (int w = 0, nin = op_sample_nin(s); w < nin; w++) {
         const tp_arg *a = &s->in[w];
         in[w] = NULL;
@@ -102,8 +102,7 @@ tp_status op_inputs(tp_ctx *c, const tp_sample *s, tp_dtype dt, op_layout layout
     return TP_OK;
 }
 
-double op_error(const tp_tensor *got, const tp_tensor *want)
-{
+double op_error(const tp_tensor *got, const tp_tensor *want) {
     double worst = 0, scale = 1e-6;
     if (!tp_same_shape(got, want)) return NAN;
     for (int64_t i = 0, n = tp_numel(want); i < n; i++) {
@@ -117,7 +116,7 @@ double op_error(const tp_tensor *got, const tp_tensor *want)
     return worst / scale;
 }
 
-/* ---- the op as a function, and its mutant -------------------------------------------------------------- */
+/* ---- the op as a function, and its mutant --------------------------------------------------- */
 typedef struct op_fn {
     const tp_op *op;
     const tp_sample *s;
@@ -125,8 +124,7 @@ typedef struct op_fn {
 
 /* Everything but the results is released, so a vjp that reads what it does not save is refused. */
 static tp_status run_op(tp_ctx *c, void *arg, tp_tensor *const in[], int nin,
-                        tp_tensor *out[TP_MAXOUT], int *nout)
-{
+                        tp_tensor *out[TP_MAXOUT], int *nout) {
     const op_fn *f = arg;
     memset(out, 0, TP_MAXOUT * sizeof *out);
     tp_tensor *copy[TP_MAXIN] = {0};
@@ -141,8 +139,7 @@ static tp_status run_op(tp_ctx *c, void *arg, tp_tensor *const in[], int nin,
 
 static const tp_op *mutated; /* the op whose vjp mutant_vjp spoils */
 
-static void mutant_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[])
-{
+static void mutant_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     mutated->vjp(k, dout, din);
     for (int i = 0; i < k->nin; i++) {
         if (!din[i]) continue;
@@ -156,8 +153,7 @@ static void mutant_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din
 
 /* The gradient as a function of the inputs: what second order differentiates. */
 static tp_status run_gradient(tp_ctx *c, void *arg, tp_tensor *const in[], int nin,
-                              tp_tensor *out[TP_MAXOUT], int *nout)
-{
+                              tp_tensor *out[TP_MAXOUT], int *nout) {
     tp_tensor *y[TP_MAXOUT] = {0}, *x[TP_MAXIN], *dx[TP_MAXIN];
     int ny = 0, nx = 0;
     tp_status st = tp_op_run(c, ((op_fn *)arg)->op, ((op_fn *)arg)->s->attr, nin, in, y);
@@ -178,16 +174,14 @@ static tp_status run_gradient(tp_ctx *c, void *arg, tp_tensor *const in[], int n
     return st;
 }
 
-static bool differentiable(const tp_op *op, const tp_sample *s)
-{
+static bool differentiable(const tp_op *op, const tp_sample *s) {
     if (op->no_vjp || s->no_grad) return false;
     for (int i = 0; i < op_sample_nin(s); i++)
         if (s->in[i].gen != TP_GEN_ABSENT && is_float_arg(&s->in[i])) return true;
     return false;
 }
 
-void op_check_gradient(op_report *r, const tp_op *op, const tp_sample *s)
-{
+void op_check_gradient(op_report *r, const tp_op *op, const tp_sample *s) {
     if (!differentiable(op, s)) return;
     tp_ctx *c;
     tp_tensor *in[TP_MAXIN];
@@ -197,8 +191,8 @@ void op_check_gradient(op_report *r, const tp_op *op, const tp_sample *s)
     int nin = op_sample_nin(s);
     op_inputs(c, s, TP_F64, OP_DENSE, true, in);
     tp_status st = tp_gradcheck(c, run_op, &f, in, nin, &g);
-    op_expect(r, !st && g.worst <= GRAD_TOL, op, "gradient of input %d is off by %.2e (%s)", g.input,
-              g.worst, tp_error(c));
+    op_expect(r, !st && g.worst <= GRAD_TOL, op, "gradient of input %d is off by %.2e (%s)",
+              g.input, g.worst, tp_error(c));
     r->derivatives += g.checked;
     r->worst_derivative = fmax(r->worst_derivative, g.worst);
     if (g.largest > 1e-2) { /* else there is no gradient to spoil */
@@ -224,9 +218,8 @@ void op_check_gradient(op_report *r, const tp_op *op, const tp_sample *s)
     tp_ctx_free(c);
 }
 
-/* ---- rows, refusals --------------------------------------------------------------------------------------- */
-void op_check_row(op_report *r, const tp_op *op)
-{
+/* ---- rows, refusals ------------------------------------------------------------------------- */
+void op_check_row(op_report *r, const tp_op *op) {
     op_expect(r, !op->vjp != !op->no_vjp, op, "exactly one of vjp and no_vjp must be set");
     op_expect(r, op->synopsis && op->doc && op->infer, op, "synopsis, doc and infer are needed");
     op_expect(r, op->samples && op->samples->name, op, "an op without samples is not tested");
@@ -236,8 +229,7 @@ void op_check_row(op_report *r, const tp_op *op)
     op_expect(r, refusal, op, "no sample shows what is refused");
 }
 
-void op_check_refusal(op_report *r, const tp_op *op, const tp_sample *s)
-{
+void op_check_refusal(op_report *r, const tp_op *op, const tp_sample *s) {
     tp_ctx *c;
     tp_tensor *in[TP_MAXIN], *out[TP_MAXOUT] = {0};
     if (tp_ctx_new(&c, &(tp_ctx_opts){.threads = 1, .seed = 5})) return;
@@ -250,10 +242,9 @@ void op_check_refusal(op_report *r, const tp_op *op, const tp_sample *s)
     tp_ctx_free(c);
 }
 
-/* ---- META, allocation failures ------------------------------------------------------------------------------ */
+/* ---- META, allocation failures -------------------------------------------------------------- */
 static tp_status forward_backward(tp_ctx *c, const tp_op *op, const tp_sample *s, tp_tensor *in[],
-                                  tp_tensor *out[TP_MAXOUT])
-{
+                                  tp_tensor *out[TP_MAXOUT]) {
     memset(out, 0, TP_MAXOUT * sizeof *out);
     tp_status st = op_inputs(c, s, TP_F32, OP_DENSE, true, in);
     if (!st) st = tp_tape_on(c);
@@ -264,7 +255,8 @@ static tp_status forward_backward(tp_ctx *c, const tp_op *op, const tp_sample *s
     for (int j = 0; j < TP_MAXOUT && out[j]; j++) {
         if (!out[j]->requires_grad) continue;
         y[n] = out[j];
-        if (!(dy[n] = tp_tensor_new(c, out[j]->dtype, out[j]->ndim, out[j]->shape))) return c->status;
+        if (!(dy[n] = tp_tensor_new(c, out[j]->dtype, out[j]->ndim, out[j]->shape)))
+            return c->status;
         for (int64_t i = 0, m = tp_numel(dy[n]); i < m && !c->meta; i++)
             tp_set(dy[n], i, (float)tp_normal(17, TP_RNG_TEST, (uint64_t)j, (uint64_t)i));
         n++;
@@ -272,8 +264,7 @@ static tp_status forward_backward(tp_ctx *c, const tp_op *op, const tp_sample *s
     return n ? tp_backward_from(c, n, y, dy) : TP_OK;
 }
 
-void op_check_meta(op_report *r, const tp_op *op, const tp_sample *s)
-{
+void op_check_meta(op_report *r, const tp_op *op, const tp_sample *s) {
     tp_ctx *c, *m;
     tp_tensor *in[TP_MAXIN], *out[TP_MAXOUT], *min[TP_MAXIN], *mout[TP_MAXOUT];
     if (tp_ctx_new(&c, &(tp_ctx_opts){.threads = 2, .seed = 5})) return;
@@ -287,14 +278,13 @@ void op_check_meta(op_report *r, const tp_op *op, const tp_sample *s)
     for (int j = 0; j < TP_MAXOUT && !st && !mst && out[j]; j++)
         op_expect(r, mout[j] && tp_same_shape(out[j], mout[j]) && !mout[j]->storage->base, op,
                   "META disagrees about output %d", j);
-    op_expect(r, tp_memory_peak(c) == tp_memory_peak(m), op, "META predicts a peak of %zu, it was %zu",
-              tp_memory_peak(m), tp_memory_peak(c));
+    op_expect(r, tp_memory_peak(c) == tp_memory_peak(m), op,
+              "META predicts a peak of %zu, it was %zu", tp_memory_peak(m), tp_memory_peak(c));
     tp_ctx_free(c);
     tp_ctx_free(m);
 }
 
-void op_check_oom(op_report *r, const tp_op *op, const tp_sample *s)
-{
+void op_check_oom(op_report *r, const tp_op *op, const tp_sample *s) {
     for (long at = 1;; at++) {
         tp_ctx *c;
         tp_tensor *in[TP_MAXIN], *out[TP_MAXOUT];

@@ -20,7 +20,7 @@ void op_check_threads(op_report *r, const tp_op *op, const tp_sample *s);
 void op_check_meta(op_report *r, const tp_op *op, const tp_sample *s);
 void op_check_oom(op_report *r, const tp_op *op, const tp_sample *s);
 
-/* ---- shared by the two files ---------------------------------------------------------------------- */
+/* ---- shared by the two files ---------------------------------------------------------------- */
 typedef enum op_layout { OP_DENSE, OP_TRANSPOSED, OP_SLICED, OP_NLAYOUT } op_layout;
 int op_sample_nin(const tp_sample *s);
 /* Kept tensors with the sample's values, rounded through f32 (bf16 if asked), of dtype dt. */

@@ -6,8 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-static double tolerance(const tp_op *op, const tp_sample *s)
-{
+static double tolerance(const tp_op *op, const tp_sample *s) {
     return s->tol ? s->tol : op->tol ? op->tol : 1e-5;
 }
 
@@ -18,8 +17,7 @@ typedef struct op_run {
 } op_run;
 
 static op_run run_with(const tp_op *op, const tp_sample *s, tp_dtype dt, op_layout layout,
-                       const tp_kernel *only, int threads)
-{
+                       const tp_kernel *only, int threads) {
     op_run q = {0};
     if ((q.st = tp_ctx_new(&q.c, &(tp_ctx_opts){.threads = threads, .seed = 5}))) return q;
     q.st = op_inputs(q.c, s, dt, layout, false, q.in);
@@ -29,16 +27,14 @@ static op_run run_with(const tp_op *op, const tp_sample *s, tp_dtype dt, op_layo
 }
 
 /* In-place ops answer through their inputs. */
-static const tp_tensor *result(const tp_op *op, const op_run *q, int i)
-{
+static const tp_tensor *result(const tp_op *op, const op_run *q, int i) {
     if (i < TP_MAXOUT) return q->out[i];
     i -= TP_MAXOUT;
     return i < TP_MAXIN && ((op->inplace >> i) & 1) ? q->in[i] : NULL;
 }
 
 static void compare(op_report *r, const tp_op *op, const tp_sample *s, const op_run *got,
-                    const op_run *want, double tol, const char *who)
-{
+                    const op_run *want, double tol, const char *who) {
     for (int j = 0; j < TP_MAXOUT + TP_MAXIN; j++) {
         const tp_tensor *g = result(op, got, j), *w = result(op, want, j);
         if (!w) continue;
@@ -60,8 +56,7 @@ static void compare(op_report *r, const tp_op *op, const tp_sample *s, const op_
     (void)s;
 }
 
-static bool same_bits(const tp_op *op, const op_run *a, const op_run *b)
-{
+static bool same_bits(const tp_op *op, const op_run *a, const op_run *b) {
     for (int j = 0; j < TP_MAXOUT + TP_MAXIN; j++) {
         const tp_tensor *x = result(op, a, j), *y = result(op, b, j);
         if (!x != !y) return false;
@@ -76,16 +71,14 @@ static bool same_bits(const tp_op *op, const op_run *a, const op_run *b)
 }
 
 /* Kernels may leave calls without work to the reference. */
-static bool empty(const tp_sample *s)
-{
+static bool empty(const tp_sample *s) {
     for (int i = 0; i < op_sample_nin(s); i++)
         for (int d = 0; d < s->in[i].ndim; d++)
             if (!s->in[i].shape[d]) return true;
     return false;
 }
 
-void op_check_kernels(op_report *r, const tp_op *op, const tp_sample *s)
-{
+void op_check_kernels(op_report *r, const tp_op *op, const tp_sample *s) {
     static const char *const layouts[] = {"dense", "transposed", "sliced"};
     op_run want = run_with(op, s, TP_F64, OP_DENSE, NULL, 1);
     op_expect(r, !want.st, op, "the oracle failed: %s", want.c ? tp_error(want.c) : "no ctx");
@@ -114,7 +107,8 @@ void op_check_kernels(op_report *r, const tp_op *op, const tp_sample *s)
             first = q;
             first_name = list[i]->name;
         }
-        op_expect(r, taken || layout != OP_DENSE || empty(s), op, "no fast kernel takes it %s", layouts[layout]);
+        op_expect(r, taken || layout != OP_DENSE || empty(s), op, "no fast kernel takes it %s",
+                  layouts[layout]);
         tp_ctx_free(first.c);
         op_run ref = run_with(op, s, TP_F32, layout, op->view ? NULL : &tp_reference_kernel, 1);
         op_expect(r, !ref.st, op, "reference, %s: %s", layouts[layout],
@@ -126,8 +120,7 @@ void op_check_kernels(op_report *r, const tp_op *op, const tp_sample *s)
     tp_ctx_free(want.c);
 }
 
-void op_check_bf16(op_report *r, const tp_op *op, const tp_sample *s)
-{
+void op_check_bf16(op_report *r, const tp_op *op, const tp_sample *s) {
     /* the oracle on inputs rounded to bf16: the result may differ by one rounding to bf16 */
     op_run q = run_with(op, s, TP_BF16, OP_DENSE, NULL, 1);
     op_expect(r, !q.st, op, "bf16: %s", q.c ? tp_error(q.c) : "no ctx");
@@ -138,10 +131,9 @@ void op_check_bf16(op_report *r, const tp_op *op, const tp_sample *s)
     tp_ctx_free(q.c);
 }
 
-/* ---- gradients in f32 -------------------------------------------------------------------------------------- */
+/* ---- gradients in f32 ----------------------------------------------------------------------- */
 static bool gradients(op_report *r, const tp_op *op, const tp_sample *s, tp_dtype dt,
-                      op_layout layout, int threads, op_run *q)
-{
+                      op_layout layout, int threads, op_run *q) {
     *q = (op_run){0};
     if (tp_ctx_new(&q->c, &(tp_ctx_opts){.threads = threads, .seed = 5})) return false;
     tp_ctx *c = q->c;
@@ -165,8 +157,7 @@ static bool gradients(op_report *r, const tp_op *op, const tp_sample *s, tp_dtyp
 
 static bool has_gradient(const tp_op *op, const tp_sample *s) { return !op->no_vjp && !s->no_grad; }
 
-void op_check_f32_gradient(op_report *r, const tp_op *op, const tp_sample *s)
-{
+void op_check_f32_gradient(op_report *r, const tp_op *op, const tp_sample *s) {
     if (!has_gradient(op, s)) return;
     op_run want, got;
     bool ok = gradients(r, op, s, TP_F64, OP_DENSE, 1, &want);
@@ -184,14 +175,13 @@ void op_check_f32_gradient(op_report *r, const tp_op *op, const tp_sample *s)
     tp_ctx_free(want.c);
 }
 
-static bool same_tensor_bits(const tp_tensor *a, const tp_tensor *b)
-{
+static bool same_tensor_bits(const tp_tensor *a, const tp_tensor *b) {
     if (!a != !b) return false;
-    return !a || !a->data || !memcmp(a->data, b->data, (size_t)tp_numel(a) * tp_dtype_size(a->dtype));
+    return !a || !a->data ||
+           !memcmp(a->data, b->data, (size_t)tp_numel(a) * tp_dtype_size(a->dtype));
 }
 
-void op_check_threads(op_report *r, const tp_op *op, const tp_sample *s)
-{
+void op_check_threads(op_report *r, const tp_op *op, const tp_sample *s) {
     for (int threads = 2; threads <= 3; threads++) {
         op_run one = run_with(op, s, TP_F32, OP_DENSE, NULL, 1);
         op_run many = run_with(op, s, TP_F32, OP_DENSE, NULL, threads);
