@@ -331,19 +331,20 @@ static tp_status step(run *r, tp_step_out *out) {
     return TP_OK;
 }
 
+/* What matters most first: a narrow terminal cuts the end. */
 static void show(const run *r, const tp_step_out *s, bool lasting) {
     char rate[32], left[32];
-    double per_step = r->busy_seconds / ((double)r->busy_tokens / (double)r->plan.tokens_per_step);
+    double tokens = (double)r->plan.tokens_per_step;
+    double per_step = r->busy_seconds * tokens / (double)r->busy_tokens;
+    double per_second = (double)r->since_log_tokens / r->since_log_seconds;
+    int digits = snprintf(NULL, 0, "%lld", (long long)r->steps);
     tp_progress(
         lasting,
-        "step %*lld/%lld  loss %.4f  %.3f bpb  lr %.2e  |g| %.2f  %s tok/s  MFU %.0f %%  %s left",
-        (int)snprintf(NULL, 0, "%lld", (long long)r->steps), (long long)r->step,
-        (long long)r->steps, r->nll / (double)r->targets,
-        r->nll / log(2) / (double)(r->bytes ? r->bytes : 1), s->learning_rate, s->grad_norm,
-        tp_count(rate, (double)r->since_log_tokens / r->since_log_seconds),
-        100 * r->plan.step_flops / (double)r->plan.tokens_per_step * (double)r->since_log_tokens /
-            r->since_log_seconds / r->peak_flops,
-        tp_duration(left, per_step * (double)(r->steps - r->step)));
+        "step %*lld/%lld  loss %.4f  %.3f bpb  %s tok/s  %s left  lr %.1e  |g| %.2f  MFU %.0f %%",
+        digits, (long long)r->step, (long long)r->steps, r->nll / (double)r->targets,
+        r->nll / log(2) / (double)(r->bytes ? r->bytes : 1), tp_count(rate, per_second),
+        tp_duration(left, per_step * (double)(r->steps - r->step)), s->learning_rate, s->grad_norm,
+        100 * r->plan.step_flops / tokens * per_second / r->peak_flops);
 }
 
 static tp_status record(run *r, const tp_metric *m, int n) {
@@ -401,7 +402,8 @@ static tp_status write_sample(run *r) {
     int32_t *room = NULL;
     tp_status st = tp_encoder_new(&encoder, r->c, r->tokenizer, NULL);
     if (!st) st = tp_encode(&ids, encoder, f->sample.prompt, (int64_t)strlen(f->sample.prompt));
-    int64_t n = ids.n ? ids.n : 1;
+    int64_t n = ids.n ? ids.n : 1,
+            from = ids.n ? 0 : 1; /* an end-of-text to begin with is not shown */
     if (!st && !(room = tp_malloc(r->c, (size_t)(n + f->sample.tokens) * sizeof *room)))
         st = tp_error_status(r->c);
     if (!st && ids.n)
@@ -418,7 +420,7 @@ static tp_status write_sample(run *r) {
                           .stop = eos,
                           .sequence = (uint64_t)r->step};
     if (!st) st = tp_generate(r->c, r->trainer.model, &o, room, &n);
-    if (!st) st = tp_decode(&text, &n_text, r->c, r->tokenizer, room, n);
+    if (!st) st = tp_decode(&text, &n_text, r->c, r->tokenizer, room + from, n - from);
     if (!st) {
         tp_progress(true, "sample at step %lld: %s", (long long)r->step, text);
         snprintf(path, sizeof path, "%s/samples.txt", f->run.dir);

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -70,6 +71,12 @@ void tp_progress_clear(void) {
     line_open = false;
 }
 
+/* A line that is to be written over must not wrap: only its last row could be taken back. */
+static int terminal_width(void) {
+    struct winsize w;
+    return ioctl(STDERR_FILENO, TIOCGWINSZ, &w) || w.ws_col < 20 ? 80 : w.ws_col;
+}
+
 void tp_progress(bool lasting, const char *fmt, ...) {
     bool terminal = tp_is_terminal(STDERR_FILENO);
     double now = tp_now();
@@ -78,9 +85,15 @@ void tp_progress(bool lasting, const char *fmt, ...) {
     if (terminal) fputs("\r\033[K", stderr);
     va_list ap;
     va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
+    if (lasting) {
+        vfprintf(stderr, fmt, ap);
+        fputc('\n', stderr);
+    } else {
+        char line[512];
+        vsnprintf(line, sizeof line, fmt, ap);
+        fprintf(stderr, "%.*s", terminal_width() - 1, line);
+    }
     va_end(ap);
-    if (lasting) fputc('\n', stderr);
     fflush(stderr);
     line_open = !lasting;
 }
