@@ -32,7 +32,7 @@ if [ ! -e "$run/train.h5" ]; then
         bible -f gen1:1-rev22:21 | sed 's/^[^ ]* //' >"$run/text.txt"
         set -- "$run/text.txt"
     fi
-    $tapir prepare "$@" --out "$run/train.h5" --val "$run/val.h5" --val-fraction 0.1 --vocab 2048
+    $tapir prepare "$@" --out "$run/train.h5" --val "$run/val.h5" --val-fraction 0.1 --vocab 4096
 fi
 $tapir train configs/quickstart.yaml --resume run.dir="$run" data.train="$run/train.h5" data.val="$run/val.h5"
 echo
