@@ -168,5 +168,13 @@ works $tapir tape $src/configs/tests/tiny.yaml model.vocab=300
 grep -q '(backward)' out || { echo "FAILED: the tape has no backward pass"; failed=$((failed + 1)); }
 works $tapir plan $src/configs/tests/tiny.yaml model.vocab=300 --json
 works $tapir train --keys
+# the plan is the truth, and steady steps ask the system for nothing
+works $tapir bench step $src/configs/tests/tiny.yaml model.vocab=300 --json -n 3
+figures=$(sed -E 's/.*"planned_mb":([0-9.]+),"pool_peak_mb":([0-9.]+),"system_allocs":([0-9]+).*/\1 \2 \3/' out)
+set -- $figures
+[ "$1" = "$2" ] && [ "$3" = 0 ] || { echo "FAILED: planned, measured, allocations: $*"; failed=$((failed + 1)); }
+for key in tokens_per_s gflops peak_fraction peak_rss_mb; do
+    grep -q "\"$key\":" out || { echo "FAILED: bench --json has no $key"; failed=$((failed + 1)); }
+done
 echo "$checks checks, $failed failed"
 [ $failed = 0 ]
