@@ -126,11 +126,12 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
 typedef struct bar {
     const char *what;
     double since;
+    const tp_text_source *src;
 } bar;
 
 static bool progress(void *arg, double f, const char *what) {
     bar *b = arg;
-    char left[32], drawn[31];
+    char left[32], rate[32], drawn[31];
     if (!b->what || strcmp(b->what, what)) {
         b->what = what;
         b->since = tp_now();
@@ -139,7 +140,9 @@ static bool progress(void *arg, double f, const char *what) {
     int full = (int)(30 * f);
     for (int i = 0; i < 30; i++) drawn[i] = i < full ? '#' : '.';
     drawn[30] = 0;
-    tp_progress(false, "%-22s %s %3.0f %%  %s left", what, drawn, 100 * f,
+    double bytes = f * (double)tp_text_get_counts(b->src).bytes;
+    tp_progress(false, "%-20.20s %s %3.0f %%  %sB/s  %s left", what, drawn, 100 * f,
+                tp_count(rate, took > 0 ? bytes / took : 0),
                 tp_duration(left, f > 0 ? took * (1 - f) / f : 0));
     return !tp_interrupted();
 }
@@ -207,6 +210,7 @@ int cmd_prepare(int argc, char **argv) {
                          .sources = names,
                          .progress = progress,
                          .progress_arg = &b};
+    b.src = src;
     if (!st) st = tp_prepare(&r, c, src, a.out, a.val, &o);
     tp_progress_clear();
     int code = st ? tp_say_failure(argv[0], c, st) : EXIT_DONE;
