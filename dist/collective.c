@@ -14,7 +14,7 @@ enum { SEGMENT_VALUES = TP_SEGMENT_BYTES / sizeof(float) };
 
 /* ---- one segment each way ------------------------------------------------------------------- */
 static tp_status link_failed(tp_comm *m, int peer) {
-    return tp_comm_break(m, TP_EIO, m->rank, "rank %d (%s), exchange with rank %d: %s", m->rank,
+    return tp_comm_break(m, TP_EIO, false, "rank %d (%s), exchange with rank %d: %s", m->rank,
                          m->t->host[m->rank], peer, m->t->error);
 }
 
@@ -282,6 +282,6 @@ tp_status tp_collective_run(tp_comm *m, tp_job *j) {
     case TP_WORK_SUM_F64:
         return sum_f64(m, j);
     }
-    return tp_comm_break(m, TP_EINTERNAL, m->rank, "rank %d: no such call: %d", m->rank,
+    return tp_comm_break(m, TP_EINTERNAL, false, "rank %d: no such call: %d", m->rank,
                          j->header.work);
 }

@@ -7,11 +7,11 @@
 #include <time.h>
 
 /* ---- failures ------------------------------------------------------------------------------- */
-static void break_locked(tp_comm *m, tp_status status, int sayer, bool whole,
+static void break_locked(tp_comm *m, tp_status status, bool elsewhere, bool whole,
                          const char *sentence) {
     if (m->status) return;
     m->status = status;
-    m->sayer = sayer;
+    m->elsewhere = elsewhere;
     m->whole = whole;
     m->broken_at = tp_now();
     snprintf(m->sentence, sizeof m->sentence, "%s", sentence);
@@ -20,14 +20,14 @@ static void break_locked(tp_comm *m, tp_status status, int sayer, bool whole,
     pthread_cond_broadcast(&m->done);
 }
 
-tp_status tp_comm_break(tp_comm *m, tp_status status, int sayer, const char *fmt, ...) {
+tp_status tp_comm_break(tp_comm *m, tp_status status, bool elsewhere, const char *fmt, ...) {
     char sentence[TP_SENTENCE_BYTES];
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(sentence, sizeof sentence, fmt, ap);
     va_end(ap);
     pthread_mutex_lock(&m->lock);
-    break_locked(m, status, sayer, true, sentence);
+    break_locked(m, status, elsewhere, true, sentence);
     pthread_mutex_unlock(&m->lock);
     return status;
 }
@@ -39,7 +39,7 @@ static tp_status hand_over(tp_comm *m, tp_ctx *c) {
 }
 
 bool tp_comm_failed_elsewhere(const tp_comm *m) {
-    return (m->shown && m->sayer != m->rank) || (m->disagreed && m->rank != 0);
+    return (m->shown && m->elsewhere) || (m->disagreed && m->rank != 0);
 }
 
 /* ---- the thread ----------------------------------------------------------------------------- */
@@ -224,7 +224,7 @@ void tp_comm_close(tp_comm *m, const char *failure) {
     if (!m) return;
     if (m->t) {
         pthread_mutex_lock(&m->lock);
-        if (failure) break_locked(m, TP_ESTATE, m->rank, false, failure);
+        if (failure) break_locked(m, TP_ESTATE, false, false, failure);
         m->closing = true;
         pthread_cond_signal(&m->work);
         pthread_mutex_unlock(&m->lock);

@@ -37,7 +37,7 @@ typedef struct tp_job {
 typedef enum tp_told { TP_TOLD_ALIVE, TP_TOLD_CALL, TP_TOLD_FAILED, TP_TOLD_BYE } tp_told;
 typedef struct tp_message {
     int32_t told, from;
-    int32_t whole, sayer; /* FAILED: as in tp_comm */
+    int32_t whole, unused; /* FAILED: as in tp_comm */
     tp_header call;
     char text[TP_SENTENCE_BYTES];
 } tp_message;
@@ -78,7 +78,7 @@ struct tp_comm {
     int64_t started, finished; /* numbers of calls */
     bool closing;
     tp_status status; /* of the first failure */
-    int sayer;        /* the rank that shows it to the user */
+    bool elsewhere;   /* another rank has said it */
     bool whole;       /* means the same on any rank: "rank 2 stopped:" need not stand before it */
     double broken_at;
     char sentence[TP_SENTENCE_BYTES];
@@ -101,7 +101,7 @@ struct tp_comm {
 /* comm.c */
 tp_status tp_comm_open_on(tp_comm **out, tp_ctx *c, double timeout, tp_transport *t); /* owns t */
 /* Records the first failure; returns status, so `return tp_comm_break(…)`. */
-tp_status tp_comm_break(tp_comm *m, tp_status status, int sayer, const char *fmt, ...)
+tp_status tp_comm_break(tp_comm *m, tp_status status, bool elsewhere, const char *fmt, ...)
     TP_PRINTF(4, 5);
 
 /* ---- shard.c -------------------------------------------------------------------------------- */

@@ -9,7 +9,7 @@
 enum { ALIVE_PERIOD_MS = 500 };
 
 static tp_status link_failed(tp_comm *m) {
-    return tp_comm_break(m, TP_EIO, m->rank, "rank %d (%s): %s", m->rank, m->t->host[m->rank],
+    return tp_comm_break(m, TP_EIO, false, "rank %d (%s): %s", m->rank, m->t->host[m->rank],
                          m->t->error);
 }
 
@@ -41,7 +41,6 @@ static void tell_all(tp_comm *m, int slot, const tp_message *message) {
 static void announce(tp_comm *m) {
     tp_message failed = {.told = TP_TOLD_FAILED};
     pthread_mutex_lock(&m->lock);
-    failed.sayer = m->sayer;
     failed.whole = m->whole;
     memcpy(failed.text, m->sentence, sizeof failed.text);
     pthread_mutex_unlock(&m->lock);
@@ -65,7 +64,7 @@ static void read_message(tp_comm *m) {
     switch (g->told) {
     case TP_TOLD_CALL:
         if (p->ncall == TP_CALLS_AHEAD)
-            tp_comm_break(m, TP_EINTERNAL, m->rank, "rank %d is %d calls ahead of rank %d", g->from,
+            tp_comm_break(m, TP_EINTERNAL, false, "rank %d is %d calls ahead of rank %d", g->from,
                           p->ncall, m->rank);
         else
             p->call[p->ncall++] = g->call;
@@ -74,9 +73,9 @@ static void read_message(tp_comm *m) {
         if (atomic_load(&m->broken)) break;
         m->announced = true;
         if (g->whole)
-            tp_comm_break(m, TP_EIO, g->sayer, "%s", g->text);
+            tp_comm_break(m, TP_EIO, true, "%s", g->text);
         else
-            tp_comm_break(m, TP_EIO, g->sayer, "rank %d stopped: %s", g->from, g->text);
+            tp_comm_break(m, TP_EIO, true, "rank %d stopped: %s", g->from, g->text);
         break;
     case TP_TOLD_BYE:
         p->bye = true;
@@ -96,7 +95,7 @@ static void look_for_the_silent(tp_comm *m, double now) {
     for (int r = 0; r < m->size; r++) {
         const tp_peer *p = &m->peer[r];
         if (r == m->rank || p->bye || !(now - p->heard > m->timeout)) continue;
-        tp_comm_break(m, TP_EIO, m->rank,
+        tp_comm_break(m, TP_EIO, false,
                       "rank %d (%s) has given no sign of life for %.3g s: it died, hangs, or its "
                       "machine cannot be reached",
                       r, m->t->host[r], m->timeout);
@@ -173,8 +172,7 @@ static void describe(char *to, size_t room, const tp_header *h) {
         snprintf(to, room, "%s of %lld values in %d pieces", name, (long long)h->count, h->pieces);
 }
 
-/* Both sides make the same sentence, about the higher rank, and the lower one shows it.
- * there: NULL if the peer has left. */
+/* Both sides make the same sentence, about the higher rank. there: NULL if the peer has left. */
 static tp_status disagree(tp_comm *m, int peer, const tp_header *here, const tp_header *there) {
     bool about_peer = m->rank < peer || !there;
     int about = about_peer ? peer : m->rank, other = about_peer ? m->rank : peer;
@@ -182,7 +180,7 @@ static tp_status disagree(tp_comm *m, int peer, const tp_header *here, const tp_
     if (there) describe(did, sizeof did, about_peer ? there : here);
     describe(want, sizeof want, about_peer ? here : there);
     const char *how = strcmp(did, want) ? "" : " cut otherwise";
-    return tp_comm_break(m, TP_ESTATE, other,
+    return tp_comm_break(m, TP_ESTATE, false,
                          "rank %d does something else than rank %d (call %lld: %s%s, not %s)",
                          about, other, (long long)here->number, did, how, want);
 }

@@ -43,7 +43,8 @@ int tp_comm_rank(const tp_comm *m);
 int tp_comm_size(const tp_comm *m);
 int tp_comm_local_size(const tp_comm *m);   /* ranks on this machine: they share its cores */
 const char *tp_comm_name(const tp_comm *m); /* "self", "mpi", "nccl" */
-/* True where another rank has the same sentence and says it: this one need not. */
+/* True where another rank had the failure in the ctx first and says it: this one need not. Where
+ * two ranks find it at the same time, it is false on both. */
 bool tp_comm_failed_elsewhere(const tp_comm *m);
 const char *tp_comm_transports(void); /* what this build has: "self, MPI" */
 
