@@ -145,11 +145,11 @@ int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const 
     if (!st) st = tp_config_resolve(reader, cfg);
     if (!st && cfg->device != TP_CPU)
         st = tp_fail(reader, TP_EARG, "device: this build has the CPU only");
-    if (!st && cfg->numerics != TP_CFG_EXACT)
-        st = tp_fail(reader, TP_EARG, "numerics: this build has exact only");
     int code = st ? tp_say_failure(command, reader, st) : EXIT_DONE;
     tp_ctx_free(reader);
     if (code) return code;
-    st = tp_ctx_new(c, &(tp_ctx_opts){.threads = (int)cfg->threads, .seed = (uint64_t)cfg->seed});
+    st = tp_ctx_new(c, &(tp_ctx_opts){.threads = (int)cfg->threads,
+                                      .fast = cfg->numerics == TP_CFG_FAST,
+                                      .seed = (uint64_t)cfg->seed});
     return st ? tp_say_failure(command, NULL, st) : EXIT_DONE;
 }

@@ -188,6 +188,7 @@ tp_status tp_plan_make(tp_plan *p, const tp_config *cfg, char *error, size_t cap
     tp_config f = *cfg;
     tp_status st = tp_ctx_new(&c, &(tp_ctx_opts){.meta = true,
                                                  .threads = (int)cfg->threads,
+                                                 .fast = cfg->numerics == TP_CFG_FAST,
                                                  .memory_limit = (size_t)1 << 50});
     if (st) return st;
     int64_t rows = f.train.batch / f.train.micro_batches, T = f.model.context;
