@@ -97,7 +97,7 @@ says 1 'train.optimizer' $train train.optimizer=adam
 says 1 'heads' $train model.heads=5
 says 1 'micro_batches' $train train.micro_batches=3
 says 1 'cpu only\|CPU only' $train device=cuda
-says 1 'exact only' $train numerics=fast
+says 1 'numerics' $train numerics=quick
 says 1 'data.train' $tapir train $src/configs/tests/tiny.yaml run.dir=run
 printf 'model:\n  layers: [1\n' >broken.yaml
 says 1 'broken.yaml' $tapir train broken.yaml
