@@ -51,6 +51,7 @@ static tp_optim_opts optim_options(const tp_config *f) {
         .adam_beta1 = f->train.adam_beta1,
         .adam_beta2 = f->train.adam_beta2,
         .adam_epsilon = f->train.adam_epsilon,
+        .adam_state = f->train.optimizer_state_dtype == TP_CFG_STATE_BF16 ? TP_BF16 : TP_F32,
         .weight_decay = f->train.weight_decay,
         .muon_momentum = f->train.muon_momentum,
         .momentum = f->train.momentum,
