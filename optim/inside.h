@@ -12,7 +12,7 @@ typedef struct optim_state {
     tp_optim_kind rule; /* what moves this parameter */
     optim_slot slot[OPTIM_SLOTS];
     int nslots;
-    tp_split split;       /* how the parameter is cut among the ranks */
+    tp_cut split;       /* how the parameter is cut among the ranks */
     tp_range own;         /* what this rank moves; all of it without ZeRO */
     tp_tensor part;       /* that range of the parameter; unused where it is all */
     bool whole;           /* this rank owns all of it */

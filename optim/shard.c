@@ -32,7 +32,7 @@ tp_status optim_shards_new(tp_optim *o) {
     bool sharded = optim_sharded(o);
     tp_status st = TP_OK;
     for (int i = 0; i < o->params->n; i++)
-        o->state[i].split = (tp_split){tp_numel(o->params->p[i].t), TP_SQUARES_CHUNK, -1};
+        o->state[i].split = (tp_cut){tp_numel(o->params->p[i].t), TP_SQUARES_CHUNK, -1};
     if (sharded) st = deal_matrices(o);
     for (int i = 0; i < o->params->n && !st; i++) {
         optim_state *s = &o->state[i];
@@ -51,7 +51,7 @@ tp_status optim_shards_new(tp_optim *o) {
     return st ? st : o->c->status;
 }
 
-const tp_split *tp_optim_split(const tp_optim *o, int i) { return &o->state[i].split; }
+const tp_cut *tp_optim_split(const tp_optim *o, int i) { return &o->state[i].split; }
 tp_range tp_optim_own(const tp_optim *o, int i) { return o->state[i].own; }
 
 /* ---- new values for the other ranks --------------------------------------------------------- */
@@ -83,7 +83,7 @@ tp_status optim_share_wait(tp_optim *o) {
 
 /* The communicator moves f32; what is no f32 (bf16 state) fits into one exactly. */
 tp_status optim_gather_state(tp_optim *o, int param, tp_dtype dtype, void *whole) {
-    const tp_split *split = &o->state[param].split;
+    const tp_cut *split = &o->state[param].split;
     tp_ctx *c = o->c;
     float *f = whole;
     uint16_t *half = whole;
