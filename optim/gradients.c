@@ -292,6 +292,7 @@ static void clear_use(tp_gradients *g, use *u) {
 }
 
 void tp_gradients_clear(tp_gradients *g) {
+    if (!g) return;
     for (int i = 0; i < g->params->n; i++) {
         sums *s = &g->sums[i];
         for (int j = 0; j < s->n; j++) clear_use(g, &s->use[j]);
