@@ -66,7 +66,11 @@ static tp_optim_opts optim_options(const tp_config *f) {
 
 tp_share tp_share_of(const tp_config *cfg, int rank, int ranks) {
     int64_t B = cfg->train.batch, M = cfg->train.micro_batches, rows = B / (M * ranks);
-    if (ranks > 1 && cfg->dist.zero_stage == 2) return (tp_share){rows, B / M, rank * rows, rows};
+    bool by_micro_batch = cfg->dist.zero_stage == 2;
+#ifdef TAPIR_MUTANT_ORDER /* ranks sum their micro-batches first, but get them as if they did not */
+    by_micro_batch = true;
+#endif
+    if (ranks > 1 && by_micro_batch) return (tp_share){rows, B / M, rank * rows, rows};
     return (tp_share){rows, B, rank * (B / ranks), B / ranks};
 }
 
