@@ -45,10 +45,10 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
 }
 
 static tp_status fake(tp_ctx *c, const tp_config *cfg, tp_fake_batch *f) {
-    f->rows = cfg->train.batch / cfg->train.micro_batches;
+    f->of = tp_share_of(cfg, 0, 1);
     f->T = cfg->model.context;
     f->vocab = cfg->model.vocab;
-    int64_t n = 2 * f->rows * f->T;
+    int64_t n = 2 * f->of.rows * f->T;
     if (!(f->ids = tp_malloc(c, (size_t)n * sizeof *f->ids))) return tp_error_status(c);
     for (int64_t i = 0; i < n; i++)
         f->ids[i] = (int32_t)(tp_uniform(1, TP_RNG_TEST, 0, (uint64_t)i) * (double)f->vocab);
@@ -78,10 +78,10 @@ static int side_open(const char *command, side *s, bool second) {
     if (code) return code;
     char error[512] = "";
     tp_status st = tp_config_vocab(s->c, &s->cfg);
-    if (!st && (st = tp_plan_make(&s->plan, &s->cfg, error, sizeof error)))
+    if (!st && (st = tp_plan_make(&s->plan, &s->cfg, 1, error, sizeof error)))
         st = tp_fail(s->c, st, "%s", error);
     if (!st && !json && !n_against) tp_plan_print(stdout, &s->cfg, &s->plan);
-    if (!st) st = tp_trainer_new(&s->t, s->c, &s->cfg);
+    if (!st) st = tp_trainer_new(&s->t, s->c, &s->cfg, NULL);
     if (!st) st = fake(s->c, &s->cfg, &s->f);
     return st ? tp_say_failure(command, s->c, st) : EXIT_DONE;
 }
