@@ -405,7 +405,8 @@ static tp_status record(run *r, const tp_metric *m, int n) {
 }
 
 static tp_status log_step(run *r, const tp_step_out *s) {
-    double rate = (double)r->since_log_tokens / r->since_log_seconds;
+    double rate = (double)r->since_log_tokens / r->since_log_seconds, waited, sent;
+    tp_comm_traffic(r->comm, &waited, &sent);
     r->train_loss = r->nll / (double)r->targets;
     r->train_bpb = r->bytes ? r->nll / log(2) / (double)r->bytes : NAN;
     const tp_metric m[] = {
@@ -420,13 +421,17 @@ static tp_status log_step(run *r, const tp_step_out *s) {
         tp_metric_f64("mfu",
                       r->plan.step_flops / (double)r->plan.tokens_per_step * rate / r->peak_flops),
         tp_metric_f64("memory_mb", (double)tp_memory_peak(r->c) / 1e6),
+        /* with ranks: the part of the time that this one waited for others, and what it sent */
+        tp_metric_f64("comm_wait", waited / r->since_log_seconds),
+        tp_metric_f64("comm_mb", sent / 1e6),
     };
+    int n = (int)(sizeof m / sizeof *m) - (r->ranks > 1 ? 0 : 2);
     show(r, s, !tp_is_terminal(2));
     r->nll = 0;
     r->targets = r->bytes = 0;
     r->since_log_seconds = 0;
     r->since_log_tokens = 0;
-    return record(r, m, sizeof m / sizeof *m);
+    return record(r, m, n);
 }
 
 static tp_status validate(run *r, bool *best) {
