@@ -36,6 +36,7 @@ typedef struct run {
     tp_tfevents *events;
     tp_checkpoint_reader *from; /* to go on from, until it is loaded */
     char checkpoints[TP_CONFIG_TEXT + 32];
+    void *whole;         /* one tensor of the optimizer's state, between ranks and a checkpoint */
     int64_t step, steps; /* steps done; steps in all */
     /* since the last line in metrics.jsonl */
     double nll;
@@ -169,24 +170,27 @@ typedef tp_status (*state_fn)(run *r, void *file, int i, const char *name, const
                               void *whole, size_t n);
 
 /* Ranks hold a part each; in a checkpoint the state is whole, so that any number of ranks can go on
- * from it. One buffer serves all tensors. */
+ * from it. One buffer serves all tensors; after a failure the communicator may still write to it.
+ */
 static tp_status each_state(run *r, void *file, state_fn fn) {
     tp_optim *o = r->trainer.optim;
     const tp_params *p = tp_model_params(r->trainer.model);
     int64_t most = 1;
     for (int i = 0; i < p->n; i++)
         if (tp_numel(p->p[i].t) > most) most = tp_numel(p->p[i].t);
-    void *whole = tp_malloc(r->c, (size_t)most * sizeof(float));
-    tp_status st = tp_error_status(r->c);
+    tp_status st = TP_OK;
+    if (!(r->whole = tp_malloc(r->c, (size_t)most * sizeof(float)))) st = tp_error_status(r->c);
     for (int i = 0; i < tp_optim_state_count(o) && !st; i++) {
         char name[TP_CHECKPOINT_NAME];
         const tp_tensor *t = p->p[tp_optim_state_param(o, i)].t;
         snprintf(name, sizeof name, "optimizer/%s", tp_optim_state_name(o, i));
-        st = fn(r, file, i, name, t, whole,
+        st = fn(r, file, i, name, t, r->whole,
                 (size_t)tp_numel(t) * tp_dtype_size(tp_optim_state_dtype(o, i)));
     }
-    tp_free(whole);
-    return st;
+    if (st) return st;
+    tp_free(r->whole);
+    r->whole = NULL;
+    return TP_OK;
 }
 
 static tp_status put_state(run *r, void *file, int i, const char *name, const tp_tensor *p,
@@ -401,7 +405,8 @@ static tp_status record(run *r, const tp_metric *m, int n) {
 }
 
 static tp_status log_step(run *r, const tp_step_out *s) {
-    double rate = (double)r->since_log_tokens / r->since_log_seconds;
+    double rate = (double)r->since_log_tokens / r->since_log_seconds, waited, sent;
+    tp_comm_traffic(r->comm, &waited, &sent);
     r->train_loss = r->nll / (double)r->targets;
     r->train_bpb = r->bytes ? r->nll / log(2) / (double)r->bytes : NAN;
     const tp_metric m[] = {
@@ -416,13 +421,17 @@ static tp_status log_step(run *r, const tp_step_out *s) {
         tp_metric_f64("mfu",
                       r->plan.step_flops / (double)r->plan.tokens_per_step * rate / r->peak_flops),
         tp_metric_f64("memory_mb", (double)tp_memory_peak(r->c) / 1e6),
+        /* with ranks: the part of the time that this one waited for others, and what it sent */
+        tp_metric_f64("comm_wait", waited / r->since_log_seconds),
+        tp_metric_f64("comm_mb", sent / 1e6),
     };
+    int n = (int)(sizeof m / sizeof *m) - (r->ranks > 1 ? 0 : 2);
     show(r, s, !tp_is_terminal(2));
     r->nll = 0;
     r->targets = r->bytes = 0;
     r->since_log_seconds = 0;
     r->since_log_tokens = 0;
-    return record(r, m, sizeof m / sizeof *m);
+    return record(r, m, n);
 }
 
 static tp_status validate(run *r, bool *best) {
@@ -540,6 +549,7 @@ static tp_status train(run *r, bool resuming) {
 }
 
 static void close_run(run *r) {
+    tp_free(r->whole);
     tp_checkpoint_close(r->from);
     tp_tfevents_close(r->events);
     tp_metrics_close(r->metrics);
@@ -628,10 +638,9 @@ int cmd_train(int argc, char **argv) {
             r->cfg.run.dir, (long long)r->step, r->train_loss, r->val_loss, r->val_bpb,
             r->busy_seconds > 0 ? (double)r->busy_tokens / r->busy_seconds : 0.0);
     }
-    char failure[512];
-    snprintf(failure, sizeof failure, "%s", tp_error(r->c));
+    /* first the ranks: until then data of this one may be under way */
+    tp_comm_close(r->comm, st && st != TP_EINTERRUPT ? tp_error(r->c) : NULL);
     close_run(r);
-    tp_comm_close(r->comm, st && st != TP_EINTERRUPT ? failure : NULL);
     tp_ctx_free(r->c);
     free(r);
     return code;

@@ -55,7 +55,7 @@ tp_status tp_comm_agree(tp_comm *m, tp_ctx *c, const char *what, const char *tex
 int64_t tp_comm_start(tp_comm *m, tp_ctx *c, tp_move move, const tp_piece *piece, int n) {
     (void)move;
     for (int i = 0; i < n; i++) {
-        const char *fault = tp_split_fault(&piece[i].split, m->size);
+        const char *fault = tp_cut_fault(&piece[i].cut, m->size);
         if (fault) {
             tp_fail(c, TP_EARG, "piece %d of a move has %s", i, fault);
             return 0;

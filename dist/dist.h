@@ -73,8 +73,8 @@ typedef enum tp_move {
     TP_ALLGATHER       /* every rank brings its range; all of data is whole (f32) */
 } tp_move;
 typedef struct tp_piece {
-    float *data; /* split.n values; NULL under META */
-    tp_cut split;
+    float *data; /* cut.n values; NULL under META */
+    tp_cut cut;
 } tp_piece;
 /* Starts one move over the pieces together (small ones should come together: one exchange is made
  * for all). Copies the array of pieces, not the data, which must stay until the ticket was waited

@@ -12,7 +12,7 @@ typedef struct optim_state {
     tp_optim_kind rule; /* what moves this parameter */
     optim_slot slot[OPTIM_SLOTS];
     int nslots;
-    tp_cut split;       /* how the parameter is cut among the ranks */
+    tp_cut cut;       /* how the parameter is cut among the ranks */
     tp_range own;         /* what this rank moves; all of it without ZeRO */
     tp_tensor part;       /* that range of the parameter; unused where it is all */
     bool whole;           /* this rank owns all of it */
@@ -32,6 +32,7 @@ struct tp_optim {
     int ngather;
     size_t gather_bytes;
     int64_t ticket; /* of the last one started */
+    float *wide;    /* bf16 state on its way */
     tp_optim_counters counters;
 };
 

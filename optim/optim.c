@@ -143,6 +143,7 @@ void tp_optim_free(tp_optim *o) {
     tp_free(o->squares);
     tp_free(o->chunk);
     tp_free(o->gather);
+    tp_free(o->wide);
     tp_free(o);
 }
 

@@ -54,7 +54,7 @@ tp_status tp_optim_step(tp_optim *o, int64_t step, tp_optim_report *r);
 tp_status tp_optim_measure(tp_optim *o, int i);
 tp_status tp_optim_move(tp_optim *o, int64_t step, int i);
 /* How parameter i is cut among the ranks, and what of it this rank moves. */
-const tp_cut *tp_optim_split(const tp_optim *o, int i);
+const tp_cut *tp_optim_cut(const tp_optim *o, int i);
 tp_range tp_optim_own(const tp_optim *o, int i);
 
 /* The state, for checkpoints: tensors named "<parameter>.exp_avg" and so on, and the counters. */

@@ -21,7 +21,7 @@ static tp_status deal_matrices(tp_optim *o) {
         int least = 0;
         for (int r = 1; r < ranks; r++)
             if (load[r] < load[least]) least = r;
-        o->state[i].split.owner = least;
+        o->state[i].cut.owner = least;
         load[least] += tp_numel(o->params->p[i].t);
     }
     tp_free(load);
@@ -32,14 +32,14 @@ tp_status optim_shards_new(tp_optim *o) {
     bool sharded = optim_sharded(o);
     tp_status st = TP_OK;
     for (int i = 0; i < o->params->n; i++)
-        o->state[i].split = (tp_cut){tp_numel(o->params->p[i].t), TP_SQUARES_CHUNK, -1};
+        o->state[i].cut = (tp_cut){tp_numel(o->params->p[i].t), TP_SQUARES_CHUNK, -1};
     if (sharded) st = deal_matrices(o);
     for (int i = 0; i < o->params->n && !st; i++) {
         optim_state *s = &o->state[i];
         const tp_tensor *t = o->params->p[i].t;
-        s->own = sharded ? tp_comm_shard(o->comm, &s->split, tp_comm_rank(o->comm))
-                         : (tp_range){0, s->split.n};
-        s->whole = s->own.n == s->split.n;
+        s->own = sharded ? tp_comm_shard(o->comm, &s->cut, tp_comm_rank(o->comm))
+                         : (tp_range){0, s->cut.n};
+        s->whole = s->own.n == s->cut.n;
         s->part = *t;
         s->part.ndim = 1;
         s->part.shape[0] = s->own.n;
@@ -51,7 +51,7 @@ tp_status optim_shards_new(tp_optim *o) {
     return st ? st : o->c->status;
 }
 
-const tp_cut *tp_optim_split(const tp_optim *o, int i) { return &o->state[i].split; }
+const tp_cut *tp_optim_cut(const tp_optim *o, int i) { return &o->state[i].cut; }
 tp_range tp_optim_own(const tp_optim *o, int i) { return o->state[i].own; }
 
 /* ---- new values for the other ranks --------------------------------------------------------- */
@@ -70,7 +70,7 @@ tp_status optim_share(tp_optim *o, int i) {
     if (!optim_sharded(o)) return TP_OK;
     tp_tensor *t = o->params->p[i].t;
     tp_touch(t);
-    o->gather[o->ngather++] = (tp_piece){t->data, o->state[i].split};
+    o->gather[o->ngather++] = (tp_piece){t->data, o->state[i].cut};
     o->gather_bytes += (size_t)tp_numel(t) * sizeof(float);
     return o->gather_bytes < SHARE_BYTES ? TP_OK : send_group(o);
 }
@@ -81,24 +81,23 @@ tp_status optim_share_wait(tp_optim *o) {
     return st ? st : tp_comm_wait(o->comm, o->c, o->ticket);
 }
 
-/* The communicator moves f32; what is no f32 (bf16 state) fits into one exactly. */
+/* The communicator moves f32, and the bits of what is shorter (bf16 state) fit into one. */
 tp_status optim_gather_state(tp_optim *o, int param, tp_dtype dtype, void *whole) {
-    const tp_cut *split = &o->state[param].split;
+    const tp_cut *cut = &o->state[param].cut;
     tp_ctx *c = o->c;
     float *f = whole;
     uint16_t *half = whole;
     if (dtype != TP_F32 && dtype != TP_BF16)
         return tp_fail(c, TP_EDTYPE, "optimizer: %s state cannot be gathered from the ranks",
                        tp_dtype_name(dtype));
-    if (dtype == TP_BF16) {
-        if (!(f = tp_malloc(c, ((size_t)split->n + 1) * sizeof *f))) return tp_error_status(c);
-        for (int64_t i = 0; i < split->n; i++) f[i] = half[i];
+    if (dtype == TP_BF16) { /* kept until tp_optim_free: a move that failed may still write to it */
+        tp_free(o->wide);
+        if (!(f = o->wide = tp_malloc(c, ((size_t)cut->n + 1) * sizeof *f)))
+            return tp_error_status(c);
+        for (int64_t i = 0; i < cut->n; i++) f[i] = half[i];
     }
-    int64_t ticket = tp_comm_start(o->comm, c, TP_ALLGATHER, &(tp_piece){f, *split}, 1);
+    int64_t ticket = tp_comm_start(o->comm, c, TP_ALLGATHER, &(tp_piece){f, *cut}, 1);
     tp_status st = ticket ? tp_comm_wait(o->comm, c, ticket) : tp_error_status(c);
-    if (dtype == TP_BF16) {
-        for (int64_t i = 0; i < split->n && !st; i++) half[i] = (uint16_t)f[i];
-        tp_free(f);
-    }
+    for (int64_t i = 0; dtype == TP_BF16 && i < cut->n && !st; i++) half[i] = (uint16_t)f[i];
     return st;
 }
