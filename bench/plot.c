@@ -107,7 +107,7 @@ static void ticks_linear(scale *s, double max, int wanted) {
 static void ticks_log(scale *s, double min, double max) {
     s->log = true;
     double p = pow(10, floor(log10(min)));
-    bool dense = log10(max / min) > 3;
+    bool dense = log10(max / min) > 3.6;
     s->lo = 5 * p <= min ? 5 * p : 2 * p <= min ? 2 * p : p;
     s->hi = nice_above(max);
     if (s->hi <= s->lo * 1.01) s->hi = 10 * s->lo;

@@ -333,10 +333,12 @@ static void memory_panel(plot_panel *q, const study *s, const point *p, int n) {
     q->series[0] = (plot_series){.label = "planned before the run", .style = PLOT_LINE};
     q->series[1] = (plot_series){.label = "measured: resident, whole process", .style = PLOT_RINGS};
     if (context || s == &studies[VOCAB])
-        q->series[q->n_series++] =
-            (plot_series){.label = context ? "T\xc2\xb2 scores alone, if they were kept"
-                                           : "logits and their gradient alone, if they were whole",
-                          .style = PLOT_DASHED};
+        q->series[q->n_series++] = (plot_series){
+            .label =
+                context
+                    ? "scores alone, if kept: layers \xc3\x97 heads \xc3\x97 T\xc2\xb2 \xc3\x97 4 B"
+                    : "logits and their gradient alone, if whole",
+            .style = PLOT_DASHED};
     for (int i = 0; i < n; i++) {
         const measured *m = context ? &p[i].one : &p[i].m;
         q->series[0].y[i] = (double)m->planned / 1e6;
