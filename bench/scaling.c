@@ -104,9 +104,9 @@ static tp_status configure(tp_config *cfg, const shape *a) {
 static tp_status train(measured *m, tp_ctx *c, const tp_config *cfg, int warmup, int steps) {
     tp_trainer t = {0};
     tp_fake_batch f = {
-        .rows = cfg->train.batch, .T = cfg->model.context, .vocab = cfg->model.vocab};
-    int64_t n = 2 * f.rows * f.T;
-    tp_status st = tp_trainer_new(&t, c, cfg);
+        .of = tp_share_of(cfg, 0, 1), .T = cfg->model.context, .vocab = cfg->model.vocab};
+    int64_t n = 2 * f.of.rows * f.T;
+    tp_status st = tp_trainer_new(&t, c, cfg, NULL);
     if (!st && !(f.ids = tp_malloc(c, (size_t)n * sizeof *f.ids))) st = tp_error_status(c);
     for (int64_t i = 0; i < n && !st; i++)
         f.ids[i] = (int32_t)(tp_uniform(1, TP_RNG_TEST, 0, (uint64_t)i) * (double)f.vocab);
@@ -132,7 +132,7 @@ static void in_child(measured *m, const shape *a, int warmup, int steps) {
     tp_plan plan;
     tp_ctx *c = NULL;
     tp_status st = configure(&cfg, a);
-    if (!st) st = tp_plan_make(&plan, &cfg, m->error, sizeof m->error);
+    if (!st) st = tp_plan_make(&plan, &cfg, 1, m->error, sizeof m->error);
     if (!st) {
         m->planned = plan.peak_bytes;
         m->flops = plan.step_flops;
