@@ -34,14 +34,19 @@ typedef struct tp_comm tp_comm;
  * transport (the sentence says how to get it). */
 tp_status tp_comm_open(tp_comm **out, tp_ctx *c, const tp_comm_opts *opts);
 /* Leaves. failure: this rank's own sentence where it goes because something failed here: the others
- * then fail with "rank 2 stopped: …". NULL: a normal end, which waits for the others. */
+ * then fail with "rank 2 stopped: …". NULL: a normal end, which waits for the others as long as
+ * they live. After a failure it waits for them `timeout` at most. If one is dead or silent then,
+ * the launcher is told to end the job and this may not return: say what failed before. NULL m is
+ * fine. */
 void tp_comm_close(tp_comm *m, const char *failure);
 int tp_comm_rank(const tp_comm *m);
 int tp_comm_size(const tp_comm *m);
 int tp_comm_local_size(const tp_comm *m);   /* ranks on this machine: they share its cores */
 const char *tp_comm_name(const tp_comm *m); /* "self", "mpi", "nccl" */
-/* True where the failure in the ctx came from another rank, which has said it itself. */
+/* True where another rank had the failure in the ctx first and says it: this one need not. Where
+ * two ranks find it at the same time, it is false on both. */
 bool tp_comm_failed_elsewhere(const tp_comm *m);
+const char *tp_comm_transports(void); /* what this build has: "self, MPI" */
 
 /* ---- small things, waited for; every rank makes the same calls in the same order ------------- */
 tp_status tp_comm_barrier(tp_comm *m, tp_ctx *c);
@@ -65,8 +70,7 @@ typedef struct tp_range {
 } tp_range;
 tp_range tp_comm_shard(const tp_comm *m, const tp_cut *s, int rank);
 
-/* ---- large things, in the background ----------------------------------------------------------
- */
+/* ---- large things, in the background --------------------------------------------------------- */
 typedef enum tp_move {
     TP_REDUCE_SCATTER, /* this rank's range holds the sum; the rest of data is spoilt */
     TP_ALLREDUCE,      /* all of data holds the sum */
@@ -78,11 +82,13 @@ typedef struct tp_piece {
 } tp_piece;
 /* Starts one move over the pieces together (small ones should come together: one exchange is made
  * for all). Copies the array of pieces, not the data, which must stay until the ticket was waited
- * for. Tickets count from 1; 0 is a failure. Every rank starts the same moves in the same order. */
+ * for; after a failure, until tp_comm_close. Tickets grow from 1; 0 is a failure. Every rank starts
+ * the same moves in the same order. */
 int64_t tp_comm_start(tp_comm *m, tp_ctx *c, tp_move move, const tp_piece *piece, int n);
 /* Returns when this move and all before it are complete. */
 tp_status tp_comm_wait(tp_comm *m, tp_ctx *c, int64_t ticket);
-/* Seconds in which tp_comm_wait had to wait, and bytes sent by this rank, since the last call. */
+/* Seconds for which the caller had to wait here, and bytes sent by this rank, since the last call.
+ */
 void tp_comm_traffic(tp_comm *m, double *waited, double *bytes);
 
 #ifdef __cplusplus

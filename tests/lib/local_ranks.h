@@ -1,0 +1,26 @@
+/* Ranks that are threads of one process, joined by mailboxes: a transport that tests can disturb.
+ */
+#ifndef LOCAL_RANKS_H
+#define LOCAL_RANKS_H
+#include "dist/comm.h"
+
+typedef struct local_world local_world;
+local_world *local_world_new(int size);
+void local_world_free(local_world *w);
+tp_transport *local_transport(local_world *w, int rank);
+/* From now on the rank neither hears nor says anything, like a process that was stopped. */
+void local_stop(local_world *w, int rank);
+bool local_aborted(const local_world *w);  /* somebody left with TP_LEAVE_ABORT */
+int local_left_over(const local_world *w); /* messages that were sent and never received */
+
+/* Runs fn as every rank at the same time, each with a ctx and a communicator of its own, which fn
+ * closes. */
+typedef struct local_rank {
+    local_world *world;
+    tp_ctx *c;
+    tp_comm *m;
+    int rank, size;
+    void *arg;
+} local_rank;
+void local_run(local_world *w, double timeout, void (*fn)(local_rank *r), void *arg);
+#endif
