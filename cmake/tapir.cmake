@@ -56,6 +56,20 @@ function(tapir_cpu_kernels objects_var)
   set(${objects_var} "${objects}" PARENT_SCOPE)
 endfunction()
 
+# The transports of dist/ that this machine can build; launcher.c says what is missing.
+function(tapir_transports sources_var)
+  set(sources "${${sources_var}}")
+  set(libraries "")
+  if(MPI_C_FOUND)
+    set_property(SOURCE ${CMAKE_SOURCE_DIR}/dist/launcher.c APPEND PROPERTY COMPILE_DEFINITIONS TP_HAVE_MPI)
+    list(APPEND libraries MPI::MPI_C)
+  else()
+    list(FILTER sources EXCLUDE REGEX "dist/mpi\\.c$")
+  endif()
+  set(${sources_var} "${sources}" PARENT_SCOPE)
+  set(TRANSPORT_LIBRARIES "${libraries}" PARENT_SCOPE)
+endfunction()
+
 # data/*.proto through protobuf-c.
 function(tapir_protobuf sources_var)
   file(GLOB protos CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/data/*.proto)

@@ -20,7 +20,7 @@ typedef enum tp_ready { TP_NOT_YET, TP_READY, TP_BROKEN } tp_ready; /* BROKEN: t
 typedef struct tp_transport tp_transport;
 struct tp_transport {
     const char *name;
-    int rank, size, local_size;
+    int rank, size, local_rank, local_size;
     char (*host)[TP_HOST_BYTES]; /* per rank: the name of its machine */
     char error[256];
 
