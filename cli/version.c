@@ -16,6 +16,7 @@ int cmd_version(int argc, char **argv) {
            c->isa == 4   ? "AVX-512"
            : c->isa == 3 ? "AVX2"
                          : "portable");
+    printf("ranks     %s\n", tp_comm_transports());
     tp_ctx_free(c);
     return EXIT_DONE;
 }

@@ -15,6 +15,7 @@ struct tp_storage {
 struct tp_call;
 struct tp_ctx {
     tp_device device;
+    bool fast;           /* tp_ctx_opts */
     bool meta, keep_all; /* keep_all: scopes release nothing (printing, teaching) */
     int threads, isa;    /* isa: 1 portable, 3 AVX2+FMA, 4 AVX-512 */
     uint64_t seed, step, sample;
@@ -37,6 +38,9 @@ struct tp_ctx {
     /* The tape's hooks. NULL: nothing is recorded, and autograd/ need not be linked. */
     void *tape;
     tp_status (*record)(tp_ctx *c, const struct tp_call *call);
+    /* The gradient that leaf t has gathered so far, if the vjp that is running may add to it in
+     * place instead of making another one; else NULL. */
+    tp_tensor *(*grad_partial)(tp_ctx *c, const tp_tensor *t);
     void (*tape_end)(tp_ctx *c);         /* called by tp_step_end */
     void (*tape_free)(tp_ctx *c);        /* called by tp_ctx_free */
     bool recording;                      /* gradients are being tracked */

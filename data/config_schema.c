@@ -8,8 +8,10 @@ static const char *const devices[] = {"cpu", "cuda", NULL};
 static const char *const numerics[] = {"exact", "fast", NULL};
 static const char *const packings[] = {"stream", "documents", NULL};
 static const char *const families[] = {"gpt2", "llama", NULL};
+static const char *const backends[] = {"auto", "self", "mpi", "nccl", NULL};
 static const char *const autos[] = {"auto", "false", "true", NULL};
 static const char *const optimizers[] = {"adamw", "muon", "sgd", NULL};
+static const char *const states[] = {"f32", "bf16", NULL};
 static const char *const schedules[] = {"cosine", "linear", "wsd", "constant", NULL};
 
 typedef char text_member[TP_CONFIG_TEXT];
@@ -53,8 +55,11 @@ const tp_key tp_config_keys[] = {
     I64(seed, "1", 0, ANY, "", "keys every random number of the run"),
     CHOICE(device, tp_device, devices, "cpu", "where tensors live and kernels run"),
     I64(threads, "0", 0, 4096, "", "CPU threads; 0: every core this process may use"),
-    CHOICE(numerics, tp_cfg_numerics, numerics, "exact",
-           "exact: same bits for any number of threads and any batch split; fast: may use oneDNN"),
+    CHOICE(
+        numerics, tp_cfg_numerics, numerics, "exact",
+        "exact: same bits for any number of threads and any batch split; fast: gives that up and "
+        "sums in the quickest order, by oneDNN where it is built in (its scratch memory comes on "
+        "top of the plan)"),
 
     TEXT(run.dir, "runs/default", "path", "folder of config.yaml, metrics, checkpoints, samples"),
     I64(run.steps, "1000", 1, 1e12, "steps", "optimizer steps to train"),
@@ -101,9 +106,13 @@ const tp_key tp_config_keys[] = {
 
     I64(train.batch, "16", 1, 1 << 24, "rows", "rows of context tokens per optimizer step"),
     I64(train.micro_batches, "1", 1, 1 << 24, "",
-        "parts a batch is computed in; must divide batch; the result is the same bits"),
+        "parts a batch is computed in, on each rank; must divide batch; the result is the same "
+        "bits"),
     CHOICE(train.optimizer, tp_cfg_optimizer, optimizers, "adamw",
            "muon: Muon on hidden matrices, AdamW on the rest"),
+    CHOICE(train.optimizer_state_dtype, tp_cfg_state, states, "f32",
+           "AdamW's two moments; bf16: 4 bytes per parameter less, rounded stochastically, still "
+           "the same bits in every run"),
     F64(train.learning_rate, "0.001", 0, OPEN, INFINITY, OPEN, "",
         "peak learning rate (of the AdamW part under muon)"),
     F64(train.min_lr_ratio, "0.1", 0, SHUT, 1, SHUT, "",
@@ -127,6 +136,19 @@ const tp_key tp_config_keys[] = {
         "weight of the squared log-partition in the loss; 0: off"),
     I64(train.max_bad_steps, "10", 0, 1e12, "steps",
         "consecutive steps with NaN or infinity that are skipped before the run stops"),
+
+    BOOL(train.optimizer_in_bwd, "false",
+         "move each parameter as soon as its gradient is known, and let go of that: less memory; "
+         "needs max_grad_norm: 0, one micro-batch and one rank, and cannot skip a bad step"),
+
+    CHOICE(dist.backend, tp_cfg_backend, backends, "auto",
+           "how ranks talk; auto: MPI where `mpirun` or `srun` started the program, else self"),
+    I64(dist.zero_stage, "0", 0, 2, "",
+        "ZeRO: 1 shards the optimizer's state over the ranks, 2 the gradients too; same bits"),
+    F64(dist.bucket_mb, "4", 0, SHUT, 1 << 20, SHUT, "MB",
+        "gradients travel together up to this size"),
+    F64(dist.timeout, "30", 0, OPEN, 1e6, SHUT, "s",
+        "a rank that gives no sign of life for so long ends the job"),
 
     I64(eval.every, "0", 0, 1e12, "steps", "evaluate on data.val this often; 0: at the end only"),
     I64(eval.batches, "0", 0, 1e12, "batches", "batches per evaluation; 0: all of data.val"),

@@ -91,15 +91,14 @@ typedef struct row {
 } row;
 
 static void row_enter(row *r) {
-    const tp_split *s = &r->job->piece[r->piece].split;
-    r->at = tp_split_cut(s, r->size, r->lo);
-    r->end = tp_split_cut(s, r->size, r->hi);
+    const tp_cut *s = &r->job->piece[r->piece].cut;
+    r->at = tp_cut_at(s, r->size, r->lo);
+    r->end = tp_cut_at(s, r->size, r->hi);
 }
 static row row_of(const tp_comm *m, const tp_job *j, int lo, int hi) {
     row r = {.job = j, .size = m->size, .lo = lo, .hi = hi};
     for (int i = 0; i < j->header.pieces; i++)
-        r.left += tp_split_cut(&j->piece[i].split, r.size, hi) -
-                  tp_split_cut(&j->piece[i].split, r.size, lo);
+        r.left += tp_cut_at(&j->piece[i].cut, r.size, hi) - tp_cut_at(&j->piece[i].cut, r.size, lo);
     if (r.left) row_enter(&r);
     return r;
 }

@@ -286,7 +286,7 @@ static int64_t enqueue(tp_comm *m, tp_ctx *c, const tp_job *call, const tp_piece
         j->data = call->data;
         j->header.cuts = 0xcbf29ce484222325;
         for (int i = 0; i < n; i++) {
-            const tp_split *s = &piece[i].split;
+            const tp_cut *s = &piece[i].cut;
             int64_t fields[3] = {s->n, s->unit, s->owner};
             j->piece[i] = piece[i];
             j->header.count += s->n;
@@ -310,9 +310,9 @@ int64_t tp_comm_start(tp_comm *m, tp_ctx *c, tp_move move, const tp_piece *piece
                                 : NULL;
     int64_t count = 0;
     for (int i = 0; !fault && i < n; i++) {
-        fault = tp_split_fault(&piece[i].split, m->size);
-        if (!fault && m->t && piece[i].split.n && !piece[i].data) fault = "a piece without data";
-        if (!fault && __builtin_add_overflow(count, piece[i].split.n, &count))
+        fault = tp_cut_fault(&piece[i].cut, m->size);
+        if (!fault && m->t && piece[i].cut.n && !piece[i].data) fault = "a piece without data";
+        if (!fault && __builtin_add_overflow(count, piece[i].cut.n, &count))
             fault = "more values than can be counted";
     }
     if (fault) {

@@ -107,8 +107,8 @@ tp_status tp_comm_break(tp_comm *m, tp_status status, bool elsewhere, const char
 /* ---- shard.c -------------------------------------------------------------------------------- */
 int tp_bit_reverse(int i, int size); /* of a number below size, a power of two */
 /* Where range i of the split begins; i = size: where the last one ends. */
-int64_t tp_split_cut(const tp_split *s, int size, int i);
-const char *tp_split_fault(const tp_split *s, int size); /* what is wrong with it; NULL: nothing */
+int64_t tp_cut_at(const tp_cut *s, int size, int i);
+const char *tp_cut_fault(const tp_cut *s, int size); /* what is wrong with it; NULL: nothing */
 
 /* ---- control.c: headers, signs of life, failures, goodbyes; on the thread ---------------------
  */

@@ -39,11 +39,11 @@ static void test_cuts(void **state) {
         for (size_t a = 0; a < sizeof ns / sizeof *ns; a++)
             for (size_t u = 0; u < sizeof units / sizeof *units; u++)
                 for (int owner = -1; owner < size; owner++) {
-                    tp_split s = {ns[a], units[u], owner};
+                    tp_cut s = {ns[a], units[u], owner};
                     int64_t at = 0, least = INT64_MAX, most = 0;
                     for (int i = 0; i < size; i++) {
-                        int64_t from = tp_split_cut(&s, size, i),
-                                to = tp_split_cut(&s, size, i + 1);
+                        int64_t from = tp_cut_at(&s, size, i),
+                                to = tp_cut_at(&s, size, i + 1);
                         assert_int_equal(from, at);
                         assert_true(to >= from);
                         at = to;
@@ -68,14 +68,14 @@ static void test_shards(void **state) {
     assert_int_equal(tp_comm_size(m), 8);
     static const int order[] = {0, 4, 2, 6, 1, 5, 3, 7}; /* ranges by their bits reversed */
     for (int i = 0; i < 8; i++) {
-        tp_range r = tp_comm_shard(m, &(tp_split){80, 1, -1}, order[i]);
+        tp_range r = tp_comm_shard(m, &(tp_cut){80, 1, -1}, order[i]);
         assert_int_equal(r.first, 10 * i);
         assert_int_equal(r.n, 10);
-        r = tp_comm_shard(m, &(tp_split){80, 1, 3}, i);
+        r = tp_comm_shard(m, &(tp_cut){80, 1, 3}, i);
         assert_int_equal(r.n, i == 3 ? 80 : 0);
         if (i == 3) assert_int_equal(r.first, 0);
     }
-    assert_int_equal(tp_comm_shard(m, &(tp_split){80, 0, -1}, 0).n, 0);
+    assert_int_equal(tp_comm_shard(m, &(tp_cut){80, 0, -1}, 0).n, 0);
     tp_comm_close(m, NULL);
     tp_ctx_free(c);
 }
@@ -83,7 +83,7 @@ static void test_shards(void **state) {
 /* ---- moves ---------------------------------------------------------------------------------- */
 typedef struct move_case {
     int n;
-    tp_split split[MAXPIECES];
+    tp_cut cut[MAXPIECES];
     int64_t total;
     bool shown[MAXRANKS];
     char said[MAXRANKS][400]; /* what went wrong there; "" is good */
@@ -113,10 +113,10 @@ static void every_move(local_rank *r) {
     move_case *k = r->arg;
     tp_piece piece[MAXPIECES];
     float *data = malloc((size_t)k->total * sizeof *data + 1), *at = data;
-    for (int p = 0; p < k->n; at += k->split[p].n, p++) piece[p] = (tp_piece){at, k->split[p]};
+    for (int p = 0; p < k->n; at += k->cut[p].n, p++) piece[p] = (tp_piece){at, k->cut[p]};
     for (int round = 0; round < 3; round++) { /* scatter; gather what came of it; both at once */
         for (int p = 0; p < k->n && round != 1; p++)
-            for (int64_t i = 0; i < k->split[p].n; i++) piece[p].data[i] = value(r->rank, p, i);
+            for (int64_t i = 0; i < k->cut[p].n; i++) piece[p].data[i] = value(r->rank, p, i);
         static const tp_move moves[] = {TP_REDUCE_SCATTER, TP_ALLGATHER, TP_ALLREDUCE};
         static const char *const names[] = {"reduce-scatter", "allgather", "allreduce"};
         int64_t ticket = tp_comm_start(r->m, r->c, moves[round], piece, k->n);
@@ -125,8 +125,8 @@ static void every_move(local_rank *r) {
         tp_comm_traffic(r->m, &waited, &bytes);
         if (round == 0) k->bytes[r->rank] = bytes;
         for (int p = 0; p < k->n; p++) {
-            tp_range mine = tp_comm_shard(r->m, &k->split[p], r->rank);
-            if (round > 0) mine = (tp_range){0, k->split[p].n};
+            tp_range mine = tp_comm_shard(r->m, &k->cut[p], r->rank);
+            if (round > 0) mine = (tp_range){0, k->cut[p].n};
             check_values(r, piece[p].data, p, mine.first, mine.first + mine.n, names[round]);
         }
     }
@@ -137,7 +137,7 @@ static void every_move(local_rank *r) {
 static void run_moves(int size, move_case *k) {
     local_world *w = local_world_new(size);
     k->total = 0;
-    for (int p = 0; p < k->n; p++) k->total += k->split[p].n;
+    for (int p = 0; p < k->n; p++) k->total += k->cut[p].n;
     memset(k->said, 0, sizeof k->said);
     local_run(w, 20, every_move, k);
     for (int r = 0; r < size; r++) assert_string_equal(k->said[r], "");
@@ -150,23 +150,23 @@ static void test_moves(void **state) {
     (void)state;
     static move_case cases[] = {
         {.n = 0},
-        {.n = 1, .split = {{0, 1, -1}}},
-        {.n = 1, .split = {{1, 1, -1}}},
-        {.n = 1, .split = {{3, 1, -1}}},
-        {.n = 1, .split = {{5, 4, -1}}},
-        {.n = 1, .split = {{1000, 1, -1}}},
-        {.n = 1, .split = {{1000, 7, -1}}},
-        {.n = 1, .split = {{1000, 5000, -1}}},
-        {.n = 1, .split = {{1000, 1, 0}}},
-        {.n = 3, .split = {{40, 1, 0}, {0, 3, 0}, {41, 1, 0}}},
-        {.n = 5, .split = {{0, 1, -1}, {129, 16, -1}, {2, 1, -1}, {0, 1, 0}, {77, 5, -1}}},
+        {.n = 1, .cut = {{0, 1, -1}}},
+        {.n = 1, .cut = {{1, 1, -1}}},
+        {.n = 1, .cut = {{3, 1, -1}}},
+        {.n = 1, .cut = {{5, 4, -1}}},
+        {.n = 1, .cut = {{1000, 1, -1}}},
+        {.n = 1, .cut = {{1000, 7, -1}}},
+        {.n = 1, .cut = {{1000, 5000, -1}}},
+        {.n = 1, .cut = {{1000, 1, 0}}},
+        {.n = 3, .cut = {{40, 1, 0}, {0, 3, 0}, {41, 1, 0}}},
+        {.n = 5, .cut = {{0, 1, -1}, {129, 16, -1}, {2, 1, -1}, {0, 1, 0}, {77, 5, -1}}},
     };
     for (int s = 0; s < 4; s++)
         for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
             run_moves(world_sizes[s], &cases[i]);
     for (int owner = 0; owner < 8; owner++) /* owners mixed with even cuts */
         run_moves(8, &(move_case){.n = 4,
-                                  .split = {{50, 1, owner},
+                                  .cut = {{50, 1, owner},
                                             {33, 2, -1},
                                             {9, 1, owner ^ 5},
                                             {6, 1, (owner + 1) % 8}}});
@@ -176,12 +176,12 @@ static void test_moves(void **state) {
 static void test_long_moves(void **state) {
     (void)state;
     enum { SEGMENT = TP_SEGMENT_BYTES / 4 };
-    run_moves(2, &(move_case){.n = 1, .split = {{5 * SEGMENT + 3, 1, -1}}});
-    run_moves(2, &(move_case){.n = 1, .split = {{2 * SEGMENT, 1, -1}}});
+    run_moves(2, &(move_case){.n = 1, .cut = {{5 * SEGMENT + 3, 1, -1}}});
+    run_moves(2, &(move_case){.n = 1, .cut = {{2 * SEGMENT, 1, -1}}});
     run_moves(
-        2, &(move_case){.n = 3, .split = {{3 * SEGMENT - 1, 1, 1}, {SEGMENT, 1, 0}, {7, 1, -1}}});
+        2, &(move_case){.n = 3, .cut = {{3 * SEGMENT - 1, 1, 1}, {SEGMENT, 1, 0}, {7, 1, -1}}});
     run_moves(4, &(move_case){.n = 4,
-                              .split = {{2 * SEGMENT + 1, 64, -1},
+                              .cut = {{2 * SEGMENT + 1, 64, -1},
                                         {11, 1, -1},
                                         {SEGMENT + 9, 1, 2},
                                         {SEGMENT - 11, 1, -1}}});
@@ -204,7 +204,7 @@ static void test_order_matters(void **state) {
 
 static void test_traffic(void **state) {
     (void)state;
-    move_case k = {.n = 1, .split = {{8000, 1, -1}}};
+    move_case k = {.n = 1, .cut = {{8000, 1, -1}}};
     run_moves(8, &k); /* halves, quarters, eighths: 7/8 of all */
     for (int r = 0; r < 8; r++) assert_int_equal((long)k.bytes[r], 7000 * 4);
 }

@@ -17,6 +17,7 @@
  * linear_cross_entropy_rows computes a, b, d, one number each per token. The backward op recomputes
  * the logits block by block; it needs of the forward pass only lse. */
 #include "ops/linear_cross_entropy/lce.h"
+#include "core/ctx.h"
 #include "ops/convert.h"
 #include <math.h>
 
@@ -44,6 +45,7 @@ lce_dims lce_dims_of(const tp_call *k) {
     lce_dims d = {.n = 1, .samples = 1, .t = x->ndim > 1 ? tp_dim(x, -2) : 1, .c = tp_dim(x, -1)};
     for (int i = 0; i < x->ndim - 1; i++) d.n *= x->shape[i];
     for (int i = 0; i < x->ndim - 2; i++) d.samples *= x->shape[i];
+    if (k->ctx->fast) d.t = d.n, d.samples = 1; /* one chain over all tokens */
     d.v = w->shape[trans ? 1 : 0];
     d.w_vs = trans ? 1 : d.c;
     d.w_cs = trans ? d.v : 1;

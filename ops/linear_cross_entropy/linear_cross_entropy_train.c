@@ -63,6 +63,13 @@ tp_lce_sum tp_linear_cross_entropy_train(tp_ctx *c, tp_tensor *x, tp_tensor *w, 
     return (tp_lce_sum){out[LCE_SUM], out[LCE_SUM_LOGPROB], out[LCE_SUM_ENTROPY]};
 }
 
+/* Walked for the last time, the saved gradients are scaled where they lie: at the root of a backward
+ * pass by 1, which costs nothing. */
+static tp_tensor *scaled(const tp_call *k, tp_tensor *g, tp_tensor *by) {
+    if (!k->last || g->dtype != by->dtype) return tp_mul(k->ctx, g, by);
+    return tp_mul_(k->ctx, g, by) ? NULL : g;
+}
+
 static void train_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     for (int i = LCE_SUM_LOGPROB; i <= LCE_SUM_DW; i++)
         if (dout[i]) {
@@ -76,8 +83,8 @@ static void train_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[
         return;
     }
     if (!dout[LCE_SUM]) return;
-    if (tp_wants(k, LCE_X)) din[LCE_X] = tp_mul(k->ctx, k->out[LCE_SUM_DX], dout[LCE_SUM]);
-    if (tp_wants(k, LCE_W)) din[LCE_W] = tp_mul(k->ctx, k->out[LCE_SUM_DW], dout[LCE_SUM]);
+    if (tp_wants(k, LCE_X)) din[LCE_X] = scaled(k, k->out[LCE_SUM_DX], dout[LCE_SUM]);
+    if (tp_wants(k, LCE_W)) din[LCE_W] = scaled(k, k->out[LCE_SUM_DW], dout[LCE_SUM]);
 }
 
 static double train_flops(const tp_call *k) {

@@ -1,23 +1,8 @@
 /* matmul and matmul_wgrad on the CPU: tensors and attributes turned into gemm.h's strides. */
+#include "core/ctx.h"
 #include "ops/convert.h"
 #include "ops/matmul/gemm.h"
 #include "ops/matmul/matmul_call.h"
-
-/* Whether the rows of t, all dimensions but the last, lie evenly apart, and how far. */
-static bool even_rows(const tp_tensor *t, int64_t *stride) {
-    int64_t rows = 1;
-    *stride = 0;
-    if (tp_numel(t) == 0) return true;
-    for (int i = t->ndim - 2; i >= 0; i--) {
-        if (t->shape[i] == 1) continue;
-        if (rows == 1)
-            *stride = t->stride[i];
-        else if (t->stride[i] != *stride * rows)
-            return false;
-        rows *= t->shape[i];
-    }
-    return true;
-}
 
 /* ---- matmul --------------------------------------------------------------------------------- */
 typedef struct product {
@@ -131,6 +116,7 @@ static tp_gemm weight_gemm(const tp_call *k) {
                  .work = k->workspace};
     even_rows(a, &g.a_cs);
     even_rows(b, &g.b_rs);
+    if (k->ctx->fast) g.leaf = 0; /* one chain over all rows */
     return g;
 }
 
@@ -150,6 +136,7 @@ static tp_gemm bias_gemm(const tp_call *k) {
                  .leaf = dy->shape[last - 1],
                  .work = k->workspace};
     even_rows(dy, &g.b_rs);
+    if (k->ctx->fast) g.leaf = 0;
     return g;
 }
 
