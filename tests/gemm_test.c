@@ -193,9 +193,11 @@ static void trees(void **state) {
         check(&(shape){20, 40, samples * 5, 5, 1, samples % 2, samples % 3 == 0}, ctx[1]->isa, ctx);
     static const shape shapes[] = {
         {17, 40, 7 * 100, 100, 1, false, false}, /* several stages of several leaves */
-        {17, 40, 5 * 100, 100, 1, true, true},   {17, 40, 5 * 780, 780, 1, false, false},
+        {17, 40, 5 * 100, 100, 1, true, true},    {17, 40, 5 * 780, 780, 1, false, false},
         {17, 40, 3 * 780, 780, 1, false, true}, /* leaves longer than a stage, chains carried */
-        {5, 600, 5 * 200, 200, 1, false, false}, {1, 70, 6 * 50, 50, 0, false, false},
+        {5, 600, 5 * 200, 200, 1, false, false},  {1, 70, 6 * 50, 50, 0, false, false},
+        {20, 40, 23 * 90, 90, 1, true, true}, /* trees within a stage and from stage to stage */
+        {70, 70, 11 * 130, 130, 1, false, false}, {16, 33, 9 * 770, 770, 0, false, true},
         {9, 33, 107, 10, 0, false, false}, /* a last sample that is shorter */
     };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) check(&shapes[i], ctx[1]->isa, ctx);
