@@ -310,12 +310,50 @@ static void split_batches(void **state) {
     tp_ctx_free(c);
 }
 
+static tp_tensor *with_shape(tp_ctx *c, tp_tensor *x, int ndim, const int64_t *shape) {
+    tp_tensor *v = tp_tensor_keep(c, TP_F32, ndim, shape);
+    assert_non_null(v);
+    memcpy(v->data, x->data, (size_t)tp_numel(x) * sizeof(float));
+    return v;
+}
+
+/* Dimension 0 alone counts samples: what lies between it and the rows lengthens the chains. The
+ * mutant, all leading dimensions counted, gives other bits. */
+static void samples_are_dimension_0(void **state) {
+    (void)state;
+    tp_ctx *c = ctx_with(2);
+    tp_wgrad_opts o = {.weight = true, .bias = true};
+    tp_tensor *x = tp_tensor_keep(c, TP_F32, TP_SHAPE(3, 20, 9));
+    tp_tensor *dy = tp_tensor_keep(c, TP_F32, TP_SHAPE(3, 20, 17)), *want[2], *got[2], *other[2];
+    assert_true(x && dy);
+    for (int64_t i = 0; i < tp_numel(x); i++) tp_f32(x)[i] = value(7, i);
+    for (int64_t i = 0; i < tp_numel(dy); i++) tp_f32(dy)[i] = value(8, i);
+    tp_tensor *x4 = with_shape(c, x, TP_SHAPE(3, 4, 5, 9)),
+              *d4 = with_shape(c, dy, TP_SHAPE(3, 4, 5, 17));
+    tp_tensor *x12 = with_shape(c, x, TP_SHAPE(12, 5, 9)),
+              *d12 = with_shape(c, dy, TP_SHAPE(12, 5, 17));
+    assert_int_equal(tp_matmul_wgrad(c, x, dy, &o, want), TP_OK);
+    assert_int_equal(tp_matmul_wgrad(c, x4, d4, &o, got), TP_OK);
+    assert_int_equal(tp_matmul_wgrad(c, x12, d12, &o, other), TP_OK);
+    for (int w = 0; w < 2; w++) {
+        size_t bytes = (size_t)tp_numel(want[w]) * sizeof(float);
+        assert_memory_equal(want[w]->data, got[w]->data, bytes);
+        assert_memory_not_equal(want[w]->data, other[w]->data, bytes);
+    }
+    tp_ctx_free(c);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(small_shapes),      cmocka_unit_test(every_height_and_edge),
-        cmocka_unit_test(blocks_and_stages), cmocka_unit_test(trees),
-        cmocka_unit_test(parts_of_a_whole),  cmocka_unit_test(resumed_chains),
-        cmocka_unit_test(oracle_can_fail),   cmocka_unit_test(split_batches),
+        cmocka_unit_test(small_shapes),
+        cmocka_unit_test(every_height_and_edge),
+        cmocka_unit_test(blocks_and_stages),
+        cmocka_unit_test(trees),
+        cmocka_unit_test(parts_of_a_whole),
+        cmocka_unit_test(resumed_chains),
+        cmocka_unit_test(oracle_can_fail),
+        cmocka_unit_test(split_batches),
+        cmocka_unit_test(samples_are_dimension_0),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

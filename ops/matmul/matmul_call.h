@@ -17,6 +17,14 @@ static inline int64_t tp_batch(const tp_tensor *t) {
     return n;
 }
 
+/* Rows of a sample, the leaves of matmul_wgrad's tree: dimension 0 of three or more counts samples,
+ * as for the norms and sum. */
+static inline int64_t tp_sample_rows(const tp_tensor *t) {
+    int64_t n = 1;
+    for (int i = t->ndim > 2 ? 1 : 0; i < t->ndim - 1; i++) n *= t->shape[i];
+    return n;
+}
+
 /* The outputs that a matmul_wgrad call has; NULL where it was not wanted. */
 static inline tp_tensor *wgrad_dw(const tp_call *k) {
     return ((const tp_wgrad_attr *)k->attr)->weight ? k->out[0] : NULL;

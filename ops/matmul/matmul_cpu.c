@@ -127,7 +127,7 @@ static tp_gemm weight_gemm(const tp_call *k) {
                  .b_cs = b->stride[last],
                  .c = dw ? tp_f32(dw) : NULL,
                  .ldc = b->shape[last],
-                 .leaf = x->shape[last - 1],
+                 .leaf = tp_sample_rows(x),
                  .work = k->workspace};
     even_rows(a, &g.a_cs);
     even_rows(b, &g.b_rs);
@@ -147,7 +147,7 @@ static tp_gemm bias_gemm(const tp_call *k) {
                  .b_cs = dy->stride[last],
                  .c = db ? tp_f32(db) : NULL,
                  .ldc = dy->shape[last],
-                 .leaf = dy->shape[last - 1],
+                 .leaf = tp_sample_rows(dy),
                  .work = k->workspace};
     even_rows(dy, &g.b_rs);
     return g;
