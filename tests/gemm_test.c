@@ -310,8 +310,8 @@ static void split_batches(void **state) {
     tp_ctx_free(c);
 }
 
-static tp_tensor *with_shape(tp_ctx *c, tp_tensor *x, int ndim, const int64_t *shape) {
-    tp_tensor *v = tp_tensor_keep(c, TP_F32, ndim, shape);
+static tp_tensor *with_shape(tp_ctx *c, tp_tensor *x, int ndim, const int64_t *dims) {
+    tp_tensor *v = tp_tensor_keep(c, TP_F32, ndim, dims);
     assert_non_null(v);
     memcpy(v->data, x->data, (size_t)tp_numel(x) * sizeof(float));
     return v;
