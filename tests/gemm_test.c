@@ -343,6 +343,33 @@ static void samples_are_dimension_0(void **state) {
     tp_ctx_free(c);
 }
 
+/* db is the product of a row of ones and dy: the same chains, the same tree, for any layout. */
+static void bias_is_a_product_with_ones(void **state) {
+    (void)state;
+    tp_ctx *c = ctx_with(2);
+    tp_wgrad_opts o = {.bias = true};
+    float one = 1.0f;
+    for (int64_t samples = 1; samples <= 7; samples++)
+        for (int layout = 0; layout < 2; layout++) { /* 1: dy is a transposed view */
+            int64_t n = 40 * samples, rows = samples * 9;
+            tp_tensor *dy = tp_tensor_new(c, TP_F32, TP_SHAPE(samples, 9, n)), *out[2];
+            tp_tensor *x = tp_tensor_new(c, TP_F32, TP_SHAPE(samples, 9, 2));
+            assert_true(x && dy);
+            for (int64_t i = 0; i < tp_numel(x); i++) tp_f32(x)[i] = 1;
+            for (int64_t i = 0; i < tp_numel(dy); i++) tp_f32(dy)[i] = value(9, i);
+            if (layout) dy->stride[0] = 9, dy->stride[1] = 1, dy->stride[2] = rows;
+            tp_gemm g = {.m = 1, .n = n, .k = rows, .leaf = 9, .a = &one, .b = tp_f32(dy)};
+            g.b_rs = dy->stride[1], g.b_cs = dy->stride[2];
+            assert_int_equal(tp_matmul_wgrad(c, x, dy, &o, out), TP_OK);
+            for (int64_t j = 0; j < n; j++) {
+                float want = tree(&g, 0, j);
+                assert_memory_equal(&want, &tp_f32(out[1])[j], sizeof want);
+            }
+            tp_step_end(c);
+        }
+    tp_ctx_free(c);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(small_shapes),
@@ -354,6 +381,7 @@ int main(void) {
         cmocka_unit_test(oracle_can_fail),
         cmocka_unit_test(split_batches),
         cmocka_unit_test(samples_are_dimension_0),
+        cmocka_unit_test(bias_is_a_product_with_ones),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
