@@ -1,16 +1,18 @@
 /* tapir train: the training program, to be read from top to bottom.
  *
- *   open    config, corpora, run folder, model, optimizer, loader
+ *   open    config, ranks, corpora, run folder, model, optimizer, loader
  *   resume  from the newest good checkpoint, if asked
  *   loop    step; log; validate; sample; checkpoint
  *   close   a last validation, a last checkpoint, one line that says how it ended
  *
  * Everything that a later step depends on is in the checkpoint, so a run that was killed and
- * resumed ends with the same weights, to the bit, as one that was not. */
+ * resumed ends with the same weights, to the bit, as one that was not. Under mpirun every rank runs
+ * this program; rank 0 speaks and writes, and the weights are again the same. */
 #include "cli/cli.h"
 #include "data/metrics.h"
 #include "data/tfevents.h"
 #include "infer/infer.h"
+#include "tapir_version.h"
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
@@ -22,6 +24,9 @@
 typedef struct run {
     tp_ctx *c;
     tp_config cfg;
+    tp_comm *comm; /* the ranks of this run */
+    int ranks;
+    bool root; /* rank 0: prints, logs, samples and saves */
     tp_plan plan;
     tp_trainer trainer;
     tp_corpus *train, *val;
@@ -31,6 +36,7 @@ typedef struct run {
     tp_tfevents *events;
     tp_checkpoint_reader *from; /* to go on from, until it is loaded */
     char checkpoints[TP_CONFIG_TEXT + 32];
+    void *whole;         /* one tensor of the optimizer's state, between ranks and a checkpoint */
     int64_t step, steps; /* steps done; steps in all */
     /* since the last line in metrics.jsonl */
     double nll;
@@ -86,18 +92,25 @@ static tp_status open_corpora(run *r) {
 
 static tp_status plan(run *r) {
     char error[512] = "", peak[32];
-    tp_status st = tp_plan_make(&r->plan, &r->cfg, error, sizeof error);
+    tp_status st = tp_plan_make(&r->plan, &r->cfg, r->ranks, error, sizeof error);
     if (st) return tp_fail(r->c, st, "%s", error);
-    r->peak_flops = tp_measure_peak(r->c);
+    r->peak_flops = tp_measure_peak(r->c) * r->ranks;
+    if (!r->root) return TP_OK;
     tp_plan_print(stderr, &r->cfg, &r->plan);
-    fprintf(stderr, "MFU is measured against %sFLOP/s, this machine's on %d thread%s\n",
+    fprintf(stderr, "MFU is measured against %sFLOP/s, this machine's on %d thread%s",
             tp_count(peak, r->peak_flops), tp_threads(r->c), tp_threads(r->c) == 1 ? "" : "s");
+    fprintf(stderr, r->ranks > 1 ? " in each of %d ranks (%s)\n" : "\n", r->ranks,
+            tp_comm_name(r->comm));
     return TP_OK;
 }
 
 static tp_status open_loader(run *r) {
     const tp_config *f = &r->cfg;
-    tp_loader_opts o = {.batch = f->train.batch / f->train.micro_batches,
+    tp_share share = tp_share_of(f, tp_comm_rank(r->comm), r->ranks);
+    tp_loader_opts o = {.batch = share.rows,
+                        .period = share.period,
+                        .first = share.first,
+                        .share = share.share,
                         .T = f->model.context,
                         .seed = (uint64_t)f->seed,
                         .packing = packing(f),
@@ -108,8 +121,9 @@ static tp_status open_loader(run *r) {
 static tp_status open_folder(run *r, bool resume) {
     int64_t left; /* files that a killed run had half written */
     char path[TP_CONFIG_TEXT + 64];
-    tp_status st = make_folder(r->c, r->cfg.run.dir);
     snprintf(r->checkpoints, sizeof r->checkpoints, "%s/checkpoints", r->cfg.run.dir);
+    if (!r->root) return tp_comm_barrier(r->comm, r->c);
+    tp_status st = make_folder(r->c, r->cfg.run.dir);
     if (!st) st = make_folder(r->c, r->checkpoints);
     if (!st) st = tp_checkpoint_clean(r->c, r->checkpoints, &left);
     if (st) return st;
@@ -121,7 +135,7 @@ static tp_status open_folder(run *r, bool resume) {
             "%s holds a run already: --resume goes on with it, another run.dir=… begins a "
             "new one",
             r->cfg.run.dir);
-    return TP_OK;
+    return tp_comm_barrier(r->comm, r->c);
 }
 
 /* ---- checkpoints ---------------------------------------------------------------------------- */
@@ -151,6 +165,51 @@ static void counters(run *r, counter out[COUNTERS]) {
     memcpy(out, all, sizeof all);
 }
 
+/* One tensor of the optimizer's state, whole: of p's shape, n bytes at `whole`. */
+typedef tp_status (*state_fn)(run *r, void *file, int i, const char *name, const tp_tensor *p,
+                              void *whole, size_t n);
+
+/* Ranks hold a part each; in a checkpoint the state is whole, so that any number of ranks can go on
+ * from it. One buffer serves all tensors; after a failure the communicator may still write to it.
+ */
+static tp_status each_state(run *r, void *file, state_fn fn) {
+    tp_optim *o = r->trainer.optim;
+    const tp_params *p = tp_model_params(r->trainer.model);
+    int64_t most = 1;
+    for (int i = 0; i < p->n; i++)
+        if (tp_numel(p->p[i].t) > most) most = tp_numel(p->p[i].t);
+    tp_status st = TP_OK;
+    if (!(r->whole = tp_malloc(r->c, (size_t)most * sizeof(float)))) st = tp_error_status(r->c);
+    for (int i = 0; i < tp_optim_state_count(o) && !st; i++) {
+        char name[TP_CHECKPOINT_NAME];
+        const tp_tensor *t = p->p[tp_optim_state_param(o, i)].t;
+        snprintf(name, sizeof name, "optimizer/%s", tp_optim_state_name(o, i));
+        st = fn(r, file, i, name, t, r->whole,
+                (size_t)tp_numel(t) * tp_dtype_size(tp_optim_state_dtype(o, i)));
+    }
+    if (st) return st;
+    tp_free(r->whole);
+    r->whole = NULL;
+    return TP_OK;
+}
+
+static tp_status put_state(run *r, void *file, int i, const char *name, const tp_tensor *p,
+                           void *whole, size_t n) {
+    tp_optim *o = r->trainer.optim;
+    tp_status st = tp_optim_state_get(o, i, whole);
+    if (st || !r->root) return st;
+    return tp_checkpoint_put(file, name, tp_optim_state_dtype(o, i), p->ndim, p->shape, whole, n);
+}
+
+static tp_status get_state(run *r, void *file, int i, const char *name, const tp_tensor *p,
+                           void *whole, size_t n) {
+    tp_optim *o = r->trainer.optim;
+    tp_status st =
+        tp_checkpoint_get(file, name, tp_optim_state_dtype(o, i), p->ndim, p->shape, whole, n);
+    if (!st) tp_optim_state_put(o, i, whole);
+    return st;
+}
+
 static tp_status put_everything(run *r, tp_checkpoint_writer *w) {
     size_t n;
     char *config = tp_config_text(r->c, &r->cfg);
@@ -165,18 +224,12 @@ static tp_status put_everything(run *r, tp_checkpoint_writer *w) {
         st = k[i].i64 ? tp_checkpoint_put_i64(w, k[i].name, *k[i].i64)
                       : tp_checkpoint_put_f64(w, k[i].name, *k[i].f64);
     if (!st) st = tp_save_weights(w, tp_model_params(r->trainer.model));
-    const tp_optim *o = r->trainer.optim;
-    for (int i = 0; i < tp_optim_state_count(o) && !st; i++) {
-        char name[TP_CHECKPOINT_NAME];
-        const tp_tensor *t = tp_optim_state(o, i);
-        snprintf(name, sizeof name, "optimizer/%s", tp_optim_state_name(o, i));
-        st = tp_checkpoint_put(w, name, t->dtype, t->ndim, t->shape, t->data,
-                               (size_t)tp_numel(t) * tp_dtype_size(t->dtype));
-    }
-    return st;
+    return st ? st : each_state(r, w, put_state);
 }
 
+/* Every rank hands in its part of the state; rank 0 writes. */
 static tp_status save(run *r, bool best) {
+    if (!r->root) return each_state(r, NULL, put_state);
     char path[TP_CONFIG_TEXT + 96];
     tp_checkpoint_writer *w = NULL;
     tp_status st = tp_checkpoint_file(path, sizeof path, r->c, r->checkpoints, r->step);
@@ -194,6 +247,8 @@ static tp_status save(run *r, bool best) {
 /* What may differ between a run and its continuation: how it is watched, not what it computes. */
 static void adopt_free_keys(tp_config *to, const tp_config *from) {
     to->threads = from->threads;
+    to->dist = from->dist;
+    to->train.micro_batches = from->train.micro_batches;
     to->run = from->run;
     to->eval = from->eval;
     to->sample = from->sample;
@@ -250,14 +305,7 @@ static tp_status load_state(run *r, tp_checkpoint_reader *from) {
     for (int i = 0; i < COUNTERS && !st; i++)
         st = k[i].i64 ? tp_checkpoint_get_i64(from, k[i].name, k[i].i64)
                       : tp_checkpoint_get_f64(from, k[i].name, k[i].f64);
-    tp_optim *o = r->trainer.optim;
-    for (int i = 0; i < tp_optim_state_count(o) && !st; i++) {
-        char name[TP_CHECKPOINT_NAME];
-        tp_tensor *t = tp_optim_state(o, i);
-        snprintf(name, sizeof name, "optimizer/%s", tp_optim_state_name(o, i));
-        st = tp_checkpoint_get(from, name, t->dtype, t->ndim, t->shape, t->data,
-                               (size_t)tp_numel(t) * tp_dtype_size(t->dtype));
-    }
+    if (!st) st = each_state(r, from, get_state);
     r->step = tp_checkpoint_step(from);
     return st;
 }
@@ -266,7 +314,7 @@ static tp_status load_state(run *r, tp_checkpoint_reader *from) {
 static tp_status find_checkpoint(run *r) {
     char warning[512] = "";
     tp_status st = tp_checkpoint_latest(&r->from, r->c, r->checkpoints, warning, sizeof warning);
-    if (*warning) tp_progress(true, "warning: %s", warning);
+    if (*warning && r->root) tp_progress(true, "warning: %s", warning);
     if (!st && !r->from)
         tp_progress(true, "%s has no checkpoint yet: starting from step 0", r->cfg.run.dir);
     return st || !r->from ? st : check_same_run(r, r->from);
@@ -285,6 +333,7 @@ static tp_status resume(run *r) {
 
 /* After the step is known: metrics are cut back to it, the loader moves to its first sample. */
 static tp_status open_logs(run *r) {
+    if (!r->root) return tp_loader_seek(r->loader, r->c, r->step * r->cfg.train.batch);
     char path[TP_CONFIG_TEXT + 64];
     size_t n;
     int64_t last = r->step ? r->step : -1;
@@ -310,7 +359,8 @@ static tp_status next(void *arg, tp_ctx *c, tp_batch *out) { return tp_loader_ne
 
 static tp_status step(run *r, tp_step_out *out) {
     int64_t B = r->cfg.train.batch;
-    tp_step_in in = {.step = r->step, .next = next, .arg = r->loader};
+    tp_step_in in = {
+        .step = r->step, .next = next, .arg = r->loader, .interrupted = tp_interrupted};
     double start = tp_now();
     tp_status st = tp_loader_count_targets(r->loader, r->c, r->step * B, B, &in.targets);
     if (!st) st = tp_trainer_step(&r->trainer, &in, out);
@@ -348,13 +398,15 @@ static void show(const run *r, const tp_step_out *s, bool lasting) {
 }
 
 static tp_status record(run *r, const tp_metric *m, int n) {
+    if (!r->root) return TP_OK;
     tp_status st = tp_metrics_write(r->metrics, r->step, m, n);
     if (!st && r->events) st = tp_tfevents_write(r->events, (double)time(NULL), r->step, m, n);
     return st;
 }
 
 static tp_status log_step(run *r, const tp_step_out *s) {
-    double rate = (double)r->since_log_tokens / r->since_log_seconds;
+    double rate = (double)r->since_log_tokens / r->since_log_seconds, waited, sent;
+    tp_comm_traffic(r->comm, &waited, &sent);
     r->train_loss = r->nll / (double)r->targets;
     r->train_bpb = r->bytes ? r->nll / log(2) / (double)r->bytes : NAN;
     const tp_metric m[] = {
@@ -362,20 +414,24 @@ static tp_status log_step(run *r, const tp_step_out *s) {
         tp_metric_f64("train_bpb", r->train_bpb),
         tp_metric_f64("learning_rate", s->learning_rate),
         tp_metric_f64("grad_norm", s->grad_norm),
-        tp_metric_i64("epoch", s->epoch),
+        tp_metric_i64("epoch", (r->step - 1) * r->cfg.train.batch / tp_loader_rows(r->loader)),
         tp_metric_i64("tokens", r->step * r->plan.tokens_per_step),
         tp_metric_i64("skipped_steps", s->bad_total),
         tp_metric_f64("tokens_per_s", rate),
         tp_metric_f64("mfu",
                       r->plan.step_flops / (double)r->plan.tokens_per_step * rate / r->peak_flops),
         tp_metric_f64("memory_mb", (double)tp_memory_peak(r->c) / 1e6),
+        /* with ranks: the part of the time that this one waited for others, and what it sent */
+        tp_metric_f64("comm_wait", waited / r->since_log_seconds),
+        tp_metric_f64("comm_mb", sent / 1e6),
     };
+    int n = (int)(sizeof m / sizeof *m) - (r->ranks > 1 ? 0 : 2);
     show(r, s, !tp_is_terminal(2));
     r->nll = 0;
     r->targets = r->bytes = 0;
     r->since_log_seconds = 0;
     r->since_log_tokens = 0;
-    return record(r, m, sizeof m / sizeof *m);
+    return record(r, m, n);
 }
 
 static tp_status validate(run *r, bool *best) {
@@ -442,23 +498,39 @@ static tp_status loop(run *r) {
         tp_step_out s;
         bool best = false;
         tp_status st = step(r, &s);
-        bool stop = tp_interrupted();
+        bool stop = s.interrupted; /* any rank's: all of them stop after the same step */
         if (!st) show(r, &s, false);
         if (!st && due(r, f->log.every)) st = log_step(r, &s);
         if (!st && r->val && !stop && (due(r, f->eval.every) || r->step == r->steps))
             st = validate(r, &best);
-        if (!st && !stop && due(r, f->sample.every)) st = write_sample(r);
+        if (!st && !stop && r->root && due(r, f->sample.every)) st = write_sample(r);
         if (st == TP_EINTERRUPT) st = TP_OK, stop = true; /* while validating: the step is done */
         best &= f->checkpoint.best;
         if (!st && (stop || best || due(r, f->checkpoint.every) || r->step == r->steps))
             st = save(r, best);
         if (st) return st;
-        if (stop || tp_interrupted()) return TP_EINTERRUPT;
+        if (stop || (r->ranks == 1 && tp_interrupted())) return TP_EINTERRUPT;
     }
     return TP_OK;
 }
 
 /* ---- the whole of it ------------------------------------------------------------------------ */
+/* Ranks that would not train the same thing must not begin. */
+static tp_status agree(run *r) {
+    char *config = tp_config_text(r->c, &r->cfg), step[32];
+    tp_status st = config ? TP_OK : tp_error_status(r->c);
+    snprintf(step, sizeof step, "%lld", (long long)(r->from ? tp_checkpoint_step(r->from) : 0));
+    if (!st) st = tp_comm_agree(r->comm, r->c, "code version", TAPIR_VERSION " " TAPIR_COMMIT);
+    if (!st) st = tp_comm_agree(r->comm, r->c, "config", config);
+    if (!st) st = tp_comm_agree(r->comm, r->c, "data.train", tp_corpus_get_info(r->train)->sha256);
+    if (!st)
+        st = tp_comm_agree(r->comm, r->c, "data.val",
+                           r->val ? tp_corpus_get_info(r->val)->sha256 : "none");
+    if (!st) st = tp_comm_agree(r->comm, r->c, "step to go on from", step);
+    tp_free(config);
+    return st;
+}
+
 static tp_status train(run *r, bool resuming) {
     r->steps = r->cfg.run.steps;
     r->best_val = INFINITY;
@@ -466,8 +538,9 @@ static tp_status train(run *r, bool resuming) {
     tp_status st = open_corpora(r);
     if (!st) st = open_folder(r, resuming);
     if (!st && resuming) st = find_checkpoint(r);
+    if (!st) st = agree(r);
     if (!st) st = plan(r);
-    if (!st) st = tp_trainer_new(&r->trainer, r->c, &r->cfg);
+    if (!st) st = tp_trainer_new(&r->trainer, r->c, &r->cfg, r->comm);
     if (!st) st = open_loader(r);
     if (!st) st = resume(r);
     if (!st) st = open_logs(r);
@@ -476,6 +549,7 @@ static tp_status train(run *r, bool resuming) {
 }
 
 static void close_run(run *r) {
+    tp_free(r->whole);
     tp_checkpoint_close(r->from);
     tp_tfevents_close(r->events);
     tp_metrics_close(r->metrics);
@@ -519,6 +593,13 @@ static int print_keys(const char *command) {
     return code;
 }
 
+static int say_failure(run *r, const char *command, tp_status st) {
+    char who[128];
+    if (r->ranks == 1) return tp_say_failure(command, r->c, st);
+    snprintf(who, sizeof who, "%s: rank %d", command, tp_comm_rank(r->comm));
+    return tp_say_failure(who, r->c, st);
+}
+
 int cmd_train(int argc, char **argv) {
     const struct argp argp = {
         .options = options,
@@ -534,25 +615,31 @@ int cmd_train(int argc, char **argv) {
     run *r = calloc(1, sizeof *r);
     if (!r) return tp_say_failure(argv[0], NULL, TP_ENOMEM);
     int code = tp_open_config(argv[0], &r->cfg, &r->c, words, n_words);
+    if (!code) code = tp_open_ranks(argv[0], &r->cfg, &r->c, &r->comm);
     if (code) {
         free(r);
         return code;
     }
+    r->ranks = tp_comm_size(r->comm);
+    r->root = tp_comm_rank(r->comm) == 0;
     tp_catch_signals();
     tp_status st = train(r, go_on);
-    if (st == TP_EINTERRUPT) {
+    if (st && st != TP_EINTERRUPT) {
+        bool told = tp_comm_failed_elsewhere(r->comm);
+        code = told ? EXIT_FAILED : say_failure(r, argv[0], st);
+    } else if (st) {
         tp_progress(true,
                     "interrupted at step %lld of %lld; the same command with --resume goes on",
                     (long long)r->step, (long long)r->steps);
         code = EXIT_INTERRUPTED;
-    } else if (st) {
-        code = tp_say_failure(argv[0], r->c, st);
-    } else {
+    } else if (r->root) {
         printf(
             "done: run=%s step=%lld train_loss=%.6f val_loss=%.6f val_bpb=%.6f tokens_per_s=%.1f\n",
             r->cfg.run.dir, (long long)r->step, r->train_loss, r->val_loss, r->val_bpb,
             r->busy_seconds > 0 ? (double)r->busy_tokens / r->busy_seconds : 0.0);
     }
+    /* first the ranks: until then data of this one may be under way */
+    tp_comm_close(r->comm, st && st != TP_EINTERRUPT ? tp_error(r->c) : NULL);
     close_run(r);
     tp_ctx_free(r->c);
     free(r);

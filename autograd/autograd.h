@@ -26,6 +26,24 @@ tp_status tp_backward_from(tp_ctx *c, int n, tp_tensor *const y[], tp_tensor *co
 /* Forgets the gradients of these leaves; their bytes go back to the pool. */
 void tp_zero_grad(tp_ctx *c, tp_tensor *const leaf[], int n);
 
+/* Where gradients go other than ->grad: sums over micro-batches and ranks in a fixed order, updates
+ * made during the walk. The forward pass may use a leaf more than once (tied embeddings); its uses
+ * come one by one, numbered in the order of the walk, so that each can be summed on its own. */
+typedef struct tp_grad_sink {
+    void *arg;
+    /* Use number `use` of the leaf gave g: dense, alone with its bytes. The sink retains g's
+     * storage to keep it. */
+    tp_status (*take)(void *arg, tp_ctx *c, tp_tensor *leaf, int use, tp_tensor *g);
+    /* After the leaf's last use in this walk; may be NULL. */
+    tp_status (*done)(void *arg, tp_ctx *c, tp_tensor *leaf);
+    /* The leaf's sum so far, where the next use may be added to it in place (take is then not
+     * called for that use), or NULL; may be NULL. */
+    tp_tensor *(*partial)(void *arg, const tp_tensor *leaf);
+} tp_grad_sink;
+/* Sends the gradients of every tp_backward from here on to the sink, which must outlive them.
+ * NULL: to ->grad again. After tp_tape_on. */
+void tp_tape_sink(tp_ctx *c, const tp_grad_sink *sink);
+
 typedef struct tp_grad_opts {
     bool create_graph; /* record the backward pass too: the results can be differentiated again */
     bool retain_graph; /* keep the saved tensors for another walk (create_graph implies it) */

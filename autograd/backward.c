@@ -47,19 +47,56 @@ void tp_zero_grad(tp_ctx *c, tp_tensor *const leaf[], int n) {
     }
 }
 
+/* Who keeps a gradient must be alone with its bytes: later sums are made in place. */
+static tp_tensor *unshared(tp_ctx *c, tp_tensor *g) {
+    if (tp_contiguous(g) && g->storage->refs == 1) return g;
+    tp_tensor *own = tp_full_like(c, g, 0);
+    if (!own || tp_add_(c, own, g)) return NULL;
+    tp_release(c, g);
+    return own;
+}
+
+/* The leaf's gradient of this walk is complete. */
 static tp_status flush(tp_ctx *c, tp_leaf *l) {
-    if (!l->g || l->wanted) return TP_OK;
+    const tp_grad_sink *sink = ((tp_tape *)c->tape)->sink;
+    if (l->wanted) return TP_OK;
+    if (sink) {
+        bool any = l->uses > 0;
+        l->uses = 0;
+        return any && sink->done ? sink->done(sink->arg, c, l->t) : TP_OK;
+    }
+    if (!l->g) return TP_OK;
     tp_tensor *g = l->g;
     l->g = NULL;
-    if (!l->t->grad && (!tp_contiguous(g) || g->storage->refs > 1)) {
-        tp_tensor *own = tp_full_like(c, g, 0); /* never share: later sums are made in place */
-        if (!own || tp_add_(c, own, g)) return c->status;
-        tp_release(c, g);
-        g = own;
-    }
+    if (!l->t->grad && !(g = unshared(c, g))) return c->status;
     tp_status st = accumulate(c, l->t, g);
     tp_release(c, g);
     return st;
+}
+
+static tp_status give(tp_ctx *c, tp_leaf *l, tp_tensor *g) {
+    const tp_grad_sink *sink = ((tp_tape *)c->tape)->sink;
+    if (!(g = unshared(c, g))) return c->status;
+    tp_status st = sink->take(sink->arg, c, l->t, l->uses++, g);
+    tp_release(c, g);
+    return st;
+}
+
+void tp_tape_sink(tp_ctx *c, const tp_grad_sink *sink) {
+    if (c->tape) ((tp_tape *)c->tape)->sink = sink;
+}
+
+/* What the leaf has gathered so far, where a vjp may add to it in place. */
+tp_tensor *tp_tape_partial(tp_ctx *c, const tp_tensor *t) {
+    tp_tape *tape = c->tape;
+    if (!t || t->node >= 0 || !tape->to_grad) return NULL;
+    if (tape->sink) return tape->sink->partial ? tape->sink->partial(tape->sink->arg, t) : NULL;
+    for (int i = 0; i < tape->nleaf; i++) {
+        tp_leaf *l = &tape->leaf[i];
+        if (l->t == t && !l->wanted && l->g && l->g->storage->refs == 1 && tp_contiguous(l->g))
+            return l->g;
+    }
+    return NULL;
 }
 
 /* ---- gathering ------------------------------------------------------------------------------ */
@@ -92,6 +129,7 @@ tp_status tp_gather(tp_ctx *c, const tp_walk *w, tp_tensor *t, tp_tensor *g, con
     tp_tape *tape = c->tape;
     if (t->node >= 0) return sum_into(c, w, &tape->node[t->node].dout[t->out], g);
     tp_leaf *l = tp_leaf_of(c, t, true);
+    if (l && w->to_grad && tape->sink && !l->wanted) return give(c, l, g);
     return l ? sum_into(c, w, &l->g, g) : c->status;
 }
 
@@ -169,6 +207,7 @@ static tp_status run_vjp(tp_ctx *c, const tp_walk *w, int at) {
     tp_tensor *dout[TP_MAXOUT], *din[TP_MAXIN] = {0};
     memcpy(dout, tape->node[at].dout, sizeof dout);
     k.wants = 0;
+    k.last = !w->retain && !w->create_graph;
     for (int i = 0; i < k.nin; i++) k.wants |= (unsigned)wanted(c, w, k.in[i]) << i;
     if (!k.wants || c->status) return c->status;
     if (!k.op->vjp)
@@ -189,6 +228,7 @@ static tp_status run_vjp(tp_ctx *c, const tp_walk *w, int at) {
     if (!w->create_graph) tp_scope_close_n(c, s, keep, k.nin);
     tp_scope_swap_back(c, name, name_len);
     reopen(&k, released, false);
+    if (k.last) tp_node_drop(c, &tape->node[at]); /* what a leaf now keeps is no longer shared */
     for (int i = 0; i < k.nin && !c->status; i++)
         if (keep[i]) tp_gather(c, w, k.in[i], keep[i], k.op->name);
     return c->status;
@@ -222,8 +262,9 @@ static tp_status count_readers(tp_ctx *c, const tp_walk *w) {
 
 tp_status tp_tape_walk(tp_ctx *c, const tp_walk *w) {
     tp_tape *tape = c->tape;
-    bool was_recording = c->recording, was_backward = c->backward;
+    bool was_recording = c->recording, was_backward = c->backward, was_to_grad = tape->to_grad;
     tp_status st = w->to_grad ? count_readers(c, w) : TP_OK;
+    tape->to_grad = w->to_grad && !w->create_graph;
     c->recording = w->create_graph;
     c->backward = true;
     for (int at = w->hi - 1; at >= w->lo && !st; at--) {
@@ -246,6 +287,7 @@ tp_status tp_tape_walk(tp_ctx *c, const tp_walk *w) {
     }
     c->recording = was_recording;
     c->backward = was_backward;
+    tape->to_grad = was_to_grad;
     return st ? st : c->status;
 }
 

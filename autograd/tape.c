@@ -117,6 +117,7 @@ tp_status tp_tape_on(tp_ctx *c) {
     if (!c->tape) {
         if (!(c->tape = tp_calloc(c, 1, sizeof(tp_tape)))) return c->status;
         c->record = record;
+        c->grad_partial = tp_tape_partial;
         c->tape_end = tape_end;
         c->tape_free = tape_free;
     }

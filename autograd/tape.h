@@ -18,6 +18,7 @@ typedef struct tp_node {
 typedef struct tp_leaf {
     tp_tensor *t, *g; /* g: gathered in this walk */
     int pending;      /* calls still to be walked that read t */
+    int uses;         /* gradients of this walk that the sink has taken */
     bool wanted;      /* by tp_grad */
 } tp_leaf;
 
@@ -28,7 +29,8 @@ typedef struct tp_tape {
     int nleaf, cap_leaf;
     tp_tensor **numbered; /* leaves that were given an id for printing */
     int nnumbered, cap_numbered, next_id;
-    bool trace;
+    const tp_grad_sink *sink;
+    bool trace, to_grad; /* to_grad: a walk of tp_backward is under way */
 } tp_tape;
 
 extern const tp_op op_checkpoint;
@@ -46,6 +48,7 @@ tp_status tp_node_check(tp_ctx *c, const tp_node *n, int at); /* nothing saved h
 /* Makes `scope` the ctx's scope name; the old one goes to name, its length is returned. */
 int tp_scope_swap(tp_ctx *c, const char *scope, char *name);
 void tp_scope_swap_back(tp_ctx *c, const char *name, int len);
+tp_tensor *tp_tape_partial(tp_ctx *c, const tp_tensor *t); /* for vjps: tp_ctx.grad_partial */
 tp_leaf *tp_leaf_of(tp_ctx *c, tp_tensor *t, bool make);
 tp_status tp_checkpoint_walk(tp_ctx *c, const tp_walk *outer, int at);
 #endif

@@ -40,10 +40,10 @@ static int by_time(const void *a, const void *b) {
 }
 
 static tp_status fake(tp_ctx *c, const tp_config *cfg, tp_fake_batch *f) {
-    f->rows = cfg->train.batch / cfg->train.micro_batches;
+    f->of = tp_share_of(cfg, 0, 1);
     f->T = cfg->model.context;
     f->vocab = cfg->model.vocab;
-    int64_t n = 2 * f->rows * f->T;
+    int64_t n = 2 * f->of.rows * f->T;
     if (!(f->ids = tp_malloc(c, (size_t)n * sizeof *f->ids))) return tp_error_status(c);
     for (int64_t i = 0; i < n; i++)
         f->ids[i] = (int32_t)(tp_uniform(1, TP_RNG_TEST, 0, (uint64_t)i) * (double)f->vocab);
@@ -57,10 +57,10 @@ static tp_status measure(const char *command, tp_ctx *c, const tp_config *cfg) {
     char error[512] = "";
     double took[MAX_STEPS];
     uint64_t allocs = 0;
-    tp_status st = tp_plan_make(&plan, cfg, error, sizeof error);
+    tp_status st = tp_plan_make(&plan, cfg, 1, error, sizeof error);
     if (st) return tp_fail(c, st, "%s", error);
     if (!json) tp_plan_print(stdout, cfg, &plan);
-    st = tp_trainer_new(&t, c, cfg);
+    st = tp_trainer_new(&t, c, cfg, NULL);
     if (!st) st = fake(c, cfg, &f);
     tp_step_in in = {
         .targets = cfg->train.batch * cfg->model.context, .next = tp_fake_next, .arg = &f};

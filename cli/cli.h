@@ -45,6 +45,7 @@ bool tp_is_terminal(int fd);
  * A lasting line stays and the next one starts below it. */
 void tp_progress(bool lasting, const char *fmt, ...) TP_PRINTF(2, 3);
 void tp_progress_clear(void);
+void tp_progress_off(void); /* no lines from here on: another rank speaks */
 const char *tp_duration(char out[32], double seconds); /* "1:02:03", "4:05", "12 s" */
 const char *tp_count(char out[32], double n);          /* "124.4M" */
 
@@ -52,6 +53,10 @@ const char *tp_count(char out[32], double n);          /* "124.4M" */
 /* Reads the first word as the file and the others as key=value; resolves. Returns 0 and a ctx with
  * the config's seed and threads, or an exit code, the failure told, and *c NULL. */
 int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const words[], int n);
+
+/* Joins the other ranks that mpirun or srun started (alone: *comm NULL). threads: 0 then means this
+ * rank's share of the cores, so the ctx is made anew. Exit code as tp_open_config. */
+int tp_open_ranks(const char *command, const tp_config *cfg, tp_ctx **c, tp_comm **comm);
 
 /* model.vocab = 0 becomes the corpus' vocabulary. */
 tp_status tp_config_vocab(tp_ctx *c, tp_config *cfg);

@@ -61,8 +61,10 @@ bool tp_is_terminal(int fd) {
     return isatty(fd) && !(term && !strcmp(term, "dumb"));
 }
 
-static bool line_open;
+static bool line_open, silent;
 static double line_at;
+
+void tp_progress_off(void) { silent = true; }
 
 void tp_progress_clear(void) {
     if (!line_open) return;
@@ -80,7 +82,7 @@ static int terminal_width(void) {
 void tp_progress(bool lasting, const char *fmt, ...) {
     bool terminal = tp_is_terminal(STDERR_FILENO);
     double now = tp_now();
-    if (!lasting && (!terminal || now - line_at < 0.1)) return;
+    if (silent || (!lasting && (!terminal || now - line_at < 0.1))) return;
     line_at = now;
     if (terminal) fputs("\r\033[K", stderr);
     va_list ap;
@@ -152,4 +154,28 @@ int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const 
     if (code) return code;
     st = tp_ctx_new(c, &(tp_ctx_opts){.threads = (int)cfg->threads, .seed = (uint64_t)cfg->seed});
     return st ? tp_say_failure(command, NULL, st) : EXIT_DONE;
+}
+
+int tp_open_ranks(const char *command, const tp_config *cfg, tp_ctx **c, tp_comm **comm) {
+    static const tp_comm_kind kind[] = {[TP_CFG_BACKEND_AUTO] = TP_COMM_AUTO,
+                                        [TP_CFG_BACKEND_SELF] = TP_COMM_SELF,
+                                        [TP_CFG_BACKEND_MPI] = TP_COMM_MPI,
+                                        [TP_CFG_BACKEND_NCCL] = TP_COMM_NCCL};
+    tp_status st = tp_comm_open(
+        comm, *c, &(tp_comm_opts){.kind = kind[cfg->dist.backend], .timeout = cfg->dist.timeout});
+    if (st) {
+        int code = tp_say_failure(command, *c, st);
+        tp_ctx_free(*c);
+        *c = NULL;
+        return code;
+    }
+    int local = tp_comm_local_size(*comm), threads = tp_threads(*c) / local;
+    if (tp_comm_rank(*comm) > 0) tp_progress_off();
+    if (cfg->threads || local == 1) return EXIT_DONE;
+    tp_ctx_free(*c);
+    st = tp_ctx_new(
+        c, &(tp_ctx_opts){.threads = threads > 0 ? threads : 1, .seed = (uint64_t)cfg->seed});
+    if (!st) return EXIT_DONE;
+    tp_comm_close(*comm, tp_status_name(st));
+    return tp_say_failure(command, NULL, st);
 }

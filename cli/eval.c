@@ -49,37 +49,53 @@ tp_status tp_same_tokenizer(tp_ctx *c, const tp_tokenizer *t, const tp_corpus *c
                    i->path);
 }
 
+/* Ranks take turns by parts of a batch; every row's loss has its place, so that the sum is the same
+ * however many they are. */
+static tp_status evaluate(tp_trainer *t, tp_loader *l, int64_t rows, double nll[], bool progress) {
+    int64_t part = tp_share_of(&t->cfg, 0, t->ranks).rows;
+    tp_status st = TP_OK;
+    for (int64_t at = t->rank * part; !st && at < rows; at += t->ranks * part) {
+        tp_batch b;
+        if (t->ranks > 1) st = tp_loader_seek(l, t->c, at);
+        if (st || (st = tp_loader_next(l, t->c, &b)) || !b.rows) break;
+        if (t->ranks == 1 && tp_interrupted()) return TP_EINTERRUPT;
+        nll[rows] += (double)b.n_targets;
+        nll[rows + 1] += (double)b.target_bytes;
+        b.rows = part; /* the rest is padding, ignored; one shape means one set of addresses */
+        st = tp_trainer_eval(t, &b, nll + at);
+        if (progress)
+            tp_progress(false, "evaluating  %3.0f %%", 100.0 * (double)(at + part) / (double)rows);
+    }
+    return st;
+}
+
 tp_status tp_evaluate(tp_trainer *t, tp_corpus *co, int64_t max_batches, bool progress,
                       tp_eval_result *out) {
     tp_ctx *c = t->c;
     tp_loader *l = NULL;
+    double *nll = NULL, start = tp_now();
     *out = (tp_eval_result){0};
-    double start = tp_now();
-    tp_loader_opts o = {.batch = t->cfg.train.batch / t->cfg.train.micro_batches,
+    int64_t part = tp_share_of(&t->cfg, 0, t->ranks).rows, B = t->cfg.train.batch;
+    tp_loader_opts o = {.batch = part,
                         .T = t->cfg.model.context,
                         .sequential = true,
                         .packing = t->cfg.data.packing == TP_CFG_DOCUMENTS ? TP_PACK_DOCUMENTS
                                                                            : TP_PACK_STREAM};
     tp_status st = tp_loader_new(&l, c, co, &o);
-    int64_t rows = st ? 0 : tp_loader_rows(l), done = 0;
-    for (int64_t i = 0; !st && (!max_batches || i < max_batches); i++) {
-        tp_batch b;
-        if ((st = tp_loader_next(l, c, &b)) || !b.rows) break;
-        if (tp_interrupted()) {
-            st = TP_EINTERRUPT;
-            break;
-        }
-        int64_t real = b.rows;
-        b.rows = o.batch; /* the rest is padding, ignored; one shape means one set of addresses */
-        st = tp_trainer_eval(t, &b, &out->nll);
-        out->targets += b.n_targets;
-        out->bytes += b.target_bytes;
-        done += real;
-        if (progress)
-            tp_progress(false, "evaluating  %3.0f %%", 100.0 * (double)done / (double)rows);
+    int64_t rows = st ? 0 : tp_loader_rows(l), n;
+    if (max_batches && max_batches < (rows + B - 1) / B) rows = max_batches * B;
+    n = (rows + part - 1) / part * part; /* the last part is padded */
+    if (!st && !(nll = tp_calloc(c, (size_t)n + 2, sizeof *nll))) st = tp_error_status(c);
+    if (!st) st = evaluate(t, l, n, nll, progress);
+    if (!st && t->ranks > 1) st = tp_comm_sum_f64(t->comm, c, nll, n + 2);
+    for (int64_t i = 0; i < n && !st; i++) out->nll += nll[i];
+    if (!st) {
+        out->targets = (int64_t)nll[n];
+        out->bytes = (int64_t)nll[n + 1];
     }
     if (progress) tp_progress_clear();
     tp_loader_free(l);
+    tp_free(nll);
     out->loss = out->targets ? out->nll / (double)out->targets : NAN;
     out->bpb = out->bytes ? out->nll / log(2) / (double)out->bytes : NAN;
     out->seconds = tp_now() - start;

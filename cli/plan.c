@@ -2,18 +2,28 @@
 #include "cli/cli.h"
 #include "data/corpus.h"
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static char *words[256];
 static int n_words;
 static bool json;
-static const struct argp_option options[] = {{"json", 'j', NULL, 0, "One line for machines", 0},
-                                             {0}};
+static int ranks = 1;
+static const struct argp_option options[] = {
+    {"json", 'j', NULL, 0, "One line for machines", 0},
+    {"ranks", 'r', "N", 0, "Plan for N ranks (1, 2, 4, …); memory is each one's", 0},
+    {0}};
 
 static error_t parse(int key, char *arg, struct argp_state *state) {
     if (key == 'j')
         json = true;
-    else if (key == ARGP_KEY_ARG && n_words < 256)
+    else if (key == 'r') {
+        char *end;
+        long v = strtol(arg, &end, 10);
+        if (*end || end == arg || v < 1 || v > 65536 || (v & (v - 1)))
+            argp_error(state, "ranks are a power of two up to 65536, got \"%s\"", arg);
+        ranks = (int)v;
+    } else if (key == ARGP_KEY_ARG && n_words < 256)
         words[n_words++] = arg;
     else if (key == ARGP_KEY_ARG)
         argp_error(state, "too many arguments");
@@ -36,6 +46,7 @@ tp_status tp_config_vocab(tp_ctx *c, tp_config *cfg) {
 void tp_plan_print(FILE *f, const tp_config *cfg, const tp_plan *p) {
     char a[32], b[32], d[32];
     double mb = 1e6;
+    if (p->ranks > 1) fprintf(f, "ranks            %d   (memory is that of each)\n", p->ranks);
     fprintf(f, "parameters       %s   (%.1f MB)\n", tp_count(a, (double)p->parameters),
             (double)p->parameter_bytes / mb);
     fprintf(f, "optimizer state  %.1f MB\n", (double)p->optimizer_bytes / mb);
@@ -66,15 +77,17 @@ int cmd_plan(int argc, char **argv) {
     tp_plan p;
     char error[512] = "";
     tp_status st = tp_config_vocab(c, &cfg);
-    if (!st && (st = tp_plan_make(&p, &cfg, error, sizeof error))) tp_fail(c, st, "%s", error);
+    if (!st && (st = tp_plan_make(&p, &cfg, ranks, error, sizeof error)))
+        tp_fail(c, st, "%s", error);
     if (st)
         code = tp_say_failure(argv[0], c, st);
     else if (json)
         printf(
-            "{\"parameters\":%lld,\"parameter_mb\":%.3f,\"optimizer_mb\":%.3f,\"gradient_mb\":%.3f,"
+            "{\"ranks\":%d,\"parameters\":%lld,\"parameter_mb\":%.3f,\"optimizer_mb\":%.3f,"
+            "\"gradient_mb\":%.3f,"
             "\"peak_mb\":%.3f,\"tokens_per_step\":%lld,\"forward_flops\":%.6g,\"step_flops\":%.6g}"
             "\n",
-            (long long)p.parameters, (double)p.parameter_bytes / 1e6,
+            p.ranks, (long long)p.parameters, (double)p.parameter_bytes / 1e6,
             (double)p.optimizer_bytes / 1e6, (double)p.gradient_bytes / 1e6,
             (double)p.peak_bytes / 1e6, (long long)p.tokens_per_step, p.forward_flops,
             p.step_flops);

@@ -31,7 +31,7 @@ static tp_model_cfg model_config(const tp_config *f) {
 }
 
 tp_status tp_trainer_model(tp_trainer *t, tp_ctx *c, const tp_config *cfg) {
-    *t = (tp_trainer){.c = c, .cfg = *cfg};
+    *t = (tp_trainer){.c = c, .cfg = *cfg, .ranks = 1};
     tp_model_cfg m = model_config(cfg);
     return tp_model_new(&t->model, c, &m);
 }
@@ -64,19 +64,59 @@ static tp_optim_opts optim_options(const tp_config *f) {
     };
 }
 
-tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg) {
+tp_share tp_share_of(const tp_config *cfg, int rank, int ranks) {
+    int64_t B = cfg->train.batch, M = cfg->train.micro_batches, rows = B / (M * ranks);
+    bool by_micro_batch = cfg->dist.zero_stage == 2;
+#ifdef TAPIR_MUTANT_ORDER /* ranks sum their micro-batches first, but get them as if they did not */
+    by_micro_batch = true;
+#endif
+    if (ranks > 1 && by_micro_batch) return (tp_share){rows, B / M, rank * rows, rows};
+    return (tp_share){rows, B, rank * (B / ranks), B / ranks};
+}
+
+static tp_status open_optimizer(tp_trainer *t) {
+    const tp_config *f = &t->cfg;
+    tp_optim_opts o = optim_options(f);
+    o.comm = t->comm;
+    o.zero_stage = (int)f->dist.zero_stage;
+    tp_status st = tp_optim_new(&t->optim, t->c, tp_model_params(t->model), &o);
+    tp_gradients_opts g = {.bucket_bytes = (size_t)(f->dist.bucket_mb * 1e6),
+                           .optimizer_in_bwd = f->train.optimizer_in_bwd};
+    if (!st) st = tp_gradients_new(&t->gradients, t->c, t->optim, &g);
+    return st;
+}
+
+tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg, tp_comm *comm) {
     tp_status st = tp_trainer_model(t, c, cfg);
-    tp_optim_opts o = optim_options(cfg);
-    return st ? st : tp_optim_new(&t->optim, c, tp_model_params(t->model), &o);
+    t->comm = comm;
+    if (comm) {
+        t->rank = tp_comm_rank(comm);
+        t->ranks = tp_comm_size(comm);
+    }
+    int64_t parts = cfg->train.micro_batches * t->ranks;
+    if (!st && cfg->train.batch % parts)
+        return tp_fail(c, TP_EARG,
+                       "train.batch (%lld) must be a multiple of ranks times train.micro_batches "
+                       "(%d times %lld)",
+                       (long long)cfg->train.batch, t->ranks, (long long)cfg->train.micro_batches);
+    if (!st && cfg->train.optimizer_in_bwd && t->ranks > 1)
+        return tp_fail(c, TP_EARG, "train.optimizer_in_bwd is for one rank, there are %d",
+                       t->ranks);
+    t->nll = st ? NULL : tp_calloc(c, (size_t)cfg->train.batch + 2, sizeof *t->nll);
+    if (!t->nll) return tp_error_status(c);
+    return open_optimizer(t);
 }
 
 void tp_trainer_clear(tp_trainer *t) {
+    tp_gradients_free(t->gradients);
     tp_optim_free(t->optim);
     tp_model_free(t->model);
+    tp_free(t->nll);
     *t = (tp_trainer){0};
 }
 
-/* ---- one micro-batch ------------------------------------------------------------------------ */
+/* ---- one pass ---------------------------------------------------------------------------------
+ */
 static tp_tensor *ints(tp_ctx *c, const tp_batch *b, int64_t T, const int32_t *src) {
     tp_tensor *t = tp_tensor_new(c, TP_I32, TP_SHAPE(b->rows, T));
     if (t && t->data) memcpy(t->data, src, (size_t)(b->rows * T) * sizeof *src);
@@ -97,81 +137,130 @@ static loaded load(tp_trainer *t, const tp_batch *b, bool training) {
     return l;
 }
 
-/* In double and in order, so that the sum does not depend on how the batch was split. */
-static double sum_nll(const tp_tensor *logprob) {
-    double sum = 0;
-    for (int64_t i = 0, n = tp_numel(logprob); i < n && logprob->data; i++)
-        sum -= tp_f32(logprob)[i];
-    return sum;
+/* Row by row, so that no split of the batch changes the sum over rows. */
+static void row_nll(const tp_tensor *logprob, double nll[]) {
+    int64_t rows = logprob->shape[0], T = logprob->shape[1];
+    for (int64_t r = 0; r < rows && logprob->data; r++) {
+        double sum = 0;
+        for (int64_t i = 0; i < T; i++) sum -= tp_f32(logprob)[r * T + i];
+        nll[r] = sum;
+    }
 }
 
-static tp_status micro_batch(tp_trainer *t, const tp_step_in *in, const tp_batch *b, double *nll) {
+static tp_batch rows_of(const tp_batch *b, int64_t T, int64_t from, int64_t n) {
+    tp_batch part = *b;
+    part.sample += from;
+    part.rows = n;
+    if (b->inputs) part.inputs += from * T;
+    if (b->targets) part.targets += from * T;
+    if (b->segments) part.segments += from * T;
+    if (b->positions) part.positions += from * T;
+    return part;
+}
+
+static tp_status pass(tp_trainer *t, const tp_step_in *in, const tp_batch *b) {
     tp_ctx *c = t->c;
     tp_rng_at(c, (uint64_t)in->step, (uint64_t)b->sample);
+    tp_gradients_pass(t->gradients, b->rows);
     tp_status st = tp_tape_on(c);
     loaded l = load(t, b, true);
     tp_model_loss_opts o = {
         .z_loss = t->cfg.train.z_loss, .scale = 1.0 / (double)in->targets, .gradient = true};
     tp_model_out y = tp_model_loss(c, t->model, &l.in, l.targets, &o);
     if (y.loss && !st) st = tp_backward(c, y.loss);
-    if (!st && y.loss) *nll += sum_nll(y.logprob);
+    if (!st && y.loss) row_nll(y.logprob, t->nll + b->sample % t->cfg.train.batch);
     tp_tape_off(c);
     tp_step_end(c);
     return tp_error_status(c);
 }
 
 /* ---- the step ------------------------------------------------------------------------------- */
+/* Rows of the next pass of a micro-batch that goes on at row `at` of the global batch: all of them
+ * if they are a subtree of the tree over samples, else the largest subtree that begins here. */
+static int64_t pass_rows(const tp_trainer *t, int64_t at, int64_t left) {
+    int64_t n = 1;
+    if (left == t->cfg.train.batch) return left;
+    while (2 * n <= left && at % (2 * n) == 0) n *= 2;
+    return n;
+}
+
+static int64_t count_passes(const tp_trainer *t) {
+    tp_share s = tp_share_of(&t->cfg, t->rank, t->ranks);
+    int64_t passes = 0;
+    for (int64_t i = 0; i < t->cfg.train.micro_batches; i++) {
+        int64_t taken = i * s.rows, at = taken / s.share * s.period + s.first + taken % s.share;
+        for (int64_t done = 0; done < s.rows; passes++)
+            done += pass_rows(t, at + done, s.rows - done);
+    }
+    return passes;
+}
+
+static tp_status micro_batch(tp_trainer *t, const tp_step_in *in) {
+    tp_batch b;
+    int64_t B = t->cfg.train.batch, T = t->cfg.model.context;
+    tp_status st = in->next(in->arg, t->c, &b);
+    for (int64_t done = 0; !st && done < b.rows;) {
+        int64_t n = pass_rows(t, (b.sample + done) % B, b.rows - done);
+        tp_batch part = rows_of(&b, T, done, n);
+        st = pass(t, in, &part);
+        done += n;
+    }
+    if (!st) t->nll[B] += (double)b.target_bytes;
+    return st;
+}
+
 tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out) {
     tp_ctx *c = t->c;
+    int64_t B = t->cfg.train.batch;
     *out = (tp_step_out){.targets = in->targets};
     if (in->targets < 1)
         return tp_fail(c, TP_EARG, "step %lld: none of its tokens has a target",
                        (long long)in->step);
-    for (int64_t i = 0; i < t->cfg.train.micro_batches; i++) {
-        tp_batch b;
-        tp_status st = in->next(in->arg, c, &b);
-        if (!st) st = micro_batch(t, in, &b, &out->nll);
-        if (st) return st;
-        out->bytes += b.target_bytes;
-        out->epoch = b.epoch;
-    }
+    memset(t->nll, 0, ((size_t)B + 2) * sizeof *t->nll);
+    tp_status st = tp_gradients_begin(t->gradients, in->step, count_passes(t));
+    for (int64_t i = 0; i < t->cfg.train.micro_batches && !st; i++) st = micro_batch(t, in);
+    if (!st) st = tp_gradients_end(t->gradients);
+    t->nll[B + 1] = in->interrupted && in->interrupted();
+    if (!st && t->ranks > 1) st = tp_comm_sum_f64(t->comm, c, t->nll, B + 2);
+    if (st) return st;
+    for (int64_t i = 0; i < B; i++) out->nll += t->nll[i];
+    out->bytes = (int64_t)t->nll[B];
+    out->interrupted = t->nll[B + 1] > 0;
     tp_optim_report r;
-    tp_status st = tp_optim_step(t->optim, in->step, &r);
+    st = tp_optim_step(t->optim, in->step, &r);
     out->learning_rate = r.learning_rate;
     out->grad_norm = r.grad_norm;
     out->skipped = r.skipped;
     out->bad_in_a_row = r.bad_in_a_row;
     out->bad_total = r.bad_total;
-    tp_params *p = tp_model_params(t->model);
-    for (int i = 0; i < p->n; i++) tp_zero_grad(c, &p->p[i].t, 1);
+    tp_gradients_clear(t->gradients);
     tp_step_end(c);
     return st;
 }
 
-tp_status tp_trainer_eval(tp_trainer *t, const tp_batch *b, double *nll) {
+tp_status tp_trainer_eval(tp_trainer *t, const tp_batch *b, double nll[]) {
     tp_ctx *c = t->c;
     loaded l = load(t, b, false);
     tp_model_out y =
         tp_model_loss(c, t->model, &l.in, l.targets, &(tp_model_loss_opts){.scale = 1});
-    if (y.loss) *nll += sum_nll(y.logprob);
+    if (y.loss) row_nll(y.logprob, nll);
     tp_step_end(c);
     return tp_error_status(c);
 }
 
-/* ---- planning
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- planning ------------------------------------------------------------------------------- */
 tp_status tp_fake_next(void *arg, tp_ctx *c, tp_batch *out) {
     (void)c;
     tp_fake_batch *f = arg;
-    int64_t n = f->rows * f->T;
-    *out = (tp_batch){.sample = f->sample,
-                      .rows = f->rows,
+    int64_t n = f->of.rows * f->T;
+    *out = (tp_batch){.sample = f->taken / f->of.share * f->of.period + f->of.first +
+                                f->taken % f->of.share,
+                      .rows = f->of.rows,
                       .inputs = f->ids,
                       .targets = f->ids ? f->ids + n : NULL,
                       .n_targets = n,
                       .target_bytes = n};
-    f->sample += f->rows;
+    f->taken += f->of.rows;
     return TP_OK;
 }
 
@@ -181,44 +270,51 @@ static size_t param_bytes(const tp_params *p) {
     return n;
 }
 
-tp_status tp_plan_make(tp_plan *p, const tp_config *cfg, char *error, size_t cap) {
-    *p = (tp_plan){0};
-    tp_ctx *c = NULL;
-    tp_trainer t = {0};
+/* One step and one evaluation under META, as rank 0 would take them. */
+static tp_status rehearse(tp_plan *p, tp_ctx *c, tp_trainer *t, const tp_config *cfg,
+                          tp_comm *comm) {
     tp_config f = *cfg;
+    tp_fake_batch fake = {
+        .of = tp_share_of(&f, 0, p->ranks), .T = f.model.context, .vocab = f.model.vocab};
+    tp_step_in in = {.targets = f.train.batch * fake.T, .next = tp_fake_next, .arg = &fake};
+    tp_step_out out;
+    tp_status st = tp_trainer_new(t, c, &f, comm);
+    if (st) return st;
+    p->parameters = tp_model_numel(t->model);
+    p->parameter_bytes = p->gradient_bytes = param_bytes(tp_model_params(t->model));
+    p->optimizer_bytes = tp_memory_used(c) - p->parameter_bytes;
+    p->tokens_per_step = in.targets;
+    st = tp_trainer_step(t, &in, &out);
+    double *nll = NULL;
+    tp_batch b = {.rows = fake.of.rows};
+    c->flops = 0;
+    if (!st) st = tp_trainer_eval(t, &b, nll);
+    p->forward_flops = c->flops * (double)(f.train.batch / fake.of.rows);
+    p->peak_bytes = tp_memory_peak(c);
+    if (!st && f.model.activation_checkpointing) { /* count the work, not the recomputation */
+        tp_trainer_clear(t);
+        tp_step_end(c);
+        f.model.activation_checkpointing = false;
+        st = tp_trainer_new(t, c, &f, comm);
+    }
+    c->flops = 0;
+    if (!st) st = tp_trainer_step(t, &in, &out);
+    p->step_flops = c->flops * p->ranks;
+    return st;
+}
+
+tp_status tp_plan_make(tp_plan *p, const tp_config *cfg, int ranks, char *error, size_t cap) {
+    *p = (tp_plan){.ranks = ranks};
+    tp_ctx *c = NULL;
+    tp_comm *comm = NULL;
+    tp_trainer t = {0};
     tp_status st = tp_ctx_new(&c, &(tp_ctx_opts){.meta = true,
                                                  .threads = (int)cfg->threads,
                                                  .memory_limit = (size_t)1 << 50});
     if (st) return st;
-    int64_t rows = f.train.batch / f.train.micro_batches, T = f.model.context;
-    tp_fake_batch fake = {.rows = rows, .T = T, .vocab = f.model.vocab};
-    tp_step_in in = {.targets = f.train.batch * T, .next = tp_fake_next, .arg = &fake};
-    tp_step_out out;
-    st = tp_trainer_new(&t, c, &f);
-    if (!st) {
-        p->parameters = tp_model_numel(t.model);
-        p->parameter_bytes = p->gradient_bytes = param_bytes(tp_model_params(t.model));
-        p->optimizer_bytes = tp_memory_used(c) - p->parameter_bytes;
-        st = tp_trainer_step(&t, &in, &out);
-        p->tokens_per_step = in.targets;
-    }
-    double nll = 0;
-    tp_batch b = {.rows = rows};
-    if (!st) {
-        c->flops = 0;
-        st = tp_trainer_eval(&t, &b, &nll);
-        p->forward_flops = c->flops * (double)f.train.micro_batches;
-    }
-    p->peak_bytes = tp_memory_peak(c);
-    if (!st && f.model.activation_checkpointing) { /* count the work, not the recomputation */
-        tp_trainer_clear(&t);
-        tp_step_end(c);
-        f.model.activation_checkpointing = false;
-        st = tp_trainer_new(&t, c, &f);
-    }
-    c->flops = 0;
-    if (!st) st = tp_trainer_step(&t, &in, &out);
-    p->step_flops = c->flops;
+    if (ranks > 1)
+        st = tp_comm_open(&comm, c, &(tp_comm_opts){.kind = TP_COMM_PLAN, .plan_ranks = ranks});
+    if (!st) st = rehearse(p, c, &t, cfg, comm);
     if (error && cap) {
         size_t n = strlen(tp_error(c));
         if (n >= cap) n = cap - 1;
@@ -226,6 +322,7 @@ tp_status tp_plan_make(tp_plan *p, const tp_config *cfg, char *error, size_t cap
         error[n] = 0;
     }
     tp_trainer_clear(&t);
+    tp_comm_close(comm, NULL);
     tp_ctx_free(c);
     return st;
 }

@@ -4,14 +4,29 @@
 #include "data/config.h"
 #include "data/loader.h"
 #include "nn/nn.h"
-#include "optim/optim.h"
+#include "optim/gradients.h"
 
 typedef struct tp_trainer {
     tp_ctx *c;
     tp_config cfg; /* resolved; model.vocab is known */
     tp_model *model;
     tp_optim *optim;
+    tp_gradients *gradients;
+    tp_comm *comm; /* the ranks that train together; NULL: this process alone */
+    int rank, ranks;
+    double *nll; /* of each sample of the global batch; then the bytes of its targets; then how many
+                    ranks were asked to stop */
 } tp_trainer;
+
+/* Which samples a rank takes. Rank r of R has the r-th aligned part of the global batch, and its
+ * micro-batches are parts of that; with ZeRO 2, which sums over the ranks after every micro-batch,
+ * it has the r-th part of every micro-batch. Either way each is a subtree of the one tree over
+ * samples (optim/gradients.h). */
+typedef struct tp_share {
+    int64_t rows;                 /* in a micro-batch of this rank */
+    int64_t period, first, share; /* of every `period` samples, `share` from `first` on */
+} tp_share;
+tp_share tp_share_of(const tp_config *cfg, int rank, int ranks);
 
 /* Where the micro-batches of a step come from. */
 typedef tp_status (*tp_next_fn)(void *arg, tp_ctx *c, tp_batch *out);
@@ -21,35 +36,41 @@ typedef struct tp_step_in {
     int64_t targets; /* that count in the whole batch, all micro-batches (and ranks) together */
     tp_next_fn next;
     void *arg;
+    bool (*interrupted)(void); /* asked once a step; NULL: never */
 } tp_step_in;
 typedef struct tp_step_out {
     double nll; /* sum over the batch's targets of -log p, nats */
-    int64_t targets, bytes, epoch;
+    int64_t targets, bytes;
     double learning_rate, grad_norm;
-    bool skipped; /* a gradient was not finite; the weights are as before */
+    bool interrupted; /* on any rank */
+    bool skipped;     /* a gradient was not finite; the weights are as before */
     int64_t bad_in_a_row, bad_total;
 } tp_step_out;
 
-tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg);
+/* comm: the ranks that train together, which must outlive the trainer; NULL: none. */
+tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg, tp_comm *comm);
 /* Model only, for commands that do not train. */
 tp_status tp_trainer_model(tp_trainer *t, tp_ctx *c, const tp_config *cfg);
 void tp_trainer_clear(tp_trainer *t);
+/* One step; every rank gets the same numbers out. */
 tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out);
-/* Sum of -log p over one batch's targets, without gradients. */
-tp_status tp_trainer_eval(tp_trainer *t, const tp_batch *b, double *nll);
+/* nll[r]: the sum of -log p over the targets of row r, without gradients. */
+tp_status tp_trainer_eval(tp_trainer *t, const tp_batch *b, double nll[]);
 
 /* ---- planning: the same step under META ----------------------------------------------------- */
 typedef struct tp_plan {
     int64_t parameters, tokens_per_step;
+    int ranks; /* the rest is of rank 0, save FLOPs and tokens, which are of all */
     size_t parameter_bytes, optimizer_bytes, gradient_bytes, peak_bytes;
     double forward_flops, step_flops; /* of a whole batch, recomputation not counted */
 } tp_plan;
-tp_status tp_plan_make(tp_plan *p, const tp_config *cfg, char *error, size_t cap);
+tp_status tp_plan_make(tp_plan *p, const tp_config *cfg, int ranks, char *error, size_t cap);
 
 /* Batches of pseudo-random tokens, always the same, for bench and plan. */
 typedef struct tp_fake_batch {
-    int64_t rows, T, vocab, sample;
-    int32_t *ids; /* rows*T inputs, then rows*T targets; NULL under META */
+    tp_share of;
+    int64_t T, vocab, taken; /* taken: rows handed out so far */
+    int32_t *ids;            /* rows*T inputs, then rows*T targets; NULL under META */
 } tp_fake_batch;
 tp_status tp_fake_next(void *arg, tp_ctx *c, tp_batch *out);
 #endif

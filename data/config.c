@@ -108,6 +108,13 @@ tp_status tp_config_check(tp_ctx *c, const tp_config *cfg) {
     char at[WHERE];
     tp_status st;
     if ((st = check_heads(c, cfg)) || (st = check_schedule(c, cfg))) return st;
+    if (cfg->train.optimizer_in_bwd &&
+        (cfg->train.max_grad_norm > 0 || cfg->train.micro_batches > 1))
+        return tp_fail(
+            c, TP_EARG,
+            "%s: needs train.max_grad_norm: 0 and train.micro_batches: 1, got %g and %lld",
+            tp_config_where(at, sizeof at, cfg, "train.optimizer_in_bwd"), cfg->train.max_grad_norm,
+            (long long)cfg->train.micro_batches);
     if (cfg->train.batch % cfg->train.micro_batches)
         return tp_fail(c, TP_EARG, "%s: %lld does not divide train.batch = %lld",
                        tp_config_where(at, sizeof at, cfg, "train.micro_batches"),

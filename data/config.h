@@ -16,6 +16,12 @@ enum { TP_CONFIG_TEXT = 1024, TP_CONFIG_KEYS = 96 }; /* bytes of a text with its
 
 typedef enum tp_cfg_auto { TP_CFG_AUTO, TP_CFG_FALSE, TP_CFG_TRUE } tp_cfg_auto;
 typedef enum tp_cfg_numerics { TP_CFG_EXACT, TP_CFG_FAST } tp_cfg_numerics;
+typedef enum tp_cfg_backend {
+    TP_CFG_BACKEND_AUTO,
+    TP_CFG_BACKEND_SELF,
+    TP_CFG_BACKEND_MPI,
+    TP_CFG_BACKEND_NCCL
+} tp_cfg_backend;
 typedef enum tp_cfg_packing { TP_CFG_STREAM, TP_CFG_DOCUMENTS } tp_cfg_packing;
 typedef enum tp_cfg_family { TP_CFG_GPT2, TP_CFG_LLAMA } tp_cfg_family;
 typedef enum tp_cfg_optimizer { TP_CFG_ADAMW, TP_CFG_MUON, TP_CFG_SGD } tp_cfg_optimizer;
@@ -52,8 +58,14 @@ typedef struct tp_config {
         tp_cfg_optimizer optimizer;
         tp_cfg_schedule lr_scheduler_type;
         double learning_rate, min_lr_ratio, muon_learning_rate, muon_momentum, momentum;
+        bool optimizer_in_bwd;
         double adam_beta1, adam_beta2, adam_epsilon, weight_decay, max_grad_norm, z_loss;
     } train;
+    struct {
+        tp_cfg_backend backend;
+        int64_t zero_stage;
+        double bucket_mb, timeout;
+    } dist;
     struct {
         int64_t every, batches;
     } eval;

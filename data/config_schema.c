@@ -8,6 +8,7 @@ static const char *const devices[] = {"cpu", "cuda", NULL};
 static const char *const numerics[] = {"exact", "fast", NULL};
 static const char *const packings[] = {"stream", "documents", NULL};
 static const char *const families[] = {"gpt2", "llama", NULL};
+static const char *const backends[] = {"auto", "self", "mpi", "nccl", NULL};
 static const char *const autos[] = {"auto", "false", "true", NULL};
 static const char *const optimizers[] = {"adamw", "muon", "sgd", NULL};
 static const char *const schedules[] = {"cosine", "linear", "wsd", "constant", NULL};
@@ -101,7 +102,8 @@ const tp_key tp_config_keys[] = {
 
     I64(train.batch, "16", 1, 1 << 24, "rows", "rows of context tokens per optimizer step"),
     I64(train.micro_batches, "1", 1, 1 << 24, "",
-        "parts a batch is computed in; must divide batch; the result is the same bits"),
+        "parts a batch is computed in, on each rank; must divide batch; the result is the same "
+        "bits"),
     CHOICE(train.optimizer, tp_cfg_optimizer, optimizers, "adamw",
            "muon: Muon on hidden matrices, AdamW on the rest"),
     F64(train.learning_rate, "0.001", 0, OPEN, INFINITY, OPEN, "",
@@ -127,6 +129,19 @@ const tp_key tp_config_keys[] = {
         "weight of the squared log-partition in the loss; 0: off"),
     I64(train.max_bad_steps, "10", 0, 1e12, "steps",
         "consecutive steps with NaN or infinity that are skipped before the run stops"),
+
+    BOOL(train.optimizer_in_bwd, "false",
+         "move each parameter as soon as its gradient is known, and let go of that: less memory; "
+         "needs max_grad_norm: 0, one micro-batch and one rank, and cannot skip a bad step"),
+
+    CHOICE(dist.backend, tp_cfg_backend, backends, "auto",
+           "how ranks talk; auto: MPI where `mpirun` or `srun` started the program, else self"),
+    I64(dist.zero_stage, "0", 0, 2, "",
+        "ZeRO: 1 shards the optimizer's state over the ranks, 2 the gradients too; same bits"),
+    F64(dist.bucket_mb, "4", 0, SHUT, 1 << 20, SHUT, "MB",
+        "gradients travel together up to this size"),
+    F64(dist.timeout, "30", 0, OPEN, 1e6, SHUT, "s",
+        "a rank that gives no sign of life for so long ends the job"),
 
     I64(eval.every, "0", 0, 1e12, "steps", "evaluate on data.val this often; 0: at the end only"),
     I64(eval.batches, "0", 0, 1e12, "batches", "batches per evaluation; 0: all of data.val"),

@@ -56,14 +56,14 @@ tp_status tp_comm_agree(tp_comm *m, tp_ctx *c, const char *what, const char *tex
 /* How n values are cut into one range per rank: evenly in multiples of unit (the last piece may be
  * shorter), or all to one rank. Range i belongs to the rank whose number has i's bits reversed,
  * which is where the tree's halving leaves it. */
-typedef struct tp_split {
+typedef struct tp_cut {
     int64_t n, unit;
     int owner; /* -1: cut evenly; else the rank that owns all */
-} tp_split;
+} tp_cut;
 typedef struct tp_range {
     int64_t first, n;
 } tp_range;
-tp_range tp_comm_shard(const tp_comm *m, const tp_split *s, int rank);
+tp_range tp_comm_shard(const tp_comm *m, const tp_cut *s, int rank);
 
 /* ---- large things, in the background ----------------------------------------------------------
  */
@@ -73,8 +73,8 @@ typedef enum tp_move {
     TP_ALLGATHER       /* every rank brings its range; all of data is whole (f32) */
 } tp_move;
 typedef struct tp_piece {
-    float *data; /* split.n values; NULL under META */
-    tp_split split;
+    float *data; /* cut.n values; NULL under META */
+    tp_cut cut;
 } tp_piece;
 /* Starts one move over the pieces together (small ones should come together: one exchange is made
  * for all). Copies the array of pieces, not the data, which must stay until the ticket was waited

@@ -27,7 +27,7 @@ typedef struct tp_call {
     void *workspace;   /* kernel->workspace(call) bytes, 64-byte aligned, uninitialised */
     const char *scope; /* "blk0.mlp" */
     unsigned wants;    /* vjp only: bit i set = somebody reads din[i] */
-    bool backward;
+    bool backward, last; /* last, vjp only: what was saved may be overwritten now */
 } tp_call;
 
 struct tp_kernel {

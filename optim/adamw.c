@@ -5,9 +5,9 @@
 const char *const optim_adamw_slots[] = {"exp_avg", "exp_avg_sq", NULL};
 
 tp_status optim_adamw_move(tp_optim *o, int i, const optim_move *m) {
-    tp_tensor *p = o->params->p[i].t;
+    tp_tensor *p = optim_values(o, i);
     const optim_slot *slot = o->state[i].slot;
-    return tp_adamw_(o->c, p, slot[0].t, slot[1].t, p->grad,
+    return tp_adamw_(o->c, p, slot[0].t, slot[1].t, optim_grad(o, i),
                      &(tp_adamw_opts){.learning_rate = o->o.learning_rate * m->schedule,
                                       .beta1 = o->o.adam_beta1,
                                       .beta2 = o->o.adam_beta2,

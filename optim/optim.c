@@ -51,6 +51,7 @@ static tp_status check_opts(tp_ctx *c, const tp_optim_opts *o) {
         {"warmup_steps", (double)o->warmup_steps, 0, INFINITY},
         {"decay_steps", (double)o->decay_steps, 0, INFINITY},
         {"max_bad_steps", (double)o->max_bad_steps, 0, INFINITY},
+        {"zero_stage", (double)o->zero_stage, 0, 2, true},
     };
     for (size_t i = 0; i < sizeof b / sizeof *b; i++)
         if (!(b[i].value >= b[i].lo &&
@@ -92,7 +93,8 @@ static tp_status add_slot(tp_optim *o, int i, const char *what) {
     if (!(slot->name = tp_malloc(c, room))) return c->status;
     s->nslots++; /* from here on tp_optim_free frees the name */
     snprintf(slot->name, room, "%s.%s", p->name, what);
-    if (!(slot->t = tp_tensor_keep(c, p->t->dtype, p->t->ndim, p->t->shape))) return c->status;
+    const tp_tensor *like = s->whole ? p->t : &s->part;
+    if (!(slot->t = tp_tensor_keep(c, p->t->dtype, like->ndim, like->shape))) return c->status;
     if (slot->t->data)
         memset(slot->t->data, 0, (size_t)tp_numel(slot->t) * tp_dtype_size(slot->t->dtype));
     o->nstate++;
@@ -101,8 +103,9 @@ static tp_status add_slot(tp_optim *o, int i, const char *what) {
 
 static tp_status add_state(tp_optim *o) {
     tp_status st = TP_OK;
+    for (int i = 0; i < o->params->n; i++) o->state[i].rule = kind_for(&o->o, &o->params->p[i]);
+    if (!(st = optim_shards_new(o))) st = optim_squares_new(o);
     for (int i = 0; i < o->params->n && !st; i++) {
-        o->state[i].rule = kind_for(&o->o, &o->params->p[i]);
         if (o->state[i].rule == TP_OPTIM_SGD && o->o.momentum == 0) continue;
         const char *const *slots = rule_of(o->state[i].rule).slots;
         for (int j = 0; slots[j] && !st; j++) st = add_slot(o, i, slots[j]);
@@ -118,7 +121,7 @@ tp_status tp_optim_new(tp_optim **out, tp_ctx *c, tp_params *params, const tp_op
     if (st) return st;
     tp_optim *o = tp_calloc(c, 1, sizeof *o);
     if (!o) return c->status;
-    *o = (tp_optim){.c = c, .params = params, .o = *opts};
+    *o = (tp_optim){.c = c, .params = params, .o = *opts, .comm = opts->comm};
     if (!(o->state = tp_calloc(c, (size_t)params->n + 1, sizeof *o->state)) || add_state(o)) {
         tp_optim_free(o);
         return c->status;
@@ -132,6 +135,10 @@ void tp_optim_free(tp_optim *o) {
     for (int i = 0; o->state && i < o->params->n; i++)
         for (int j = 0; j < o->state[i].nslots; j++) tp_free(o->state[i].slot[j].name);
     tp_free(o->state);
+    tp_free(o->squares);
+    tp_free(o->chunk);
+    tp_free(o->gather);
+    tp_free(o->wide);
     tp_free(o);
 }
 
@@ -147,20 +154,25 @@ static tp_status bad_step(tp_optim *o, int64_t step, int bad) {
                    (long long)step, o->params->p[bad].name, (long long)n->bad_in_a_row);
 }
 
-static tp_status check_grads(const tp_optim *o) {
-    for (int i = 0; i < o->params->n; i++) {
-        const tp_param *p = &o->params->p[i];
-        const tp_tensor *g = p->t->grad;
-        if (g && (g->dtype != p->t->dtype || !tp_same_shape(g, p->t)))
-            return tp_fail(o->c, TP_ESHAPE, "optimizer: the gradient of %s is %s for %s", p->name,
-                           tp_shape_str(o->c, g), tp_shape_str(o->c, p->t));
-    }
+static tp_status check_grad(const tp_optim *o, int i) {
+    const tp_param *p = &o->params->p[i];
+    const tp_tensor *g = p->t->grad, *like = o->state[i].whole ? p->t : &o->state[i].part;
+    if (g && (g->dtype != p->t->dtype || !tp_same_shape(g, like)))
+        return tp_fail(o->c, TP_ESHAPE, "optimizer: the gradient of %s is %s for %s", p->name,
+                       tp_shape_str(o->c, g), tp_shape_str(o->c, like));
     return TP_OK;
+}
+
+static tp_status move(tp_optim *o, int i, const optim_move *m) {
+    o->state[i].moved = true;
+    if (!o->state[i].own.n) return TP_OK;
+    return rule_of(o->state[i].rule).move(o, i, m);
 }
 
 static tp_status move_all(tp_optim *o, int64_t step, tp_optim_report *r) {
     int bad = -1;
-    tp_status st = check_grads(o);
+    tp_status st = TP_OK;
+    for (int i = 0; i < o->params->n && !st; i++) st = tp_optim_measure(o, i);
     if (!st) st = optim_grad_norm(o, &r->grad_norm, &bad);
     if (st) return st;
     if (bad >= 0) {
@@ -172,30 +184,78 @@ static tp_status move_all(tp_optim *o, int64_t step, tp_optim_report *r) {
         m.grad_scale = o->o.max_grad_norm / r->grad_norm;
         r->clipped = true;
     }
-    for (int i = 0; i < o->params->n && !st; i++)
-        if (tp_numel(o->params->p[i].t)) st = rule_of(o->state[i].rule).move(o, i, &m);
+    for (int i = 0; i < o->params->n && !st; i++) {
+        if (!o->state[i].moved) st = move(o, i, &m);
+        if (!st) st = optim_share(o, i);
+    }
+    if (!st) st = optim_share_wait(o);
     if (st) return st;
     o->counters.updates++;
     o->counters.bad_in_a_row = 0;
     return TP_OK;
 }
 
+/* An update is no part of the function that the tape differentiates. */
+typedef tp_status (*record_fn)(tp_ctx *, const struct tp_call *);
+static record_fn unrecorded(tp_ctx *c) {
+    record_fn was = c->record;
+    c->record = NULL;
+    return was;
+}
+
+tp_status tp_optim_measure(tp_optim *o, int i) {
+    if (o->c->status) return o->c->status;
+    if (o->state[i].measured) return TP_OK;
+    record_fn record = unrecorded(o->c);
+    tp_status st = check_grad(o, i);
+    if (!st) st = optim_measure(o, i);
+    o->c->record = record;
+    return st;
+}
+
+tp_status tp_optim_move(tp_optim *o, int64_t step, int i) {
+    tp_ctx *c = o->c;
+    tp_status st = tp_optim_measure(o, i);
+    for (int64_t j = o->chunk[i]; j < o->chunk[i + 1] && !st; j++)
+        if (!isfinite(o->squares[j]))
+            st = tp_fail(
+                c, TP_ENUMERIC,
+                "optimizer: step %lld: the gradient of %s is not finite, and with "
+                "train.optimizer_in_bwd other parameters have moved already: go on from the "
+                "last checkpoint, without it or with a lower learning rate",
+                (long long)step, o->params->p[i].name);
+    if (st) return st;
+    optim_move m = {tp_schedule_at(&o->o, step), 1, o->counters.updates + 1};
+    record_fn record = unrecorded(c);
+    st = move(o, i, &m);
+    c->record = record;
+    return st;
+}
+
 tp_status tp_optim_step(tp_optim *o, int64_t step, tp_optim_report *r) {
     tp_ctx *c = o->c;
-    tp_status (*record)(tp_ctx *, const struct tp_call *) = c->record;
     *r = (tp_optim_report){.learning_rate = o->o.learning_rate * tp_schedule_at(&o->o, step)};
     if (c->status) return c->status;
-    c->record = NULL; /* an update is no part of the function that the tape differentiates */
+    record_fn record = unrecorded(c);
     tp_status st = move_all(o, step, r);
     c->record = record;
+    for (int i = 0; i < o->params->n; i++) o->state[i].measured = o->state[i].moved = false;
+    memset(o->squares, 0, (size_t)o->chunk[o->params->n] * sizeof *o->squares);
     r->bad_in_a_row = o->counters.bad_in_a_row;
     r->bad_total = o->counters.bad_total;
     return st;
 }
 
+tp_params *tp_optim_params(const tp_optim *o) { return o->params; }
+tp_comm *tp_optim_comm(const tp_optim *o, int *zero_stage) {
+    *zero_stage = optim_sharded(o) ? o->o.zero_stage : 0;
+    return o->comm;
+}
+
 /* ---- state ---------------------------------------------------------------------------------- */
-static const optim_slot *slot_at(const tp_optim *o, int at) {
+static const optim_slot *slot_at(const tp_optim *o, int at, int *param) {
     for (int i = 0; i < o->params->n; i++) {
+        *param = i;
         if (at >= 0 && at < o->state[i].nslots) return &o->state[i].slot[at];
         at -= o->state[i].nslots;
     }
@@ -205,13 +265,39 @@ static const optim_slot *slot_at(const tp_optim *o, int at) {
 int tp_optim_state_count(const tp_optim *o) { return o->nstate; }
 
 const char *tp_optim_state_name(const tp_optim *o, int i) {
-    const optim_slot *s = slot_at(o, i);
+    int param;
+    const optim_slot *s = slot_at(o, i, &param);
     return s ? s->name : NULL;
 }
 
-tp_tensor *tp_optim_state(const tp_optim *o, int i) {
-    const optim_slot *s = slot_at(o, i);
-    return s ? s->t : NULL;
+int tp_optim_state_param(const tp_optim *o, int i) {
+    int param = -1;
+    return slot_at(o, i, &param) ? param : -1;
+}
+
+tp_dtype tp_optim_state_dtype(const tp_optim *o, int i) {
+    int param;
+    return slot_at(o, i, &param)->t->dtype;
+}
+
+tp_status tp_optim_state_get(tp_optim *o, int i, void *whole) {
+    int param;
+    const tp_tensor *t = slot_at(o, i, &param)->t;
+    const optim_state *s = &o->state[param];
+    size_t each = tp_dtype_size(t->dtype);
+    if (s->own.n)
+        memcpy((char *)whole + (size_t)s->own.first * each, t->data, (size_t)s->own.n * each);
+    return optim_sharded(o) ? optim_gather_state(o, param, t->dtype, whole) : TP_OK;
+}
+
+void tp_optim_state_put(tp_optim *o, int i, const void *whole) {
+    int param;
+    tp_tensor *t = slot_at(o, i, &param)->t;
+    const optim_state *s = &o->state[param];
+    size_t each = tp_dtype_size(t->dtype);
+    if (!s->own.n) return;
+    memcpy(t->data, (const char *)whole + (size_t)s->own.first * each, (size_t)s->own.n * each);
+    tp_touch(t);
 }
 
 tp_optim_counters *tp_optim_get_counters(tp_optim *o) { return &o->counters; }

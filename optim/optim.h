@@ -2,6 +2,7 @@
  * norm; learning-rate schedules; and what happens when a gradient is not finite. */
 #ifndef TP_OPTIM_H
 #define TP_OPTIM_H
+#include "dist/dist.h"
 #include "nn/param.h"
 #ifdef __cplusplus
 extern "C" {
@@ -21,6 +22,8 @@ typedef struct tp_optim_opts {
     double min_lr_ratio;                      /* of the peak, at the last step */
     int64_t steps, warmup_steps, decay_steps; /* decay_steps: of wsd */
     int64_t max_bad_steps;                    /* this many in a row end the run; 0: never */
+    tp_comm *comm;  /* the ranks that train together; NULL: this process alone */
+    int zero_stage; /* ZeRO: 1, 2: each rank keeps the state of its own shard only */
 } tp_optim_opts;
 
 /* The factor on the peak learning rate at step (from 0) of `steps`: linear warm-up
@@ -31,21 +34,37 @@ typedef struct tp_optim tp_optim;
 /* Allocates the state (kept tensors, zero) for every parameter; the table must outlive it. */
 tp_status tp_optim_new(tp_optim **out, tp_ctx *c, tp_params *params, const tp_optim_opts *opts);
 void tp_optim_free(tp_optim *o);
+tp_params *tp_optim_params(const tp_optim *o);
+tp_comm *tp_optim_comm(const tp_optim *o, int *zero_stage); /* NULL: this process alone */
 
 typedef struct tp_optim_report {
     double learning_rate, grad_norm; /* grad_norm: before clipping; NaN or infinite if skipped */
     bool clipped, skipped;
     int64_t bad_in_a_row, bad_total;
 } tp_optim_report;
-/* One update from the parameters' ->grad (absent: zero). A gradient that is not finite leaves the
- * weights and the state as they are, and is counted; max_bad_steps of these in a row: TP_ENUMERIC,
- * with the first such parameter's name. The caller forgets the gradients. */
+/* One update from the parameters' ->grad (absent: zero). With ZeRO, ->grad is that of this rank's
+ * shard, of shape (tp_optim_own(o,i).n); every rank leaves with all new weights. A gradient that is
+ * not finite leaves the weights and the state as they are, and is counted; max_bad_steps of these
+ * in a row: TP_ENUMERIC, with the first such parameter's name. The caller forgets the gradients. */
 tp_status tp_optim_step(tp_optim *o, int64_t step, tp_optim_report *r);
+/* Parts of it, earlier: while the gradient of parameter i is still in the cache, its length may be
+ * measured, and where there is nothing to clip and nobody else to wait for, the parameter moved.
+ * tp_optim_step then does the rest. A gradient that is not finite fails the move: TP_ENUMERIC. */
+tp_status tp_optim_measure(tp_optim *o, int i);
+tp_status tp_optim_move(tp_optim *o, int64_t step, int i);
+/* How parameter i is cut among the ranks, and what of it this rank moves. */
+const tp_cut *tp_optim_cut(const tp_optim *o, int i);
+tp_range tp_optim_own(const tp_optim *o, int i);
 
 /* The state, for checkpoints: tensors named "<parameter>.exp_avg" and so on, and the counters. */
 int tp_optim_state_count(const tp_optim *o);
 const char *tp_optim_state_name(const tp_optim *o, int i);
-tp_tensor *tp_optim_state(const tp_optim *o, int i);
+int tp_optim_state_param(const tp_optim *o, int i); /* whose it is: a row of the table */
+tp_dtype tp_optim_state_dtype(const tp_optim *o, int i);
+/* whole: as many values as the parameter has. get is called by all ranks together, for the same i;
+ * put by any, with the same values. */
+tp_status tp_optim_state_get(tp_optim *o, int i, void *whole);
+void tp_optim_state_put(tp_optim *o, int i, const void *whole);
 typedef struct tp_optim_counters {
     int64_t updates; /* made so far: AdamW's bias correction counts these, not steps */
     int64_t bad_in_a_row, bad_total;

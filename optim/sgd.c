@@ -5,8 +5,8 @@
 const char *const optim_sgd_slots[] = {"momentum_buffer", NULL};
 
 tp_status optim_sgd_move(tp_optim *o, int i, const optim_move *m) {
-    tp_tensor *p = o->params->p[i].t;
-    return tp_sgd_(o->c, p, o->state[i].slot[0].t, p->grad,
+    tp_tensor *p = optim_values(o, i);
+    return tp_sgd_(o->c, p, o->state[i].slot[0].t, optim_grad(o, i),
                    &(tp_sgd_opts){.learning_rate = o->o.learning_rate * m->schedule,
                                   .momentum = o->o.momentum,
                                   .weight_decay = optim_decay(o, i),

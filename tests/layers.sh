@@ -15,7 +15,8 @@ check core
 check ops core
 check autograd core ops
 check nn core ops autograd
-check optim core ops
+check dist core
+check optim core ops dist autograd
 check data core
 check infer core ops autograd nn
 if grep -rn '#include "nn/param.h"' core ops autograd data; then
@@ -32,7 +33,7 @@ if (cd "$tmp" && bad=0 && check core >/dev/null && [ $bad = 0 ]); then
     bad=1
 fi
 # no library code prints, exits, aborts or asserts
-if grep -rnE '\b(printf|puts|exit|abort|assert|perror)\(' core ops autograd nn optim data infer --include='*.c' --include='*.h' |
+if grep -rnE '\b(printf|puts|exit|abort|assert|perror)\(' core ops autograd nn optim data dist infer --include='*.c' --include='*.h' |
     grep -vE '\b(sn|vsn|f|vf)printf\(|TP_PRINTF|^[^:]*:[0-9]+: *(/?\*|//)'; then
     echo "library code must not print or end the process"
     bad=1

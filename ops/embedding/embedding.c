@@ -2,12 +2,14 @@
  * linear in dy: the gradient of dy_p, given g for the table's gradient, is g[id_p], an embedding
  * again. */
 #include "ops/embedding/embedding.h"
+#include "core/ctx.h"
 #include "ops/embedding/index.h"
 #include "ops/embedding/scatter.h"
 #include <string.h>
 
-extern const tp_op op_embedding, op_embedding_backward;
+extern const tp_op op_embedding, op_embedding_backward, op_embedding_backward_;
 TP_CPU_DECLARE(embedding_backward_cpu);
+TP_CPU_DECLARE(embedding_add_cpu);
 
 static tp_status embedding_infer(tp_call *k) {
     const tp_tensor *ids = k->in[0], *table = k->in[1];
@@ -58,6 +60,31 @@ static tp_status backward_oracle(const tp_call *k) {
     return TP_OK;
 }
 
+static tp_status add_infer(tp_call *k) {
+    const tp_tensor *sum = k->in[0], *ids = k->in[1], *dy = k->in[2];
+    tp_status st;
+    if ((st = tp_need_float(k, 0, "sum")) || (st = tp_need_ndim(k, 0, "sum", 2, 2)) ||
+        (st = tp_need_int(k, 1, "ids")) || (st = tp_need_float(k, 2, "dy")))
+        return st;
+    bool fits = dy->dtype == sum->dtype && dy->ndim == ids->ndim + 1 &&
+                dy->shape[dy->ndim - 1] == sum->shape[1];
+    for (int d = 0; fits && d < ids->ndim; d++) fits = dy->shape[d] == ids->shape[d];
+    if (fits) return TP_OK;
+    return tp_refuse(
+        k, TP_ESHAPE, "dy must have the shape of ids and sum's channels, got %s, %s and %s",
+        tp_shape_str(k->ctx, dy), tp_shape_str(k->ctx, ids), tp_shape_str(k->ctx, sum));
+}
+
+static tp_status add_oracle(const tp_call *k) {
+    int64_t channels = tp_dim(k->in[0], 1);
+    tp_status st = tp_check_index(k, 1, "the id", tp_dim(k->in[0], 0));
+    for (int64_t p = 0, n = tp_numel(k->in[1]); p < n && !st; p++)
+        for (int64_t i = 0; i < channels; i++)
+            tp_f64(k->in[0])[tp_i32(k->in[1])[p] * channels + i] +=
+                tp_f64(k->in[2])[p * channels + i];
+    return st;
+}
+
 static tp_status embedding_run(const tp_call *k) { return tp_index_rows(k, 0, "the id", k->in[1]); }
 
 static const char *embedding_decline(const tp_call *k) {
@@ -73,7 +100,19 @@ tp_tensor *tp_embedding_backward(tp_ctx *c, tp_tensor *ids, tp_tensor *dy, int64
     return tp_op1(c, &op_embedding_backward, &((tp_scatter_attr){vocab}), ids, dy);
 }
 
+tp_status tp_embedding_backward_(tp_ctx *c, tp_tensor *sum, tp_tensor *ids, tp_tensor *dy) {
+    tp_tensor *none[TP_MAXOUT];
+    return tp_op_run(c, &op_embedding_backward_, NULL, 3, (tp_tensor *[]){sum, ids, dy}, none);
+}
+
+/* A table tied to the output head has a dense gradient by now: its rows are added to that. */
 static void embedding_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
+    tp_ctx *c = k->ctx;
+    tp_tensor *sum = c->grad_partial ? c->grad_partial(c, k->in[1]) : NULL;
+    if (sum) {
+        tp_embedding_backward_(c, sum, k->in[0], dout[0]);
+        return;
+    }
     din[1] = tp_embedding_backward(k->ctx, k->in[0], dout[0], k->in[1]->shape[0]);
 }
 
@@ -81,6 +120,7 @@ static void backward_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *d
     din[1] = tp_embedding(k->ctx, k->in[0], dout[0]);
 }
 
+static double add_flops(const tp_call *k) { return (double)tp_numel(k->in[2]); }
 static double backward_flops(const tp_call *k) { return (double)tp_numel(k->in[1]); }
 
 static const int32_t repeats[] = {3, 0, 3, 6, 3, 1, 6, 6, 3, 5};
@@ -121,6 +161,21 @@ static const tp_sample backward_samples[] = {
      .refuse = "cannot have -1 rows"},
     {0},
 };
+#define TABLE(...)                                                                                 \
+    {                                                                                              \
+        TP_GEN_NORMAL, 2, { __VA_ARGS__ }                                                          \
+    }
+/* clang-format off */
+static const tp_sample add_samples[] = {
+    {"batch", {TABLE(7, 17), IDS(2, 5, 4), {TP_GEN_NORMAL, 3, {5, 4, 17}}}},
+    {"repeats", {TABLE(9, 3), {TP_GEN_DATA, 2, {5, 2}, .data = repeats}, {TP_GEN_NORMAL, 3, {5, 2, 3}}}},
+    {"long rows", {TABLE(7, 161), IDS(2, 2, 20), {TP_GEN_NORMAL, 3, {2, 20, 161}}}},
+    {"no ids", {TABLE(7, 5), IDS(2, 0, 4), {TP_GEN_NORMAL, 3, {0, 4, 5}}}},
+    {"channels", {TABLE(7, 4), IDS(1, 4), {TP_GEN_NORMAL, 2, {4, 3}}}, .refuse = "dy must have the shape"},
+    {"ids", {TABLE(7, 3), IDS(1, 5), {TP_GEN_NORMAL, 2, {4, 3}}}, .refuse = "dy must have the shape"},
+    {0},
+};
+/* clang-format on */
 static const tp_kernel embedding_copy = {
     .name = "embedding_copy", .decline = embedding_decline, .run = embedding_run};
 static const tp_attr backward_attrs[] = {{"vocab", TP_ATTR_I64, offsetof(tp_scatter_attr, rows)},
@@ -152,4 +207,18 @@ const tp_op op_embedding_backward = {
     .attrs = backward_attrs,
     .attr_bytes = sizeof(tp_scatter_attr),
     .samples = backward_samples,
+};
+const tp_op op_embedding_backward_ = {
+    .name = "embedding_backward_",
+    .synopsis = "dtable[id] += sum(dy where id)",
+    .doc =
+        "The gradient of an embedding table added in place to another gradient of the same table, "
+        "in the order of embedding_backward and then once to each row that occurs.",
+    .infer = add_infer,
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(embedding_add_cpu), NULL}},
+    .oracle = add_oracle,
+    .no_vjp = "changes its input in place; embedding_backward is differentiable",
+    .inplace = 1,
+    .flops = add_flops,
+    .samples = add_samples,
 };

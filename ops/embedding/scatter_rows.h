@@ -20,6 +20,7 @@ typedef struct scatter_rows {
     int64_t n, each; /* positions, and how many of them are one sample's */
     int64_t rows, channels;
     const float *dy, *base; /* (n, channels); (rows, channels) to start from, or NULL for zeros */
+    bool add;               /* out += instead of out = ; excludes base */
     float *out;             /* (rows, channels) */
     int64_t *start, *order, *present, npresent; /* per row where its positions begin in order */
 } scatter_rows;
@@ -83,7 +84,7 @@ static inline void scatter_row(const scatter_rows *s, int64_t v, int64_t column,
     }
     for (; top > 0; top--)
         for (int64_t j = 0; j < n; j++) sum[top - 1][j] += sum[top][j];
-    memcpy(out, sum[0], (size_t)n * sizeof *out);
+    for (int64_t j = 0; j < n; j++) out[j] = s->add ? out[j] + sum[0][j] : sum[0][j];
 }
 
 static inline void scatter_blocks(void *arg, int64_t begin, int64_t end) {
@@ -101,7 +102,7 @@ static inline void scatter_blocks(void *arg, int64_t begin, int64_t end) {
 static inline void scatter_run(tp_ctx *c, scatter_rows *s, void *workspace) {
     if (!s->rows || !s->channels) return;
     scatter_sort(s, workspace);
-    tp_parallel_for(c, s->rows, (1 << 18) / s->channels + 1, scatter_clear, s);
+    if (!s->add) tp_parallel_for(c, s->rows, (1 << 18) / s->channels + 1, scatter_clear, s);
     int64_t columns = (s->channels + SCATTER_COLUMNS - 1) / SCATTER_COLUMNS;
     int64_t groups = (s->npresent + SCATTER_IDS - 1) / SCATTER_IDS;
     tp_parallel_for(c, groups * columns, 1, scatter_blocks, s);

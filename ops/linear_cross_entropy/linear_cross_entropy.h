@@ -43,8 +43,7 @@ typedef struct tp_lce_sum {
 /* The same loss, summed with the weights coef (…) (NULL: ones; a constant), for training: since the
  * weights are known, the gradients are computed in the same pass over the logits, which saves one
  * of four matrix products. x and w must be inputs whose gradients are wanted; otherwise call
- * tp_linear_cross_entropy. The gradients have the same bits as that op's. Backward gives them away
- * (scaled in place unless the loss's cotangent is 1), so such a graph can be walked once. */
+ * tp_linear_cross_entropy. The gradients have the same bits as that op's. */
 tp_lce_sum tp_linear_cross_entropy_train(tp_ctx *c, tp_tensor *x, tp_tensor *w, tp_tensor *targets,
                                          tp_tensor *coef, const tp_lce_opts *opts);
 #ifdef __cplusplus

@@ -2,10 +2,7 @@
  * weights are known before the pass, so the coefficients of linear_cross_entropy.c are
  *   a = coef (1 + 2 z lse),   b = 0,   d = -coef
  * as soon as a row's lse is, and its logits need not be computed again. Backward is a scaling:
- *   L' = f(L)   so   dx = (dL/dx) f',  dw = (dL/dw) f'
- * in place: after a walk that retained the graph, another one is refused (a saved tensor changed).
- */
-#include "core/ctx.h"
+ *   L' = f(L)   so   dx = (dL/dx) f',  dw = (dL/dw) f'. */
 #include "ops/linear_cross_entropy/lce.h"
 #include "ops/mul/mul.h"
 #include <string.h>
@@ -66,11 +63,11 @@ tp_lce_sum tp_linear_cross_entropy_train(tp_ctx *c, tp_tensor *x, tp_tensor *w, 
     return (tp_lce_sum){out[LCE_SUM], out[LCE_SUM_LOGPROB], out[LCE_SUM_ENTROPY]};
 }
 
-/* The gradient itself, scaled where it lies: dw is as large as the weight, and a copy would cost a
- * pass over memory and its room. A graph of this gradient (create_graph) needs the product. */
-static tp_tensor *handed_over(const tp_call *k, int i, tp_tensor *f) {
-    if (k->ctx->recording) return tp_mul(k->ctx, k->out[i], f);
-    return tp_mul_(k->ctx, k->out[i], f) ? NULL : k->out[i];
+/* Walked for the last time, the saved gradients are scaled where they lie: at the root of a backward
+ * pass by 1, which costs nothing. */
+static tp_tensor *scaled(const tp_call *k, tp_tensor *g, tp_tensor *by) {
+    if (!k->last || g->dtype != by->dtype) return tp_mul(k->ctx, g, by);
+    return tp_mul_(k->ctx, g, by) ? NULL : g;
 }
 
 static void train_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
@@ -86,8 +83,8 @@ static void train_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[
         return;
     }
     if (!dout[LCE_SUM]) return;
-    if (tp_wants(k, LCE_X)) din[LCE_X] = handed_over(k, LCE_SUM_DX, dout[LCE_SUM]);
-    if (tp_wants(k, LCE_W)) din[LCE_W] = handed_over(k, LCE_SUM_DW, dout[LCE_SUM]);
+    if (tp_wants(k, LCE_X)) din[LCE_X] = scaled(k, k->out[LCE_SUM_DX], dout[LCE_SUM]);
+    if (tp_wants(k, LCE_W)) din[LCE_W] = scaled(k, k->out[LCE_SUM_DW], dout[LCE_SUM]);
 }
 
 static double train_flops(const tp_call *k) {

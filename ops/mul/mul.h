@@ -1,4 +1,4 @@
-/* mul: elementwise product with broadcasting; mul_: by one number, in place. */
+/* mul: elementwise product with broadcasting. */
 #ifndef TP_MUL_H
 #define TP_MUL_H
 #include "ops/op.h"
@@ -7,9 +7,8 @@ extern "C" {
 #endif
 /* y = a*b. Shapes are aligned at the last dimension; a missing or size-1 dimension is repeated. */
 tp_tensor *tp_mul(tp_ctx *c, tp_tensor *a, tp_tensor *b);
-/* a *= s in place; s () is one number of a's dtype. Where s is 1, a's bytes are not touched: the
- * usual case of a loss that backward starts from, whose gradients may be large. */
-tp_status tp_mul_(tp_ctx *c, tp_tensor *a, tp_tensor *s);
+/* a *= b in place, b one element of a's dtype. No gradient. Where b is 1 nothing is written. */
+tp_status tp_mul_(tp_ctx *c, tp_tensor *a, tp_tensor *b);
 #ifdef __cplusplus
 }
 #endif

@@ -5,9 +5,11 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
-/* f64 scalar = sum x^2, x (…) float, in a fixed order: chunks of 65536 values, a tree over chunks.
- * Of f32 values it is finite exactly if they all are: no sum of their squares overflows a double.
- */
+enum { TP_SQUARES_CHUNK = 4096 };
+/* f64 (ceil(n/4096)): sum x^2 of each chunk of 4096 values of x (…) float, in row-major order. A
+ * chunk's bits depend on its values only, so a tensor that is cut at multiples of 4096 gives the
+ * same numbers. Of f32 values each is finite exactly if they all are: no sum of their squares
+ * overflows a double. */
 tp_tensor *tp_sum_squares(tp_ctx *c, tp_tensor *x);
 #ifdef __cplusplus
 }

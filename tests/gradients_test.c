@@ -1,0 +1,281 @@
+/* Sums of gradients: the tree over samples for every split, uses apart, updates during the walk,
+ * shards, refusals and failing allocations. The trees are also written out here, plainly. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include "core/ctx.h"
+#include "ops/mul/mul.h"
+#include "ops/sum/sum.h"
+#include "optim/gradients.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N = 3 * 4096 + 100, SAMPLES = 16 };
+
+typedef struct rig {
+    tp_ctx *c;
+    tp_comm *comm;
+    tp_tensor *w;
+    tp_param param;
+    tp_params params;
+    tp_optim *o;
+    tp_gradients *g;
+} rig;
+
+static tp_optim_opts adamw(void) {
+    return (tp_optim_opts){.kind = TP_OPTIM_ADAMW,
+                           .learning_rate = 0.01,
+                           .adam_beta1 = 0.9,
+                           .adam_beta2 = 0.95,
+                           .adam_epsilon = 1e-8,
+                           .schedule = TP_CONSTANT,
+                           .steps = 10};
+}
+
+static tp_status rig_open(rig *r, int ranks, int zero_stage, bool in_bwd, long fail_at) {
+    *r = (rig){0};
+    tp_status st = tp_ctx_new(&r->c, &(tp_ctx_opts){.threads = 1, .fail_alloc_at = fail_at});
+    if (st) return st;
+    if (ranks > 1)
+        st = tp_comm_open(&r->comm, r->c,
+                          &(tp_comm_opts){.kind = TP_COMM_PLAN, .plan_ranks = ranks});
+    if (!st && !(r->w = tp_tensor_keep(r->c, TP_F32, TP_SHAPE(N)))) st = tp_error_status(r->c);
+    if (st) return st;
+    for (int i = 0; i < N; i++) tp_f32(r->w)[i] = (float)i / N;
+    tp_require_grad(r->w);
+    r->param = (tp_param){.name = "w", .t = r->w};
+    r->params = (tp_params){&r->param, 1, 1};
+    tp_optim_opts o = adamw();
+    o.comm = r->comm;
+    o.zero_stage = zero_stage;
+    if (!(st = tp_optim_new(&r->o, r->c, &r->params, &o)))
+        st = tp_gradients_new(
+            &r->g, r->c, r->o,
+            &(tp_gradients_opts){.bucket_bytes = 1 << 12, .optimizer_in_bwd = in_bwd});
+    return st;
+}
+
+static void rig_close(rig *r) {
+    tp_gradients_free(r->g);
+    tp_optim_free(r->o);
+    tp_comm_close(r->comm, NULL);
+    tp_ctx_free(r->c);
+}
+
+/* Of very different sizes and signs, so that the order of a sum shows. */
+static float grad_of(int sample, int i, int use) {
+    double u = tp_uniform(7, TP_RNG_TEST, (uint64_t)(use * 1000 + sample), (uint64_t)i);
+    return (float)((u - 0.5) *
+                   pow(10, 8 * tp_uniform(8, TP_RNG_TEST, (uint64_t)sample, (uint64_t)i)));
+}
+
+/* sum over samples and values of w*x: each sample's gradient is its row of x. */
+static tp_tensor *root(rig *r, int first, int rows, int use) {
+    tp_tensor *x = tp_tensor_new(r->c, TP_F32, TP_SHAPE(rows, 1, N));
+    for (int s = 0; x && s < rows; s++)
+        for (int i = 0; i < N; i++) tp_f32(x)[s * N + i] = grad_of(first + s, i, use);
+    return tp_sum(r->c, tp_mul(r->c, x, r->w), TP_ALL_DIMS, false);
+}
+
+/* One pass; with two uses of w, the second is the first that the walk back meets. */
+static tp_status walk(rig *r, int first, int rows, int uses) {
+    tp_tensor *y[2] = {0};
+    tp_status st = tp_tape_on(r->c);
+    tp_gradients_pass(r->g, rows);
+    for (int use = 0; use < uses; use++) y[use] = root(r, first, rows, use);
+    if (!st && !(st = tp_error_status(r->c))) st = tp_backward_from(r->c, uses, y, NULL);
+    tp_tape_off(r->c);
+    tp_step_end(r->c);
+    return st;
+}
+
+/* ---- the tree, plainly ----------------------------------------------------------------------- */
+/* The sum over samples [first, first+n): halves of the next power of two, left + right. */
+static float tree(int first, int n, int i, int use) {
+    if (n == 1) return grad_of(first, i, use);
+    int half = 1;
+    while (2 * half < n) half *= 2;
+    return tree(first, half, i, use) + tree(first + half, n - half, i, use);
+}
+
+static void check(rig *r, int samples, int uses, const char *split) {
+    const tp_tensor *g = r->w->grad;
+    assert_non_null(g);
+    int differ = 0;
+    for (int i = 0; i < N; i++) {
+        float want = tree(0, samples, i, uses == 2); /* the later use is walked first */
+        if (uses == 2) want += tree(0, samples, i, 0);
+        if (tp_f32(g)[i] != want)
+            fail_msg("%s: value %d is %.9g, the tree gives %.9g", split, i, (double)tp_f32(g)[i],
+                     (double)want);
+        float chain = 0;
+        for (int s = 0; s < samples; s++) chain += grad_of(s, i, uses == 2);
+        if (uses == 2) chain += tree(0, samples, i, 0);
+        differ += chain != want;
+    }
+    assert_true(samples < 4 || differ > N / 10); /* the order shows in these numbers */
+}
+
+/* Passes as the trainer makes them: aligned powers of two, or all at once. */
+static void test_every_split(void **state) {
+    (void)state;
+    for (int uses = 1; uses <= 2; uses++)
+        for (int samples = 1; samples <= SAMPLES; samples += samples < 8 ? 1 : 4)
+            for (int most = 1; most <= 16; most *= 2) {
+                rig r;
+                int first[SAMPLES], n[SAMPLES], passes = 0;
+                for (int at = 0; at < samples; passes++) {
+                    int k = 1;
+                    while (2 * k <= samples - at && at % (2 * k) == 0 && 2 * k <= most) k *= 2;
+                    if (most >= samples) k = samples;
+                    first[passes] = at;
+                    n[passes] = k;
+                    at += k;
+                }
+                assert_int_equal(rig_open(&r, 1, 0, false, 0), TP_OK);
+                for (int step = 0; step < 2; step++) { /* the second forgets the first */
+                    assert_int_equal(tp_gradients_begin(r.g, step, passes), TP_OK);
+                    for (int p = 0; p < passes; p++)
+                        assert_int_equal(walk(&r, first[p], n[p], uses), TP_OK);
+                    assert_int_equal(tp_gradients_end(r.g), TP_OK);
+                }
+                char what[64];
+                snprintf(what, sizeof what, "%d samples in %d passes, %d uses", samples, passes,
+                         uses);
+                check(&r, samples, uses, what);
+                rig_close(&r);
+            }
+}
+
+/* ---- updates during the walk ----------------------------------------------------------------- */
+static void step_of(rig *r, int64_t step) {
+    tp_optim_report rep;
+    assert_int_equal(tp_gradients_begin(r->g, step, 1), TP_OK);
+    assert_int_equal(walk(r, (int)step, 2, 2), TP_OK);
+    assert_int_equal(tp_gradients_end(r->g), TP_OK);
+    assert_int_equal(tp_optim_step(r->o, step, &rep), TP_OK);
+    assert_true(rep.grad_norm > 0 && isfinite(rep.grad_norm));
+    tp_gradients_clear(r->g);
+    tp_step_end(r->c);
+}
+
+static void test_optimizer_in_bwd(void **state) {
+    (void)state;
+    rig a, b;
+    assert_int_equal(rig_open(&a, 1, 0, false, 0), TP_OK);
+    assert_int_equal(rig_open(&b, 1, 0, true, 0), TP_OK);
+    for (int step = 0; step < 3; step++) {
+        step_of(&a, step);
+        step_of(&b, step);
+        assert_memory_equal(a.w->data, b.w->data, N * sizeof(float));
+    }
+    assert_true(tp_f32(a.w)[5] != 5.0f / N);
+    assert_int_equal(tp_gradients_begin(b.g, 3, 2), TP_EARG);
+    assert_non_null(strstr(tp_error(b.c), "in one backward pass on one rank, got 2 passes"));
+    rig_close(&a);
+    rig_close(&b);
+}
+
+static void test_bad_gradient_in_bwd(void **state) {
+    (void)state;
+    rig r;
+    assert_int_equal(rig_open(&r, 1, 0, true, 0), TP_OK);
+    tp_f32(r.w)[0] = 1;
+    assert_int_equal(tp_gradients_begin(r.g, 7, 1), TP_OK);
+    tp_tape_on(r.c);
+    tp_gradients_pass(r.g, 1);
+    tp_tensor *x = tp_tensor_new(r.c, TP_F32, TP_SHAPE(N));
+    for (int i = 0; i < N; i++) tp_f32(x)[i] = i == 4100 ? NAN : 1;
+    assert_int_equal(tp_backward(r.c, tp_sum(r.c, tp_mul(r.c, x, r.w), TP_ALL_DIMS, false)),
+                     TP_ENUMERIC);
+    assert_non_null(strstr(tp_error(r.c), "step 7: the gradient of w is not finite"));
+    assert_true(tp_f32(r.w)[0] == 1); /* this one has not moved */
+    rig_close(&r);
+}
+
+static void test_leaf_outside_the_table(void **state) {
+    (void)state;
+    rig r;
+    assert_int_equal(rig_open(&r, 1, 0, false, 0), TP_OK);
+    r.param.t = tp_tensor_keep(r.c, TP_F32, TP_SHAPE(N)); /* the table names another tensor */
+    assert_int_equal(tp_gradients_begin(r.g, 0, 1), TP_OK);
+    assert_int_equal(walk(&r, 0, 1, 1), TP_ESTATE);
+    assert_non_null(strstr(tp_error(r.c), "is not in the parameter table"));
+    rig_close(&r);
+}
+
+/* ---- shards: what ->grad is, on rank 0 of ranks that send nothing ------------------------------
+ */
+static void test_shards(void **state) {
+    (void)state;
+    for (int zero = 0; zero <= 2; zero++) {
+        rig r;
+        tp_optim_report rep;
+        assert_int_equal(rig_open(&r, 4, zero, false, 0), TP_OK);
+        for (int step = 0; step < 2; step++) {
+            assert_int_equal(tp_gradients_begin(r.g, step, 2), TP_OK);
+            assert_int_equal(walk(&r, 0, 2, 2), TP_OK);
+            assert_int_equal(walk(&r, 2, 2, 2), TP_OK);
+            assert_int_equal(tp_gradients_end(r.g), TP_OK);
+            tp_range own = tp_optim_own(r.o, 0);
+            assert_int_equal(own.first, 0);
+            assert_int_equal(own.n, zero ? 4096 : N);
+            assert_int_equal(tp_numel(r.w->grad), own.n);
+            for (int i = 0; i < own.n; i++)
+                assert_true(tp_f32(r.w->grad)[i] == tree(0, 4, i, 1) + tree(0, 4, i, 0));
+            if (zero == 2) assert_true(r.w->grad->storage->bytes <= 4096 * sizeof(float));
+            float last = tp_f32(r.w)[N - 1], before = tp_f32(r.w)[0];
+            assert_int_equal(tp_optim_step(r.o, step, &rep), TP_OK);
+            assert_true(tp_f32(r.w)[0] != before);
+            if (zero) assert_true(tp_f32(r.w)[N - 1] == last); /* another rank's to move */
+            tp_gradients_clear(r.g);
+            tp_step_end(r.c);
+        }
+        assert_int_equal(tp_optim_state_count(r.o), 2);
+        rig_close(&r);
+    }
+}
+
+/* ---- failing allocations -----------------------------------------------------------------------
+ */
+static void test_failing_allocations(void **state) {
+    (void)state;
+    for (int zero = 0; zero <= 2; zero += 2)
+        for (long at = 1;; at++) {
+            rig r;
+            tp_status st = rig_open(&r, zero ? 2 : 1, zero, false, at);
+            bool opened = st == TP_OK;
+            for (int step = 0; step < 2 && !st; step++) {
+                tp_optim_report rep;
+                st = tp_gradients_begin(r.g, step, 4);
+                for (int p = 0; p < 4 && !st; p++) st = walk(&r, p, 1, 2);
+                if (!st) st = tp_gradients_end(r.g);
+                if (!st) st = tp_optim_step(r.o, step, &rep);
+                tp_gradients_clear(opened ? r.g : NULL);
+            }
+            if (r.c && r.c->fail_alloc_at > 0) { /* never struck: all were tried */
+                assert_int_equal(st, TP_OK);
+                rig_close(&r);
+                assert_true(at > 10);
+                break;
+            }
+            assert_int_equal(st, TP_ENOMEM);
+            if (r.c) rig_close(&r);
+        }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_every_split),
+        cmocka_unit_test(test_optimizer_in_bwd),
+        cmocka_unit_test(test_bad_gradient_in_bwd),
+        cmocka_unit_test(test_leaf_outside_the_table),
+        cmocka_unit_test(test_shards),
+        cmocka_unit_test(test_failing_allocations),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
