@@ -147,12 +147,12 @@ int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const 
     if (!st) st = tp_config_resolve(reader, cfg);
     if (!st && cfg->device != TP_CPU)
         st = tp_fail(reader, TP_EARG, "device: this build has the CPU only");
-    if (!st && cfg->numerics != TP_CFG_EXACT)
-        st = tp_fail(reader, TP_EARG, "numerics: this build has exact only");
     int code = st ? tp_say_failure(command, reader, st) : EXIT_DONE;
     tp_ctx_free(reader);
     if (code) return code;
-    st = tp_ctx_new(c, &(tp_ctx_opts){.threads = (int)cfg->threads, .seed = (uint64_t)cfg->seed});
+    st = tp_ctx_new(c, &(tp_ctx_opts){.threads = (int)cfg->threads,
+                                      .fast = cfg->numerics == TP_CFG_FAST,
+                                      .seed = (uint64_t)cfg->seed});
     return st ? tp_say_failure(command, NULL, st) : EXIT_DONE;
 }
 
@@ -173,8 +173,9 @@ int tp_open_ranks(const char *command, const tp_config *cfg, tp_ctx **c, tp_comm
     if (tp_comm_rank(*comm) > 0) tp_progress_off();
     if (cfg->threads || local == 1) return EXIT_DONE;
     tp_ctx_free(*c);
-    st = tp_ctx_new(
-        c, &(tp_ctx_opts){.threads = threads > 0 ? threads : 1, .seed = (uint64_t)cfg->seed});
+    st = tp_ctx_new(c, &(tp_ctx_opts){.threads = threads > 0 ? threads : 1,
+                                      .fast = cfg->numerics == TP_CFG_FAST,
+                                      .seed = (uint64_t)cfg->seed});
     if (!st) return EXIT_DONE;
     tp_comm_close(*comm, tp_status_name(st));
     return tp_say_failure(command, NULL, st);

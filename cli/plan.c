@@ -68,7 +68,9 @@ int cmd_plan(int argc, char **argv) {
         .args_doc = "CONFIG [KEY=VALUE…]",
         .doc =
             "Prints parameters, FLOPs and memory of a training run without running it. The peak is "
-            "the one the run will have: it is computed by the same code on shapes without bytes."};
+            "the one the run will have: it is computed by the same code on shapes without bytes. "
+            "(With "
+            "numerics: fast, oneDNN takes scratch memory of its own on top.)"};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_config cfg;
     tp_ctx *c;

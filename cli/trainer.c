@@ -51,6 +51,7 @@ static tp_optim_opts optim_options(const tp_config *f) {
         .adam_beta1 = f->train.adam_beta1,
         .adam_beta2 = f->train.adam_beta2,
         .adam_epsilon = f->train.adam_epsilon,
+        .adam_state = f->train.optimizer_state_dtype == TP_CFG_STATE_BF16 ? TP_BF16 : TP_F32,
         .weight_decay = f->train.weight_decay,
         .muon_momentum = f->train.muon_momentum,
         .momentum = f->train.momentum,
@@ -310,6 +311,7 @@ tp_status tp_plan_make(tp_plan *p, const tp_config *cfg, int ranks, char *error,
     tp_trainer t = {0};
     tp_status st = tp_ctx_new(&c, &(tp_ctx_opts){.meta = true,
                                                  .threads = (int)cfg->threads,
+                                                 .fast = cfg->numerics == TP_CFG_FAST,
                                                  .memory_limit = (size_t)1 << 50});
     if (st) return st;
     if (ranks > 1)

@@ -35,6 +35,7 @@ typedef struct tp_ctx tp_ctx; /* fields for the layers below: core/ctx.h */
 typedef struct tp_ctx_opts {
     tp_device device;
     bool meta;           /* META: infer shapes and plan memory, hold no bytes, run no kernel */
+    bool fast;           /* sums may run in whatever order is fastest, so bits may differ */
     int threads;         /* 0: every core this process may run on */
     size_t memory_limit; /* bytes the pool may use; 0: the machine's memory */
     uint64_t seed;       /* keys every random number of the ctx */
@@ -123,17 +124,15 @@ typedef struct tp_scope {
 } tp_scope;
 tp_scope tp_scope_open(tp_ctx *c, const char *fmt, ...) TP_PRINTF(2, 3);
 tp_tensor *tp_scope_close(tp_ctx *c, tp_scope s, tp_tensor *keep);
-void tp_scope_close_n(tp_ctx *c, tp_scope s, tp_tensor *const *keep,
-                      int n); /* keep[i] may be NULL */
-void tp_step_end(
-    tp_ctx *c); /* every step tensor, the arena and the tape are gone; memory is kept */
+void tp_scope_close_n(tp_ctx *c, tp_scope s, tp_tensor *const *keep, int n); /* NULLs may be */
+void tp_step_end(tp_ctx *c); /* step tensors, the arena and the tape are gone; memory is kept */
 
 /* ---- randomness: Philox4x32-10 (Salmon et al. 2011), the same on host and device ------------ */
 /* Four words from key (seed, purpose) and counter (a, b): 128 independent bits, no state. */
 void tp_philox(uint32_t out[4], uint64_t seed, uint32_t purpose, uint64_t a, uint64_t b);
 double tp_uniform(uint64_t seed, uint32_t purpose, uint64_t a, uint64_t b); /* (0,1), 53 bits */
 double tp_normal(uint64_t seed, uint32_t purpose, uint64_t a, uint64_t b);  /* N(0,1), Box-Muller */
-enum { TP_RNG_INIT = 1, TP_RNG_SHUFFLE, TP_RNG_DROPOUT, TP_RNG_SAMPLE, TP_RNG_TEST };
+enum { TP_RNG_INIT = 1, TP_RNG_SHUFFLE, TP_RNG_DROPOUT, TP_RNG_SAMPLE, TP_RNG_TEST, TP_RNG_ROUND };
 /* Where in training we are; dropout reads it. sample: global number of this micro-batch's first. */
 void tp_rng_at(tp_ctx *c, uint64_t step, uint64_t sample);
 

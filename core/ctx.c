@@ -37,6 +37,7 @@ tp_status tp_ctx_new(tp_ctx **out, const tp_ctx_opts *opts) {
     if (!c) return TP_ENOMEM;
     c->device = o->device;
     c->meta = o->meta;
+    c->fast = o->fast;
     c->seed = o->seed;
     c->threads = o->threads ? o->threads : omp_get_num_procs();
     c->isa = cpu_isa();

@@ -15,6 +15,7 @@ struct tp_storage {
 struct tp_call;
 struct tp_ctx {
     tp_device device;
+    bool fast;           /* tp_ctx_opts */
     bool meta, keep_all; /* keep_all: scopes release nothing (printing, teaching) */
     int threads, isa;    /* isa: 1 portable, 3 AVX2+FMA, 4 AVX-512 */
     uint64_t seed, step, sample;

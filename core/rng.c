@@ -1,13 +1,13 @@
 /* Owns randomness: Philox4x32-10 of Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy
  * as 1, 2, 3" (SC 2011), from Random123. Counter-based: a number is a function of its place. */
+#include "core/rng.h"
 #include "core/core.h"
 #include <Random123/philox.h>
 #include <math.h>
 
 void tp_philox(uint32_t out[4], uint64_t seed, uint32_t purpose, uint64_t a, uint64_t b) {
-    /* The key has 64 bits: the purpose is spread over the seed's high word, which users leave 0. */
     philox4x32_ctr_t ctr = {{(uint32_t)b, (uint32_t)(b >> 32), (uint32_t)a, (uint32_t)(a >> 32)}};
-    philox4x32_key_t key = {{(uint32_t)seed, (uint32_t)(seed >> 32) ^ (purpose * 0x9E3779B9u)}};
+    philox4x32_key_t key = {{(uint32_t)seed, tp_philox_key(seed, purpose)}};
     philox4x32_ctr_t r = philox4x32(ctr, key);
     for (int i = 0; i < 4; i++) out[i] = r.v[i];
 }

@@ -25,6 +25,7 @@ typedef enum tp_cfg_backend {
 typedef enum tp_cfg_packing { TP_CFG_STREAM, TP_CFG_DOCUMENTS } tp_cfg_packing;
 typedef enum tp_cfg_family { TP_CFG_GPT2, TP_CFG_LLAMA } tp_cfg_family;
 typedef enum tp_cfg_optimizer { TP_CFG_ADAMW, TP_CFG_MUON, TP_CFG_SGD } tp_cfg_optimizer;
+typedef enum tp_cfg_state { TP_CFG_STATE_F32, TP_CFG_STATE_BF16 } tp_cfg_state;
 typedef enum tp_cfg_schedule {
     TP_CFG_COSINE,
     TP_CFG_LINEAR,
@@ -56,6 +57,7 @@ typedef struct tp_config {
     struct {
         int64_t batch, micro_batches, warmup_steps, decay_steps, max_bad_steps;
         tp_cfg_optimizer optimizer;
+        tp_cfg_state optimizer_state_dtype;
         tp_cfg_schedule lr_scheduler_type;
         double learning_rate, min_lr_ratio, muon_learning_rate, muon_momentum, momentum;
         bool optimizer_in_bwd;

@@ -11,6 +11,7 @@ static const char *const families[] = {"gpt2", "llama", NULL};
 static const char *const backends[] = {"auto", "self", "mpi", "nccl", NULL};
 static const char *const autos[] = {"auto", "false", "true", NULL};
 static const char *const optimizers[] = {"adamw", "muon", "sgd", NULL};
+static const char *const states[] = {"f32", "bf16", NULL};
 static const char *const schedules[] = {"cosine", "linear", "wsd", "constant", NULL};
 
 typedef char text_member[TP_CONFIG_TEXT];
@@ -54,8 +55,11 @@ const tp_key tp_config_keys[] = {
     I64(seed, "1", 0, ANY, "", "keys every random number of the run"),
     CHOICE(device, tp_device, devices, "cpu", "where tensors live and kernels run"),
     I64(threads, "0", 0, 4096, "", "CPU threads; 0: every core this process may use"),
-    CHOICE(numerics, tp_cfg_numerics, numerics, "exact",
-           "exact: same bits for any number of threads and any batch split; fast: may use oneDNN"),
+    CHOICE(
+        numerics, tp_cfg_numerics, numerics, "exact",
+        "exact: same bits for any number of threads and any batch split; fast: gives that up and "
+        "sums in the quickest order, by oneDNN where it is built in (its scratch memory comes on "
+        "top of the plan)"),
 
     TEXT(run.dir, "runs/default", "path", "folder of config.yaml, metrics, checkpoints, samples"),
     I64(run.steps, "1000", 1, 1e12, "steps", "optimizer steps to train"),
@@ -106,6 +110,9 @@ const tp_key tp_config_keys[] = {
         "bits"),
     CHOICE(train.optimizer, tp_cfg_optimizer, optimizers, "adamw",
            "muon: Muon on hidden matrices, AdamW on the rest"),
+    CHOICE(train.optimizer_state_dtype, tp_cfg_state, states, "f32",
+           "AdamW's two moments; bf16: 4 bytes per parameter less, rounded stochastically, still "
+           "the same bits in every run"),
     F64(train.learning_rate, "0.001", 0, OPEN, INFINITY, OPEN, "",
         "peak learning rate (of the AdamW part under muon)"),
     F64(train.min_lr_ratio, "0.1", 0, SHUT, 1, SHUT, "",

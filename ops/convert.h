@@ -19,6 +19,15 @@ static inline TP_HD uint16_t tp_f32_to_bf16(float f) {
     return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
 }
 
+/* One of the two neighbours, the upper with the part of the way that f has gone to it: so the mean
+ * over random16 is f. random16: uniform in 0..65535. NaN and infinity stay what they are. */
+static inline TP_HD uint16_t tp_f32_to_bf16_stochastic(float f, uint32_t random16) {
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    return (uint16_t)((nan ? bits | 0x400000u : bits + random16) >> 16);
+}
+
 /* Element i (in elements from t->data) as a double; integers exactly up to 2^53. */
 double tp_get(const tp_tensor *t, int64_t i);
 void tp_set(const tp_tensor *t, int64_t i, double v);

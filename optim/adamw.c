@@ -14,5 +14,7 @@ tp_status optim_adamw_move(tp_optim *o, int i, const optim_move *m) {
                                       .epsilon = o->o.adam_epsilon,
                                       .weight_decay = optim_decay(o, i),
                                       .grad_scale = m->grad_scale,
-                                      .update = m->update});
+                                      .update = m->update,
+                                      .stream = i,
+                                      .offset = o->state[i].own.first});
 }

@@ -61,6 +61,9 @@ static tp_status check_opts(tp_ctx *c, const tp_optim_opts *o) {
     if ((unsigned)o->kind > TP_OPTIM_SGD || (unsigned)o->schedule > TP_CONSTANT)
         return tp_fail(c, TP_EARG, "optimizer: there is no kind %d with schedule %d", (int)o->kind,
                        (int)o->schedule);
+    if (o->adam_state != TP_F32 && o->adam_state != TP_BF16)
+        return tp_fail(c, TP_EARG, "optimizer: adam_state must be f32 or bf16, got %s",
+                       tp_dtype_name(o->adam_state));
     if (o->kind != TP_OPTIM_SGD && !(o->adam_epsilon > 0))
         return tp_fail(c, TP_EARG, "optimizer: adam_epsilon must be positive, got %g",
                        o->adam_epsilon);
@@ -94,7 +97,9 @@ static tp_status add_slot(tp_optim *o, int i, const char *what) {
     s->nslots++; /* from here on tp_optim_free frees the name */
     snprintf(slot->name, room, "%s.%s", p->name, what);
     const tp_tensor *like = s->whole ? p->t : &s->part;
-    if (!(slot->t = tp_tensor_keep(c, p->t->dtype, like->ndim, like->shape))) return c->status;
+    bool bf16 = s->rule == TP_OPTIM_ADAMW && o->o.adam_state == TP_BF16;
+    tp_dtype dtype = bf16 ? TP_BF16 : p->t->dtype;
+    if (!(slot->t = tp_tensor_keep(c, dtype, like->ndim, like->shape))) return c->status;
     if (slot->t->data)
         memset(slot->t->data, 0, (size_t)tp_numel(slot->t) * tp_dtype_size(slot->t->dtype));
     o->nstate++;

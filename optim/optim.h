@@ -16,6 +16,7 @@ typedef struct tp_optim_opts {
     double learning_rate;      /* AdamW's and SGD's peak */
     double muon_learning_rate; /* Muon's peak, for parameters with TP_P_MATRIX */
     double adam_beta1, adam_beta2, adam_epsilon, weight_decay, muon_momentum, momentum;
+    tp_dtype adam_state;   /* of exp_avg and exp_avg_sq: TP_F32 (as the parameter) or TP_BF16 */
     bool muon_match_adamw; /* scale Muon's directions so that AdamW's learning rates fit */
     double max_grad_norm;  /* 0: no clipping */
     tp_schedule schedule;

@@ -97,7 +97,13 @@ says 1 'train.optimizer' $train train.optimizer=adam
 says 1 'heads' $train model.heads=5
 says 1 'micro_batches' $train train.micro_batches=3
 says 1 'cpu only\|CPU only' $train device=cuda
-says 1 'exact only' $train numerics=fast
+says 1 'numerics' $train numerics=quick
+says 1 'only AdamW.s state' $train train.optimizer=sgd train.optimizer_state_dtype=bf16
+works $train numerics=fast run.dir=fast run.steps=2
+says 1 'another config' $train numerics=exact run.dir=fast --resume
+works $tapir bench step $src/configs/tests/tiny.yaml model.vocab=300 -n 2 -w 1 --against numerics=fast --against threads=1 --json
+grep -q '"ratio":' out || { failed=$((failed + 1)); echo 'FAILED: bench --against prints no ratio'; }
+says 1 'numerics' $tapir bench step $src/configs/tests/tiny.yaml model.vocab=300 --against numerics=quick
 says 1 'data.train' $tapir train $src/configs/tests/tiny.yaml run.dir=run
 printf 'model:\n  layers: [1\n' >broken.yaml
 says 1 'broken.yaml' $tapir train broken.yaml

@@ -2,14 +2,16 @@
 
     python3 bench/peers/pytorch_step.py {gpt2-124m,small} [--compile] [--threads 2] [--steps 10]
 
-Scaled-dot-product attention, fused AdamW, tied head, tanh GELU, float32, random tokens. Prints one JSON line. For a fair
-figure try it with and without --compile, and with
-    GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=4294967296:glibc.malloc.mmap_threshold=4294967296
+Scaled-dot-product attention, fused AdamW, tied head, tanh GELU, float32, random tokens, gradients clipped. Prints one
+JSON line. docs/peers.md says which environment is fair to PyTorch; the line records what of it was in force, and the
+rate of a 1024 x 1024 product, which shows a BLAS that took a slow path. What is missing is told on stderr.
 """
 import argparse
 import json
+import os
 import resource
 import statistics
+import sys
 import time
 
 import torch
@@ -51,6 +53,34 @@ class GPT(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
+def product_gflops():
+    """The best of a few products: far below the machine's peak means a slow BLAS path, not a slow PyTorch."""
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    best = float("inf")
+    for _ in range(8):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024**3 / best / 1e9
+
+
+def environment():
+    """What of docs/peers.md is in force; says what is not."""
+    try:
+        with open("/proc/cpuinfo") as f:
+            amd = "AuthenticAMD" in f.read()
+    except OSError:
+        amd = False
+    tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    preload = os.environ.get("LD_PRELOAD", "")
+    if not tuned and not preload:
+        print("pytorch_step: the allocator is not tuned: set GLIBC_TUNABLES (docs/peers.md)", file=sys.stderr)
+    if amd and torch.backends.mkl.is_available() and not preload:
+        print("pytorch_step: MKL may take a slow path on an AMD CPU: preload (docs/peers.md)", file=sys.stderr)
+    return {"malloc_tuned": tuned, "preloaded": os.path.basename(preload), "mkl": torch.backends.mkl.is_available(),
+            "product_gflops": round(product_gflops(), 1)}
+
+
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("shape", choices=SHAPES)
@@ -60,6 +90,7 @@ def main():
     a = a.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(1)
+    used = environment()
     layers, heads, c, vocab, batch, context = SHAPES[a.shape]
     model = GPT(layers, heads, c, vocab, context)
     step = torch.compile(model) if a.compile else model
@@ -71,7 +102,7 @@ def main():
         start = time.perf_counter()
         opt.zero_grad(set_to_none=True)
         step(ids, targets).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         opt.step()
         if i >= 3:
             times.append(time.perf_counter() - start)
@@ -79,6 +110,7 @@ def main():
     print(json.dumps({
         "peer": f"pytorch {torch.__version__}", "shape": a.shape, "compile": a.compile,
         "tokens_per_s": round(batch * context / median, 1), "ms_per_step": round(1e3 * median, 1),
+        "ms_min": round(1e3 * min(times), 1), "ms_max": round(1e3 * max(times), 1), "threads": a.threads, **used,
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1),
     }))
 

@@ -1,4 +1,4 @@
-/* AdamW's update of one value in float, once, and the constants of a step. */
+/* The constants of an AdamW step in float, and which random bits belong to which element. */
 #ifndef TP_ADAMW_MATH_H
 #define TP_ADAMW_MATH_H
 #include "ops/adamw/adamw.h"
@@ -33,11 +33,22 @@ static inline adamw_step adamw_step_of(const tp_adamw_opts *o) {
     };
 }
 
-static inline TP_HD void adamw_f(float *p, float *m, float *v, float grad, adamw_step s) {
-    float g = s.scale * grad, m1 = fmaf(s.b1, *m, s.b1c * g), v1 = fmaf(s.b2, *v, s.b2c * (g * g));
-    float move = s.rate * m1 / fmaf(sqrtf(v1), s.v_scale, s.epsilon);
-    *p -= fmaf(s.decay, *p, move);
-    *m = m1;
-    *v = v1;
+/* Random bits for bf16 moments. One Philox counter gives four words, each serves one element: its
+ * lower half rounds m, its upper half v. Elements are taken in blocks of 128, whose 32 counters
+ * follow each other; word w of all of them serves 32 neighbouring elements, so that
+ * counters worked out side by side give words in the order of the elements. */
+enum { ADAMW_BLOCK = 128 };
+#define ADAMW_UPDATES ((int64_t)1 << 40)
+#define ADAMW_STREAMS ((int64_t)1 << 24)
+typedef struct adamw_place {
+    int64_t counter;
+    int word;
+} adamw_place;
+static inline TP_HD adamw_place adamw_place_of(int64_t element) { /* in the whole parameter */
+    int64_t in_block = element % ADAMW_BLOCK;
+    return (adamw_place){element / ADAMW_BLOCK * 32 + in_block % 32, (int)(in_block / 32)};
+}
+static inline uint64_t adamw_counter(const tp_adamw_opts *o) {
+    return (uint64_t)o->stream << 40 | (uint64_t)o->update;
 }
 #endif

@@ -17,6 +17,7 @@
  * linear_cross_entropy_rows computes a, b, d, one number each per token. The backward op recomputes
  * the logits block by block; it needs of the forward pass only lse. */
 #include "ops/linear_cross_entropy/lce.h"
+#include "core/ctx.h"
 #include "ops/convert.h"
 #include <math.h>
 
@@ -44,6 +45,7 @@ lce_dims lce_dims_of(const tp_call *k) {
     lce_dims d = {.samples = x->ndim > 2 ? x->shape[0] : 1, .t = 1, .c = tp_dim(x, -1)};
     for (int i = x->ndim > 2 ? 1 : 0; i < x->ndim - 1; i++) d.t *= x->shape[i];
     d.n = d.samples * d.t;
+    if (k->ctx->fast) d.t = d.n, d.samples = 1; /* one chain over all tokens */
     d.v = w->shape[trans ? 1 : 0];
     d.w_vs = trans ? 1 : d.c;
     d.w_cs = trans ? d.v : 1;

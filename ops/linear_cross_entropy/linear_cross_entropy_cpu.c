@@ -6,7 +6,7 @@
 #include "ops/linear_cross_entropy/lce_row.h"
 #include "ops/linear_cross_entropy/lce_tree.h"
 #include "ops/convert.h"
-#include "ops/matmul/gemm.h"
+#include "ops/matmul/gemm_onednn.h"
 
 enum { MERGE_GRAIN = 1 << 15 };
 
@@ -132,12 +132,16 @@ static float at_row(const tp_tensor *t, int64_t i) { return tp_f32(t)[tp_offset(
 
 static int64_t row_grain(const work *w) { return 1 + 8192 / (w->nv + 1); }
 
+static void run_gemm(const work *w, const tp_gemm *g) {
+    if (!tp_gemm_onednn(w->k->ctx, g)) TP_CAT(tp_gemm_run, TP_ISA)(w->k->ctx, g);
+}
+
 static void run_logits(const work *w) {
     tp_gemm g = logits_gemm(w, w->now.rows, w->nv);
     g.a = tp_f32(w->k->in[LCE_X]) + w->now.row0 * w->d.c;
     g.b = tp_f32(w->k->in[LCE_W]) + w->v0 * w->d.w_vs;
     g.c = w->logits;
-    TP_CAT(tp_gemm_run, TP_ISA)(w->k->ctx, &g);
+    run_gemm(w, &g);
 }
 
 static void run_dx(const work *w, tp_tensor *dx) {
@@ -146,7 +150,7 @@ static void run_dx(const work *w, tp_tensor *dx) {
     g.b = tp_f32(w->k->in[LCE_W]) + w->v0 * w->d.w_vs;
     g.c = tp_f32(dx) + w->now.row0 * w->d.c;
     g.resume = w->v0 > 0;
-    TP_CAT(tp_gemm_run, TP_ISA)(w->k->ctx, &g);
+    run_gemm(w, &g);
 }
 
 typedef struct merge {
@@ -191,7 +195,7 @@ static void run_dw(const work *w, tp_tensor *dw) {
     g.c = dst;
     g.resume = !now->first;
     g.leaf = now->leaf_steps;
-    TP_CAT(tp_gemm_run, TP_ISA)(w->k->ctx, &g);
+    run_gemm(w, &g);
     if (!now->last) return;
     int merges = now->leaf == w->u.leaves - 1 ? place : lce_leaf_merges(now->leaf);
     for (int i = 0; i < merges; i++) merge_places(w, dw, place - i);

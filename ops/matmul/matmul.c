@@ -170,7 +170,8 @@ const tp_op op_matmul = {
            "(…,K,M) and b as (…,N,K). bias (N) is optional. Each element is one chain of fused "
            "multiply-adds in the order of K, whatever the shape around it.",
     .infer = matmul_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(matmul_cpu), NULL}},
+    .kernel = {[TP_CPU] =
+                   (const tp_kernel *const[]){&matmul_onednn, TP_CPU_LIST(matmul_cpu), NULL}},
     .oracle = matmul_oracle,
     .vjp = matmul_vjp,
     .saves_in = 3,

@@ -25,6 +25,24 @@ static inline int64_t tp_sample_rows(const tp_tensor *t) {
     return n;
 }
 
+/* Whether the rows of t, all dimensions but the last, lie evenly apart, and how far. */
+static inline bool even_rows(const tp_tensor *t, int64_t *stride) {
+    int64_t rows = 1;
+    *stride = 0;
+    if (tp_numel(t) == 0) return true;
+    for (int i = t->ndim - 2; i >= 0; i--) {
+        if (t->shape[i] == 1) continue;
+        if (rows == 1)
+            *stride = t->stride[i];
+        else if (t->stride[i] != *stride * rows)
+            return false;
+        rows *= t->shape[i];
+    }
+    return true;
+}
+
+extern const tp_kernel matmul_onednn, matmul_wgrad_onednn; /* matmul_onednn.c */
+
 /* The outputs that a matmul_wgrad call has; NULL where it was not wanted. */
 static inline tp_tensor *wgrad_dw(const tp_call *k) {
     return ((const tp_wgrad_attr *)k->attr)->weight ? k->out[0] : NULL;

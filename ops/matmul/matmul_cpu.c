@@ -1,24 +1,9 @@
 /* matmul and matmul_wgrad on the CPU: tensors and attributes turned into gemm.h's strides. */
+#include "core/ctx.h"
 #include "ops/convert.h"
 #include "ops/matmul/column_sums.h"
 #include "ops/matmul/gemm.h"
 #include "ops/matmul/matmul_call.h"
-
-/* Whether the rows of t, all dimensions but the last, lie evenly apart, and how far. */
-static bool even_rows(const tp_tensor *t, int64_t *stride) {
-    int64_t rows = 1;
-    *stride = 0;
-    if (tp_numel(t) == 0) return true;
-    for (int i = t->ndim - 2; i >= 0; i--) {
-        if (t->shape[i] == 1) continue;
-        if (rows == 1)
-            *stride = t->stride[i];
-        else if (t->stride[i] != *stride * rows)
-            return false;
-        rows *= t->shape[i];
-    }
-    return true;
-}
 
 /* ---- matmul --------------------------------------------------------------------------------- */
 typedef struct product {
@@ -132,6 +117,7 @@ static tp_gemm weight_gemm(const tp_call *k) {
                  .work = k->workspace};
     even_rows(a, &g.a_cs);
     even_rows(b, &g.b_rs);
+    if (k->ctx->fast) g.leaf = 0; /* one chain over all rows */
     return g;
 }
 
@@ -145,6 +131,7 @@ static column_sums bias_sums(const tp_call *k) {
                      .out = db ? tp_f32(db) : NULL,
                      .left = k->workspace};
     even_rows(dy, &w.stride);
+    if (k->ctx->fast) w.leaf = w.rows;
     return w;
 }
 

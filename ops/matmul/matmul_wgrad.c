@@ -123,7 +123,8 @@ const tp_op op_matmul_wgrad = {
         "order; samples are added in a fixed binary tree over their index, so that aligned "
         "power-of-two parts of a batch are subtrees.",
     .infer = wgrad_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(matmul_wgrad_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){&matmul_wgrad_onednn,
+                                                     TP_CPU_LIST(matmul_wgrad_cpu), NULL}},
     .oracle = wgrad_oracle,
     .vjp = wgrad_vjp,
     .saves_in = 3,
