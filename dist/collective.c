@@ -223,26 +223,38 @@ static tp_status allgather(tp_comm *m, tp_job *j) {
 }
 
 /* ---- small calls ---------------------------------------------------------------------------- */
-/* Every rank exchanges the whole of x in every round, and does the same sum. n = 0: a barrier. */
+/* They travel through the lane's buffers: the caller's memory may be a stack that is gone when a
+ * call has failed. */
+static tp_status small_swap(tp_comm *m, tp_job *j, int bit, const void *out, size_t nout,
+                            size_t nin) {
+    tp_lane *l = &m->lane[0];
+    if (tp_control_meet(m, j, bit)) return TP_EIO;
+    if (nout) memcpy(l->out, out, nout);
+    if (lane_start(m, 0, m->rank ^ bit, l->out, nout, l->in, nin, false)) return TP_EIO;
+    return lane_wait(m, 0, m->rank ^ bit);
+}
+
+/* Every rank exchanges the whole of x in every round, and does the same sum. */
 static tp_status sum_f64(tp_comm *m, tp_job *j) {
     enum { MOST = TP_SEGMENT_BYTES / sizeof(double) };
-    double *x = j->data, nothing = 0;
+    double *x = j->data;
+    const double *came = m->lane[0].in;
     int64_t left = j->header.count;
-    do {
-        int64_t n = left < MOST ? left : MOST;
+    for (int64_t n; left; left -= n, x += n) {
+        n = left < MOST ? left : MOST;
+        size_t bytes = (size_t)n * sizeof *x;
         for (int bit = 1; bit < m->size; bit <<= 1) {
-            const double *came = m->lane[0].in;
-            size_t bytes = n ? (size_t)n * sizeof *x : 1;
-            if (tp_control_meet(m, j, bit)) return TP_EIO;
-            if (lane_start(m, 0, m->rank ^ bit, n ? x : &nothing, bytes, m->lane[0].in, bytes,
-                           false) ||
-                lane_wait(m, 0, m->rank ^ bit))
-                return TP_EIO;
+            if (small_swap(m, j, bit, x, bytes, bytes)) return TP_EIO;
             for (int64_t i = 0; i < n; i++) x[i] = m->rank & bit ? came[i] + x[i] : x[i] + came[i];
         }
-        left -= n;
-        x = x ? x + n : NULL;
-    } while (left);
+    }
+    return TP_OK;
+}
+
+/* As a sum of nothing: after round k a rank has heard from its subtree of 2^(k+1) ranks. */
+static tp_status barrier(tp_comm *m, tp_job *j) {
+    for (int bit = 1; bit < m->size; bit <<= 1)
+        if (small_swap(m, j, bit, "", 1, 1)) return TP_EIO;
     return TP_OK;
 }
 
@@ -252,13 +264,12 @@ static tp_status broadcast(tp_comm *m, tp_job *j) {
     for (int bit = 1; bit < m->size; bit <<= 1) {
         if (tp_control_meet(m, j, bit)) return TP_EIO;
         if (place >= 2 * bit) continue;
+        bool have = place < bit;
         size_t left = (size_t)j->header.count;
         for (char *p = j->data; left;) {
             size_t n = left < TP_SEGMENT_BYTES ? left : TP_SEGMENT_BYTES;
-            bool have = place < bit;
-            if (lane_start(m, 0, m->rank ^ bit, p, have ? n : 0, p, have ? 0 : n, false) ||
-                lane_wait(m, 0, m->rank ^ bit))
-                return TP_EIO;
+            if (small_swap(m, j, bit, p, have ? n : 0, have ? 0 : n)) return TP_EIO;
+            if (!have) memcpy(p, m->lane[0].in, n);
             p += n;
             left -= n;
         }
@@ -266,8 +277,7 @@ static tp_status broadcast(tp_comm *m, tp_job *j) {
     return TP_OK;
 }
 
-tp_status tp_collective_run(tp_comm *m, tp_job *j) {
-    if (tp_control_call(m, j)) return TP_EIO;
+static tp_status run(tp_comm *m, tp_job *j) {
     switch ((tp_work)j->header.work) {
     case TP_WORK_REDUCE_SCATTER:
         return reduce_scatter(m, j);
@@ -275,12 +285,20 @@ tp_status tp_collective_run(tp_comm *m, tp_job *j) {
         return reduce_scatter(m, j) ? TP_EIO : allgather(m, j);
     case TP_WORK_ALLGATHER:
         return allgather(m, j);
+    case TP_WORK_BARRIER:
+        return barrier(m, j);
     case TP_WORK_BROADCAST:
         return broadcast(m, j);
-    case TP_WORK_BARRIER:
     case TP_WORK_SUM_F64:
         return sum_f64(m, j);
     }
     return tp_comm_break(m, TP_EINTERNAL, false, "rank %d: no such call: %d", m->rank,
                          j->header.work);
+}
+
+tp_status tp_collective_run(tp_comm *m, tp_job *j) {
+    if (tp_control_call(m, j) || run(m, j)) return TP_EIO;
+    for (int bit = 1; bit < m->size; bit <<= 1) /* a sum of nothing meets nobody by itself */
+        if (tp_control_meet(m, j, bit)) return TP_EIO;
+    return TP_OK;
 }

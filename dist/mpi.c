@@ -22,7 +22,7 @@ static bool good(tp_transport *t, int code, const char *what) {
     char text[MPI_MAX_ERROR_STRING] = "";
     int n = 0;
     MPI_Error_string(code, text, &n);
-    snprintf(t->error, sizeof t->error, "%s: %s", what, text);
+    snprintf(t->error, sizeof t->error, "%s: %.200s", what, text);
     return false;
 }
 

@@ -11,7 +11,7 @@
 #include <time.h>
 #include <cmocka.h>
 
-enum { MAXRANKS = 8, MAXPIECES = 8 };
+enum { MAXRANKS = 8, MAXPIECES = 8, MOST = 1000000 };
 static const int world_sizes[] = {1, 2, 4, 8};
 
 /* A value in which the order of adding matters: any sign, 24 bits, magnitudes from 2^-12 to 2^12.
@@ -42,8 +42,7 @@ static void test_cuts(void **state) {
                     tp_cut s = {ns[a], units[u], owner};
                     int64_t at = 0, least = INT64_MAX, most = 0;
                     for (int i = 0; i < size; i++) {
-                        int64_t from = tp_cut_at(&s, size, i),
-                                to = tp_cut_at(&s, size, i + 1);
+                        int64_t from = tp_cut_at(&s, size, i), to = tp_cut_at(&s, size, i + 1);
                         assert_int_equal(from, at);
                         assert_true(to >= from);
                         at = to;
@@ -165,11 +164,11 @@ static void test_moves(void **state) {
         for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
             run_moves(world_sizes[s], &cases[i]);
     for (int owner = 0; owner < 8; owner++) /* owners mixed with even cuts */
-        run_moves(8, &(move_case){.n = 4,
-                                  .cut = {{50, 1, owner},
-                                            {33, 2, -1},
-                                            {9, 1, owner ^ 5},
-                                            {6, 1, (owner + 1) % 8}}});
+        run_moves(
+            8,
+            &(move_case){
+                .n = 4,
+                .cut = {{50, 1, owner}, {33, 2, -1}, {9, 1, owner ^ 5}, {6, 1, (owner + 1) % 8}}});
 }
 
 /* Several segments, cut by pieces at odd places, and more to one side than to the other. */
@@ -178,13 +177,13 @@ static void test_long_moves(void **state) {
     enum { SEGMENT = TP_SEGMENT_BYTES / 4 };
     run_moves(2, &(move_case){.n = 1, .cut = {{5 * SEGMENT + 3, 1, -1}}});
     run_moves(2, &(move_case){.n = 1, .cut = {{2 * SEGMENT, 1, -1}}});
-    run_moves(
-        2, &(move_case){.n = 3, .cut = {{3 * SEGMENT - 1, 1, 1}, {SEGMENT, 1, 0}, {7, 1, -1}}});
+    run_moves(2,
+              &(move_case){.n = 3, .cut = {{3 * SEGMENT - 1, 1, 1}, {SEGMENT, 1, 0}, {7, 1, -1}}});
     run_moves(4, &(move_case){.n = 4,
                               .cut = {{2 * SEGMENT + 1, 64, -1},
-                                        {11, 1, -1},
-                                        {SEGMENT + 9, 1, 2},
-                                        {SEGMENT - 11, 1, -1}}});
+                                      {11, 1, -1},
+                                      {SEGMENT + 9, 1, 2},
+                                      {SEGMENT - 11, 1, -1}}});
 }
 
 /* The test above could tell another order from the tree's. */
@@ -277,67 +276,74 @@ static void test_barrier(void **state) {
 
 /* ---- what can go wrong ---------------------------------------------------------------------- */
 /* Rank 1 does something bad; each rank's sentence and whether it should show it is noted. */
-static void finish(local_rank *r) {
+static void finish(local_rank *r, float *data) { /* which must outlive the communicator */
     move_case *k = r->arg;
     complain(r, tp_error(r->c));
     k->shown[r->rank] = tp_error_status(r->c) && !tp_comm_failed_elsewhere(r->m);
     tp_comm_close(r->m, tp_error_status(r->c) ? tp_error(r->c) : NULL);
+    free(data);
 }
-static void one_move(local_rank *r, int64_t n) {
-    float *x = calloc((size_t)n + 1, sizeof *x);
+static float *zeros(void) { return calloc(MOST, sizeof(float)); }
+static void one_move(local_rank *r, float *x, int64_t n) {
     int64_t t = tp_comm_start(r->m, r->c, TP_ALLREDUCE, &(tp_piece){x, {n, 1, -1}}, 1);
     if (t) tp_comm_wait(r->m, r->c, t);
-    free(x);
 }
 
 static void other_text(local_rank *r) {
+    float *x = zeros();
     tp_comm_agree(r->m, r->c, "config",
                   r->rank == 2 ? "seed: 1\nsteps: 500\n" : "seed: 1\nsteps: 600\n");
-    finish(r);
+    finish(r, x);
 }
 static void other_move(local_rank *r) {
-    one_move(r, 10);
-    one_move(r, r->rank == 1 ? 12 : 11);
-    finish(r);
+    float *x = zeros();
+    one_move(r, x, 10);
+    one_move(r, x, r->rank == 1 ? 12 : 11);
+    finish(r, x);
 }
 static void other_cuts(local_rank *r) {
-    float x[8] = {0};
+    float *x = zeros();
     tp_piece p = {x, {8, r->rank == 1 ? 2 : 1, -1}};
     int64_t t = tp_comm_start(r->m, r->c, TP_ALLREDUCE, &p, 1);
     if (t) tp_comm_wait(r->m, r->c, t);
-    finish(r);
+    finish(r, x);
 }
 static void fewer_moves(local_rank *r) {
-    one_move(r, 10);
-    if (r->rank != 1) one_move(r, 11);
-    finish(r);
+    float *x = zeros();
+    one_move(r, x, 10);
+    if (r->rank != 1) one_move(r, x, 11);
+    finish(r, x);
 }
 static void own_failure(local_rank *r) {
-    one_move(r, 1000000); /* the others are in the middle of large messages */
+    float *x = zeros();
+    one_move(r, x, MOST); /* the others are in the middle of large messages */
     if (r->rank == 1)
         tp_fail(r->c, TP_EIO, "disk full\nsecond line");
     else
-        one_move(r, 1000000);
-    finish(r);
+        one_move(r, x, MOST);
+    finish(r, x);
 }
 static void failure_while_idle(local_rank *r) {
+    float *x = zeros();
     if (r->rank == 1)
         tp_fail(r->c, TP_EIO, "disk full");
     else
         nanosleep(&(struct timespec){.tv_nsec = 300000000}, NULL); /* computes */
     if (r->rank != 1) tp_comm_barrier(r->m, r->c);
-    finish(r);
+    finish(r, x);
 }
 static void silence(local_rank *r) {
-    one_move(r, 10);
+    float *x = zeros();
+    one_move(r, x, 10);
     if (r->rank == 1) local_stop(r->world, 1);
-    one_move(r, 300000);
-    finish(r);
+    one_move(r, x, 300000);
+    finish(r, x);
 }
 static void long_computation(local_rank *r) { /* three times the limit, and yet alive */
+    float *x = zeros();
     if (r->rank == 1) nanosleep(&(struct timespec){.tv_sec = 6}, NULL);
-    one_move(r, 10);
-    finish(r);
+    one_move(r, x, 10);
+    finish(r, x);
 }
 
 typedef struct bad_case {

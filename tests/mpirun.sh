@@ -8,6 +8,7 @@ if [ ! -x "$program" ] || ! command -v mpirun >/dev/null; then
     exit 0
 fi
 export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export ASAN_OPTIONS=detect_leaks=0 # Open MPI's modules leak, and are unloaded before one could name them
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 bad=0
