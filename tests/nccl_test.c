@@ -39,8 +39,9 @@ typedef struct parcel {
 } parcel;
 static struct {
     pthread_mutex_t lock;
-    int devices, broken_rank, comms, buffers; /* comms, buffers: that exist */
-    parcel mail[MAXRANKS][MAXRANKS][QUEUE];   /* from, to */
+    int devices, comms, buffers; /* comms, buffers: that exist */
+    atomic_int broken_rank;
+    parcel mail[MAXRANKS][MAXRANKS][QUEUE]; /* from, to */
     int in_mail[MAXRANKS][MAXRANKS];
     char faults[200];
 } machine = {.lock = PTHREAD_MUTEX_INITIALIZER};
