@@ -42,7 +42,7 @@ expect split
 train half $state=bf16 threads=1 run.steps=11
 train half $state=bf16 threads=2 --resume
 expect half
-if command -v mpirun >/dev/null && "$tapir" version | grep -qw mpi; then
+if command -v mpirun >/dev/null && "$tapir" version | grep -qw MPI; then
     mpirun -np 2 "$tapir" train "$config" run.dir="$tmp/ranks" data.train="$tmp/train.h5" \
         data.val="$tmp/val.h5" train.optimizer=adamw train.lr_scheduler_type=constant \
         train.adam_beta2=0.999 $state=bf16 threads=1 dist.zero_stage=1 >"$tmp/out" 2>&1 || cat "$tmp/out"

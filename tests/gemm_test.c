@@ -193,9 +193,11 @@ static void trees(void **state) {
         check(&(shape){20, 40, samples * 5, 5, 1, samples % 2, samples % 3 == 0}, ctx[1]->isa, ctx);
     static const shape shapes[] = {
         {17, 40, 7 * 100, 100, 1, false, false}, /* several stages of several leaves */
-        {17, 40, 5 * 100, 100, 1, true, true},   {17, 40, 5 * 780, 780, 1, false, false},
+        {17, 40, 5 * 100, 100, 1, true, true},    {17, 40, 5 * 780, 780, 1, false, false},
         {17, 40, 3 * 780, 780, 1, false, true}, /* leaves longer than a stage, chains carried */
-        {5, 600, 5 * 200, 200, 1, false, false}, {1, 70, 6 * 50, 50, 0, false, false},
+        {5, 600, 5 * 200, 200, 1, false, false},  {1, 70, 6 * 50, 50, 0, false, false},
+        {20, 40, 23 * 90, 90, 1, true, true}, /* trees within a stage and from stage to stage */
+        {70, 70, 11 * 130, 130, 1, false, false}, {16, 33, 9 * 770, 770, 0, false, true},
         {9, 33, 107, 10, 0, false, false}, /* a last sample that is shorter */
     };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) check(&shapes[i], ctx[1]->isa, ctx);
@@ -308,12 +310,78 @@ static void split_batches(void **state) {
     tp_ctx_free(c);
 }
 
+static tp_tensor *with_shape(tp_ctx *c, tp_tensor *x, int ndim, const int64_t *dims) {
+    tp_tensor *v = tp_tensor_keep(c, TP_F32, ndim, dims);
+    assert_non_null(v);
+    memcpy(v->data, x->data, (size_t)tp_numel(x) * sizeof(float));
+    return v;
+}
+
+/* Dimension 0 alone counts samples: what lies between it and the rows lengthens the chains. The
+ * mutant, all leading dimensions counted, gives other bits. */
+static void samples_are_dimension_0(void **state) {
+    (void)state;
+    tp_ctx *c = ctx_with(2);
+    tp_wgrad_opts o = {.weight = true, .bias = true};
+    tp_tensor *x = tp_tensor_keep(c, TP_F32, TP_SHAPE(3, 20, 9));
+    tp_tensor *dy = tp_tensor_keep(c, TP_F32, TP_SHAPE(3, 20, 17)), *want[2], *got[2], *other[2];
+    assert_true(x && dy);
+    for (int64_t i = 0; i < tp_numel(x); i++) tp_f32(x)[i] = value(7, i);
+    for (int64_t i = 0; i < tp_numel(dy); i++) tp_f32(dy)[i] = value(8, i);
+    tp_tensor *x4 = with_shape(c, x, TP_SHAPE(3, 4, 5, 9)),
+              *d4 = with_shape(c, dy, TP_SHAPE(3, 4, 5, 17));
+    tp_tensor *x12 = with_shape(c, x, TP_SHAPE(12, 5, 9)),
+              *d12 = with_shape(c, dy, TP_SHAPE(12, 5, 17));
+    assert_int_equal(tp_matmul_wgrad(c, x, dy, &o, want), TP_OK);
+    assert_int_equal(tp_matmul_wgrad(c, x4, d4, &o, got), TP_OK);
+    assert_int_equal(tp_matmul_wgrad(c, x12, d12, &o, other), TP_OK);
+    for (int w = 0; w < 2; w++) {
+        size_t bytes = (size_t)tp_numel(want[w]) * sizeof(float);
+        assert_memory_equal(want[w]->data, got[w]->data, bytes);
+        assert_memory_not_equal(want[w]->data, other[w]->data, bytes);
+    }
+    tp_ctx_free(c);
+}
+
+/* db is the product of a row of ones and dy: the same chains, the same tree, for any layout. */
+static void bias_is_a_product_with_ones(void **state) {
+    (void)state;
+    tp_ctx *c = ctx_with(2);
+    tp_wgrad_opts o = {.bias = true};
+    float one = 1.0f;
+    for (int64_t samples = 1; samples <= 7; samples++)
+        for (int layout = 0; layout < 2; layout++) { /* 1: dy is a transposed view */
+            int64_t n = 40 * samples, rows = samples * 9;
+            tp_tensor *dy = tp_tensor_new(c, TP_F32, TP_SHAPE(samples, 9, n)), *out[2];
+            tp_tensor *x = tp_tensor_new(c, TP_F32, TP_SHAPE(samples, 9, 2));
+            assert_true(x && dy);
+            for (int64_t i = 0; i < tp_numel(x); i++) tp_f32(x)[i] = 1;
+            for (int64_t i = 0; i < tp_numel(dy); i++) tp_f32(dy)[i] = value(9, i);
+            if (layout) dy->stride[0] = 9, dy->stride[1] = 1, dy->stride[2] = rows;
+            tp_gemm g = {.m = 1, .n = n, .k = rows, .leaf = 9, .a = &one, .b = tp_f32(dy)};
+            g.b_rs = dy->stride[1], g.b_cs = dy->stride[2];
+            assert_int_equal(tp_matmul_wgrad(c, x, dy, &o, out), TP_OK);
+            for (int64_t j = 0; j < n; j++) {
+                float want = tree(&g, 0, j);
+                assert_memory_equal(&want, &tp_f32(out[1])[j], sizeof want);
+            }
+            tp_step_end(c);
+        }
+    tp_ctx_free(c);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(small_shapes),      cmocka_unit_test(every_height_and_edge),
-        cmocka_unit_test(blocks_and_stages), cmocka_unit_test(trees),
-        cmocka_unit_test(parts_of_a_whole),  cmocka_unit_test(resumed_chains),
-        cmocka_unit_test(oracle_can_fail),   cmocka_unit_test(split_batches),
+        cmocka_unit_test(small_shapes),
+        cmocka_unit_test(every_height_and_edge),
+        cmocka_unit_test(blocks_and_stages),
+        cmocka_unit_test(trees),
+        cmocka_unit_test(parts_of_a_whole),
+        cmocka_unit_test(resumed_chains),
+        cmocka_unit_test(oracle_can_fail),
+        cmocka_unit_test(split_batches),
+        cmocka_unit_test(samples_are_dimension_0),
+        cmocka_unit_test(bias_is_a_product_with_ones),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -60,7 +60,7 @@ killed() {
 }
 
 have_mpi=no
-command -v mpirun >/dev/null && "$tapir" version | grep -qw mpi && have_mpi=yes
+command -v mpirun >/dev/null && "$tapir" version | grep -qw MPI && have_mpi=yes
 for family in "model.family=gpt2" "model.family=llama train.optimizer=adamw model.qk_norm=true model.kv_heads=1"; do
     rm -rf "$tmp/reference"
     (launch "$tapir" 1 "$config" run.dir="$tmp/reference" $family threads=1)

@@ -3,14 +3,17 @@
 #define TP_GELU_MATH_H
 #include "ops/math.h"
 
-static inline TP_HD float gelu_f(float x) {
-    float u = 0.797884561f * fmaf(0.044715f * x * x, x, x);
-    return 0.5f * x * (1.0f + tp_tanhf(u));
+/* 0.5 (1 + tanh u) = 1/(1 + e^-2u): one e^x and one division, and no cancellation for u < 0. */
+static inline TP_HD float gelu_2u(float x, float x2) {
+    return 1.595769122f * fmaf(0.044715f * x2, x, x);
 }
 
+static inline TP_HD float gelu_f(float x) { return x / (1.0f + tp_expf(-gelu_2u(x, x * x))); }
+
+/* With s = 1/(1 + e), e = e^-2u:  y = x s,  y' = s + x s (1 - s) (2u)',  and 1 - s = e s. */
 static inline TP_HD float gelu_dx(float x) {
-    float x2 = x * x, t = tp_tanhf(0.797884561f * fmaf(0.044715f * x2, x, x));
-    float du = 0.797884561f * fmaf(0.134145f, x2, 1.0f);
-    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * du;
+    float x2 = x * x, v = -gelu_2u(x, x2), du = 1.595769122f * fmaf(0.134145f, x2, 1.0f);
+    float e = tp_expf(v > 80.0f ? 80.0f : v), s = 1.0f / (1.0f + e); /* e s needs a finite e */
+    return s * fmaf(x, e * s * du, 1.0f);
 }
 #endif

@@ -12,7 +12,7 @@ extern const tp_attr lce_attrs[];
 
 typedef struct lce_dims {
     int64_t n, c, v;    /* tokens, channels, vocabulary */
-    int64_t samples, t; /* n = samples*t: a sample is what lies behind all but the last two dims */
+    int64_t samples, t; /* n = samples*t: dimension 0 of three or more counts samples */
     int64_t w_vs, w_cs; /* strides of w along V and C, as a dense tensor */
     int64_t ignore;
     double softcap, z_loss, temperature;

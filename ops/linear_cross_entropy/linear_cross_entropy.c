@@ -42,9 +42,9 @@ lce_dims lce_dims_of(const tp_call *k) {
     const tp_tensor *x = k->in[LCE_X], *w = k->in[LCE_W];
     const tp_lce_opts *o = &((const lce_attr *)k->attr)->o;
     bool trans = o->trans_w;
-    lce_dims d = {.n = 1, .samples = 1, .t = x->ndim > 1 ? tp_dim(x, -2) : 1, .c = tp_dim(x, -1)};
-    for (int i = 0; i < x->ndim - 1; i++) d.n *= x->shape[i];
-    for (int i = 0; i < x->ndim - 2; i++) d.samples *= x->shape[i];
+    lce_dims d = {.samples = x->ndim > 2 ? x->shape[0] : 1, .t = 1, .c = tp_dim(x, -1)};
+    for (int i = x->ndim > 2 ? 1 : 0; i < x->ndim - 1; i++) d.t *= x->shape[i];
+    d.n = d.samples * d.t;
     if (k->ctx->fast) d.t = d.n, d.samples = 1; /* one chain over all tokens */
     d.v = w->shape[trans ? 1 : 0];
     d.w_vs = trans ? 1 : d.c;

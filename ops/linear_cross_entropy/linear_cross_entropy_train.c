@@ -63,8 +63,8 @@ tp_lce_sum tp_linear_cross_entropy_train(tp_ctx *c, tp_tensor *x, tp_tensor *w, 
     return (tp_lce_sum){out[LCE_SUM], out[LCE_SUM_LOGPROB], out[LCE_SUM_ENTROPY]};
 }
 
-/* Walked for the last time, the saved gradients are scaled where they lie: at the root of a backward
- * pass by 1, which costs nothing. */
+/* Walked for the last time, the saved gradients are scaled where they lie: at the root of a
+ * backward pass by 1, which costs nothing. */
 static tp_tensor *scaled(const tp_call *k, tp_tensor *g, tp_tensor *by) {
     if (!k->last || g->dtype != by->dtype) return tp_mul(k->ctx, g, by);
     return tp_mul_(k->ctx, g, by) ? NULL : g;

@@ -25,29 +25,44 @@ static void choose_grid(gemm_plan *p, const tp_gemm *g, int threads) {
     }
 }
 
+static int bits_of(int64_t x) {
+    int n = 0;
+    for (; x > 0; x >>= 1) n++;
+    return n;
+}
+
 static void choose_stages(gemm_plan *p, const tp_gemm *g) {
     p->leaf = g->leaf > 0 && g->leaf < g->k ? g->leaf : g->k;
     p->leaves = p->leaf > 0 ? gemm_ceil_div(g->k, p->leaf) : 1;
     int64_t most = p->nr == 32 ? GEMM_KC_V4 : GEMM_KC;
+    p->levels = bits_of(p->leaves - 1);
     if (p->leaf > most) { /* equal parts, whole blocks of 16 for the transposing packer */
         p->kc = gemm_ceil_div(gemm_ceil_div(p->leaf, gemm_ceil_div(p->leaf, most)), 16) * 16;
         p->stages_per_leaf = gemm_ceil_div(p->leaf, p->kc);
         p->leaves_per_stage = 1;
-    } else {
+    } else { /* all leaves, or a power of two of them: a subtree */
         p->stages_per_leaf = 1;
         p->leaves_per_stage = p->leaf > 0 ? gemm_min(most / p->leaf, p->leaves) : 1;
+        p->small_levels = bits_of(p->leaves_per_stage) - 1;
+        if (p->leaves_per_stage == p->leaves)
+            p->small_levels = p->levels;
+        else
+            p->leaves_per_stage = INT64_C(1) << p->small_levels;
         p->kc = p->leaf * p->leaves_per_stage;
     }
-    p->local = p->stages_per_leaf == 1 && p->leaves_per_stage == p->leaves;
-    p->levels = 0;
-    for (int64_t waiting = p->leaves - 1; waiting > 0; waiting >>= 1) p->levels++;
     p->carry = g->accumulate && p->stages_per_leaf > 1;
+}
+
+/* Rows of A packed at a time: equal parts of a task's rows. */
+static int64_t choose_rows(const gemm_plan *p, int64_t rows) {
+    int64_t most = p->nr == 32 ? gemm_max(1, GEMM_A_V4 / p->kc) : GEMM_MC;
+    return gemm_ceil_div(rows, gemm_ceil_div(rows, most));
 }
 
 gemm_plan tp_gemm_plan(const tp_gemm *g, int threads, int mr, int nr) {
     gemm_plan p = {.mr = mr, .nr = nr, .tasks_m = 1, .tasks_n = 1};
     choose_stages(&p, g);
-    if (g->m == 0 || g->n == 0) return p;
+    if (g->m == 0 || g->n == 0 || g->k == 0) return p;
     p.few = g->m <= GEMM_FEW && p.leaves == 1 && !g->resume && (g->b_rs == 1 || g->b_cs == 1);
     if (p.few) { /* A's rows, interleaved */
         p.a_bytes = round_up((size_t)(g->m * g->k) * sizeof(float));
@@ -56,15 +71,13 @@ gemm_plan tp_gemm_plan(const tp_gemm *g, int threads, int mr, int nr) {
     choose_grid(&p, g, threads);
     int64_t rows = gemm_ceil_div(g->m, p.tasks_m);
     int64_t panels = gemm_ceil_div(gemm_ceil_div(g->n, nr), p.tasks_n);
-    bool buffers = p.levels > 0 || p.carry;
-    int64_t nc = buffers && !p.local ? GEMM_NC_TREE : GEMM_NC;
-    p.mc = gemm_ceil_div(rows, gemm_ceil_div(rows, nr == 32 ? GEMM_MC_V4 : GEMM_MC));
-    p.nc = gemm_min(nc / nr, panels) * nr;
-    int64_t tiles = p.local ? 1 : gemm_ceil_div(p.mc, mr) * (p.nc / nr);
-    int64_t nbuf = p.levels + (p.carry ? 1 : 0);
+    int64_t waiting = p.levels - p.small_levels + (p.carry ? 1 : 0); /* buffers per tile */
+    p.mc = choose_rows(&p, rows);
+    p.nc = gemm_min((waiting ? GEMM_NC_TREE : GEMM_NC) / nr, panels) * nr;
+    int64_t tiles = gemm_ceil_div(p.mc, mr) * (p.nc / nr);
     p.a_bytes = round_up((size_t)(gemm_ceil_div(p.mc, mr) * mr * p.kc) * sizeof(float));
     p.b_bytes = round_up((size_t)(nr * p.kc) * sizeof(float));
-    p.buf_bytes = round_up((size_t)(nbuf * tiles * mr * nr) * sizeof(float));
+    p.buf_bytes = round_up((size_t)((p.small_levels + waiting * tiles) * mr * nr) * sizeof(float));
     return p;
 }
 

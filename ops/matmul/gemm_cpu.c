@@ -2,8 +2,8 @@
  *
  * A block of A and a panel of B are copied ("packed") into the order in which the tile
  * function reads them, and the tile function keeps MR x NR elements of C in registers for a whole
- * stage of k. A chain longer than a stage is put down in C and taken up again, which does not
- * change it. */
+ * stage of k: for all the samples in it, one after the other. A chain longer than a stage is put
+ * down in C and taken up again, which does not change it. */
 #include "ops/matmul/gemm_plan.h"
 #include "ops/simd.h"
 
@@ -17,28 +17,59 @@ enum { MR = 6, NV = 1 };
 enum { MR = 4, NV = 1 };
 #endif
 enum { NR = NV * TP_LANES };
+enum { A_GROUP = 4 }; /* row panels of A packed at a time, where that pays */
+
+/* ---- what is wanted soon -------------------------------------------------------------------- */
+/* Operands are packed in short runs from many rows, which the hardware does not foresee. So while
+ * a tile is multiplied, the lines that are packed after it are asked for, one in each step of k. */
+enum { WANTS = 2 };
+typedef struct ahead {
+    const char *run;
+    int64_t lines, stride; /* cache lines of a run; bytes from run to run */
+    int64_t runs;          /* left */
+} ahead;
+
+/* The lines of src[i*s_i + k*s_k], i < count, k < kc. */
+static ahead ahead_of(const float *src, int64_t s_i, int64_t s_k, int64_t count, int64_t kc) {
+    ahead w = {0};
+    if (count <= 0 || kc <= 0 || (s_i != 1 && s_k != 1)) return w;
+    w.run = (const char *)src;
+    w.runs = s_i == 1 ? kc : count;
+    w.lines = gemm_ceil_div((s_i == 1 ? count : kc) * (int64_t)sizeof(float), 64);
+    w.stride = (s_i == 1 ? s_k : s_i) * (int64_t)sizeof(float);
+    return w;
+}
 
 /* ---- the tile ------------------------------------------------------------------------------- */
+/* A stage of k for MR x NR elements: the end of a chain, whole chains, or the start of one. */
 typedef struct tile {
-    const float *a;  /* packed: a[k*MR + i] */
-    const float *b;  /* packed, or rows of B where they lie */
-    int64_t b_ld;    /* such rows' distance */
-    float *b_packed; /* where to pack them while they pass */
-    int64_t k;
-    const char *ahead; /* memory wanted soon: runs of ahead_lines cache lines, ahead_stride apart */
-    int64_t ahead_lines, ahead_stride;
-    const float *from; /* the chain so far, or NULL at its start */
-    int64_t from_ld;
-    int from_cols, cols; /* columns that exist at from and at to */
-    const float *left;   /* finished subtrees to the left, `left_step` floats apart */
-    int64_t left_step;
-    uint64_t merge;    /* bit l set: add the subtree of level l; lowest first */
+    const float *a;    /* packed: a[k*MR + i] */
+    const float *b;    /* packed: b[k*NR + j], or rows of B where they lie */
+    int64_t b_ld;      /* such rows' distance */
+    float *b_packed;   /* where to pack them while they pass */
+    int64_t k, leaf;   /* steps; of them, steps per leaf (the last leaf may be shorter) */
+    uint64_t number;   /* of the first leaf */
+    bool starts, ends; /* the first step starts a leaf; the last step ends one */
+    bool last;         /* the last step ends all of k */
+    ahead want[WANTS]; /* lines wanted soon */
+    float *part;       /* where a chain waits that goes on from stage to stage */
+    int64_t part_ld;
+    int part_cols;
+    float *small, *left; /* subtrees that wait: levels below small_levels, and from there on */
+    int small_levels;
+    int64_t left_step; /* floats from level to level at left */
     const float *bias; /* or NULL */
     bool accumulate;   /* add what lies at `to` */
     float *to;
     int64_t to_ld;
+    int cols;          /* that exist at `to` */
     const float *soon; /* where in C the next tile lies */
 } tile;
+
+static float *level_at(const tile *t, int level) {
+    return level < t->small_levels ? t->small + level * MR * NR
+                                   : t->left + (level - t->small_levels) * t->left_step;
+}
 
 /* acc = p + acc: the left operand is the earlier one. */
 INLINE void add_left(v16 acc[MR][NV], int mr, const float *p, int64_t ld, int cols) {
@@ -52,56 +83,117 @@ INLINE void add_left(v16 acc[MR][NV], int mr, const float *p, int64_t ld, int co
         }
 }
 
+INLINE void put(v16 acc[MR][NV], int mr, float *p, int64_t ld, int cols) {
+#pragma GCC unroll 14
+    for (int i = 0; i < mr; i++)
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; v++) {
+            float *q = p + i * ld + v * TP_LANES;
+            if (cols == NR)
+                v16_store(q, acc[i][v]);
+            else
+                v16_store_n(q, acc[i][v], v16_lanes(cols, v));
+        }
+}
+
+INLINE void start(v16 acc[MR][NV], int mr, const float *from, int64_t ld, int cols) {
+#pragma GCC unroll 14
+    for (int i = 0; i < mr; i++)
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; v++) {
+            const float *q = from + i * ld + v * TP_LANES;
+            if (!from)
+                acc[i][v] = v16_zero();
+            else
+                acc[i][v] = cols == NR ? v16_load(q) : v16_load_n(q, v16_lanes(cols, v));
+        }
+}
+
+/* The lines that the steps ask for, one each: those of t->want in turn, then none new. Runs of one
+ * or two lines, the rows of a panel of B, are walked without a branch: after a step of d bytes
+ * comes one of sum - d. */
+typedef struct asking {
+    const char *line;
+    int64_t d, sum, left; /* left: lines until ask_next */
+    ahead now;
+    int next;
+} asking;
+
+INLINE void ask_next(asking *q, const tile *t) {
+    while (q->now.runs <= 0) {
+        if (q->next == WANTS) {
+            q->line = (const char *)t->b_packed; /* in cache anyway */
+            q->d = q->sum = 0;
+            q->left = INT64_MAX;
+            return;
+        }
+        q->now = t->want[q->next++];
+    }
+    int64_t runs = q->now.lines <= 2 ? q->now.runs : 1;
+    q->line = q->now.run;
+    q->left = q->now.lines * runs;
+    q->d = q->now.lines == 1 ? q->now.stride : 64;
+    q->sum = q->now.lines <= 2 ? q->now.stride * (3 - q->now.lines) : 128;
+    q->now.run += q->now.stride * runs;
+    q->now.runs -= runs;
+}
+
 INLINE void tile_rows(const int mr, const bool direct, const tile *t) {
     v16 acc[MR][NV];
-    if (t->from) {
-#pragma GCC unroll 14
-        for (int i = 0; i < mr; i++)
-#pragma GCC unroll 2
-            for (int v = 0; v < NV; v++) {
-                const float *q = t->from + i * t->from_ld + v * TP_LANES;
-                acc[i][v] =
-                    t->from_cols == NR ? v16_load(q) : v16_load_n(q, v16_lanes(t->from_cols, v));
-            }
-    } else {
-#pragma GCC unroll 14
-        for (int i = 0; i < mr; i++)
-#pragma GCC unroll 2
-            for (int v = 0; v < NV; v++) acc[i][v] = v16_zero();
-    }
-    const float *a = t->a, *b = t->b;
+    const float *a = t->a, *b = t->b, *from = t->starts ? NULL : t->part;
     const int64_t b_ld = direct ? t->b_ld : NR;
     float *packed = t->b_packed;
-    const char *run = t->ahead;
+    asking q = {0};
+    int64_t k = t->k;
 #pragma GCC unroll 14
     for (int i = 0; i < mr; i++)
 #pragma GCC unroll 2
         for (int v = 0; v < NV; v++)
             __builtin_prefetch(t->soon + i * t->to_ld + v * TP_LANES, 1, 3);
-    for (int64_t k = t->k; k > 0; run += t->ahead_stride) {
-        int64_t steps = k < t->ahead_lines ? k : t->ahead_lines;
-        const char *ahead = run;
-        k -= steps;
-        for (; steps > 0; steps--, a += MR, b += b_ld, ahead += 64) {
-            v16 bk[NV];
+    for (uint64_t leaf = t->number;; leaf++) {
+        int64_t rest = gemm_min(k, t->leaf);
+        k -= rest;
+        if (from)
+            start(acc, mr, from, t->part_ld, t->part_cols);
+        else
+            start(acc, mr, NULL, 0, NR);
+        from = NULL;
+        while (rest > 0) {
+            if (q.left <= 0) ask_next(&q, t);
+            int64_t steps = gemm_min(rest, q.left);
+            rest -= steps;
+            q.left -= steps;
+            for (; steps > 0; steps--, a += MR, b += b_ld, q.line += q.d, q.d = q.sum - q.d) {
+                v16 bk[NV];
 #pragma GCC unroll 2
-            for (int v = 0; v < NV; v++) {
-                bk[v] = v16_load(b + v * TP_LANES);
-                if (direct) v16_store(packed + v * TP_LANES, bk[v]);
-            }
-            packed += direct ? NR : 0;
-            __builtin_prefetch(ahead, 0, 2);
+                for (int v = 0; v < NV; v++) {
+                    bk[v] = v16_load(b + v * TP_LANES);
+                    if (direct) v16_store(packed + v * TP_LANES, bk[v]);
+                }
+                packed += direct ? NR : 0;
+                __builtin_prefetch(q.line, 0, 2);
 #pragma GCC unroll 14
-            for (int i = 0; i < mr; i++) {
-                v16 ai = v16_set1(a[i]);
+                for (int i = 0; i < mr; i++) {
+                    v16 ai = v16_set1(a[i]);
 #pragma GCC unroll 2
-                for (int v = 0; v < NV; v++) acc[i][v] = v16_fma(ai, bk[v], acc[i][v]);
+                    for (int v = 0; v < NV; v++) acc[i][v] = v16_fma(ai, bk[v], acc[i][v]);
+                }
             }
         }
+        if (k == 0 && !t->ends) {
+            put(acc, mr, t->part, t->part_ld, t->part_cols);
+            return;
+        }
+        /* the binary counter: as many merges as leaf has trailing ones; at the very end all that
+         * waits, the rightmost (smallest) subtree first */
+        bool last = k == 0 && t->last;
+        uint64_t merge = last ? leaf : leaf & ~(leaf + 1);
+        for (int level = 0; merge; merge >>= 1, level++)
+            if (merge & 1) add_left(acc, mr, level_at(t, level), NR, NR);
+        if (last) break;
+        put(acc, mr, level_at(t, __builtin_ctzll(leaf + 1)), NR, NR);
+        if (k == 0) return;
     }
-    const float *left = t->left;
-    for (uint64_t bits = t->merge; bits; bits >>= 1, left += t->left_step)
-        if (bits & 1) add_left(acc, mr, left, NR, NR);
     if (t->bias) {
 #pragma GCC unroll 2
         for (int v = 0; v < NV; v++) {
@@ -111,16 +203,7 @@ INLINE void tile_rows(const int mr, const bool direct, const tile *t) {
         }
     }
     if (t->accumulate) add_left(acc, mr, t->to, t->to_ld, t->cols);
-#pragma GCC unroll 14
-    for (int i = 0; i < mr; i++)
-#pragma GCC unroll 2
-        for (int v = 0; v < NV; v++) {
-            float *q = t->to + i * t->to_ld + v * TP_LANES;
-            if (t->cols == NR)
-                v16_store(q, acc[i][v]);
-            else
-                v16_store_n(q, acc[i][v], v16_lanes(t->cols, v));
-        }
+    put(acc, mr, t->to, t->to_ld, t->cols);
 }
 
 /* One function per number of rows, so that a matrix of any height is cut without waste; and one
@@ -157,7 +240,12 @@ INLINE void store_width(float *dst, v16 x, const int width, const int v) {
 INLINE void pack_panel(float *dst, const int width, int count, int64_t kc, const float *src,
                        int64_t s_i, int64_t s_k) {
     const int nv = (width + TP_LANES - 1) / TP_LANES;
-    if (s_i == 1) {
+    if (s_i == 1 && count == width && width % TP_LANES == 0) { /* the usual panel of B */
+#pragma GCC unroll 4
+        for (int64_t k = 0; k < kc; k++)
+            for (int v = 0; v < nv; v++)
+                v16_store(dst + k * width + v * TP_LANES, v16_load(src + k * s_k + v * TP_LANES));
+    } else if (s_i == 1) {
         for (int64_t k = 0; k < kc; k++)
 #pragma GCC unroll 2
             for (int v = 0; v < nv; v++) {
@@ -202,54 +290,23 @@ static void pack_b(float *dst, int count, int64_t kc, const float *src, int64_t 
     pack_panel(dst, NR, count, kc, src, cs, rs);
 }
 
-/* ---- prefetching ---------------------------------------------------------------------------- */
-/* Operands are packed in short runs from many rows, which the hardware does not foresee. So while
- * one piece is multiplied, the lines of the next are asked for, one in each step of k. */
-typedef struct ahead {
-    const char *run;
-    int64_t lines, stride; /* cache lines of a run; bytes from run to run */
-    int64_t runs;          /* left */
-} ahead;
-
-/* The lines of src[i*s_i + k*s_k], i < count, k < kc. */
-static ahead ahead_of(const float *src, int64_t s_i, int64_t s_k, int64_t count, int64_t kc) {
-    ahead w = {0};
-    if (count <= 0 || kc <= 0 || (s_i != 1 && s_k != 1)) return w;
-    w.run = (const char *)src;
-    w.runs = s_i == 1 ? kc : count;
-    w.lines = gemm_ceil_div((s_i == 1 ? count : kc) * (int64_t)sizeof(float), 64);
-    w.stride = (s_i == 1 ? s_k : s_i) * (int64_t)sizeof(float);
-    return w;
-}
-
-/* Gives tile t its share of w, or, where nothing is left, lines that it has in cache anyway. */
-static void ask_ahead(tile *t, ahead *w) {
-    if (w->runs <= 0) {
-        t->ahead = (const char *)t->b;
-        t->ahead_lines = t->k;
-        t->ahead_stride = 0;
-        return;
-    }
-    int64_t runs = gemm_ceil_div(t->k, w->lines);
-    t->ahead = w->run;
-    t->ahead_lines = w->lines;
-    t->ahead_stride = w->stride;
-    w->runs -= runs;
-    w->run += w->stride * runs;
-}
-
 /* ---- blocks and tasks ----------------------------------------------------------------------- */
 typedef struct block { /* a part of C with its packed operands and buffers */
     const tp_gemm *g;
     const gemm_plan *p;
-    int64_t row, rows,
-        row_panels; /* panel i holds rows [rows*i/row_panels, rows*(i+1)/row_panels) */
-    int64_t col, cols;
-    float *a, *b, *buf; /* buf: (level, tile, MR, NR); the carried chain is the last level */
-    int64_t tiles;
+    int64_t row, rows;
+    int64_t row_panels, few, taller; /* row panels hold `few` rows, the first `taller` one more */
+    int64_t col, cols, col_panels;
+    float *a, *b, *small, *left; /* left: (level, tile, MR, NR); the last level is the
+                                             carried chain */
 } block;
 
-static int64_t panel_row(const block *x, int64_t i) { return x->rows * i / x->row_panels; }
+/* A panel of B: columns NR*j and on, the steps [k0, k0+kc) of a stage. */
+typedef struct panel {
+    int64_t j, k0, kc;
+} panel;
+
+static int64_t panel_row(const block *x, int64_t i) { return i * x->few + gemm_min(i, x->taller); }
 
 static const float *a_at(const block *x, int64_t i, int64_t k) {
     return x->g->a + (x->row + panel_row(x, i)) * x->g->a_rs + k * x->g->a_cs;
@@ -258,98 +315,128 @@ static const float *b_at(const block *x, int64_t j, int64_t k) {
     return x->g->b + k * x->g->b_rs + (x->col + j * NR) * x->g->b_cs;
 }
 
-/* One tile through all the leaves, or the part of a leaf, that the stage [k0, k0+kc) holds. */
-static void run_tile(const block *x, int64_t k0, int64_t kc, int64_t i, int64_t j, bool direct,
-                     ahead *next) {
+/* The first panel of the stage at k0 (kc 0: there is none). A stage ends where its leaves do. */
+static panel stage_at(const block *x, int64_t k0) {
+    const gemm_plan *p = x->p;
+    int64_t group = p->leaf * p->leaves_per_stage;
+    int64_t end = gemm_min((k0 / group + 1) * group, x->g->k);
+    return (panel){0, k0, gemm_min(p->kc, end - k0)};
+}
+static panel panel_after(const block *x, panel v) {
+    if (++v.j < x->col_panels) return v;
+    return v.k0 + v.kc < x->g->k ? stage_at(x, v.k0 + v.kc) : (panel){0};
+}
+
+/* Everything of a panel's tiles that is the same for all of them and not about speed. */
+static tile tile_of(const block *x, const panel *v) {
     const tp_gemm *g = x->g;
     const gemm_plan *p = x->p;
-    int64_t r0 = panel_row(x, i), mr = panel_row(x, i + 1) - r0, c0 = j * NR;
-    int64_t step = x->tiles * MR * NR; /* floats from level to level */
-    float *buf = x->buf + (p->local ? 0 : (j * x->row_panels + i) * MR * NR);
-    float *c_top = g->c + x->row * g->ldc + x->col + c0, *c = c_top + r0 * g->ldc;
+    int64_t c0 = v->j * NR, end = v->k0 + v->kc;
     int cols = (int)gemm_min(NR, x->cols - c0);
-    for (int64_t k = k0; k < k0 + kc;) {
-        int64_t leaf = p->leaf > 0 ? k / p->leaf : 0, leaf_end = (leaf + 1) * p->leaf;
-        int64_t end = gemm_min(gemm_min(leaf_end, g->k), k0 + kc);
-        bool starts = k == leaf * p->leaf, ends = end == leaf_end || end == g->k;
-        bool last = end == g->k;
-        tile t = {.a = x->a + i * MR * p->kc + (k - k0) * MR,
-                  .b = direct ? b_at(x, j, k) : x->b + (k - k0) * NR,
-                  .b_ld = g->b_rs,
-                  .b_packed = x->b + (k - k0) * NR,
-                  .k = end - k,
-                  .left = buf,
-                  .left_step = step,
-                  .to = c,
+    return (tile){.b_ld = g->b_rs,
+                  .b_packed = x->b,
+                  .k = v->kc,
+                  .leaf = p->leaf,
+                  .number = (uint64_t)(v->k0 / p->leaf),
+                  .starts = v->k0 % p->leaf == 0 && !g->resume,
+                  .ends = end == g->k || end % p->leaf == 0,
+                  .last = end == g->k,
+                  .part_ld = p->carry ? NR : g->ldc,
+                  .part_cols = p->carry ? NR : cols,
+                  .small = x->small,
+                  .small_levels = p->small_levels,
+                  .left_step = x->row_panels * x->col_panels * MR * NR,
+                  .bias = g->bias ? g->bias + x->col + c0 : NULL,
+                  .accumulate = g->accumulate,
                   .to_ld = g->ldc,
-                  .cols = cols,
-                  .soon = i + 1 < x->row_panels ? c + mr * g->ldc : c_top + NR};
-        if (!starts || g->resume) {
-            t.from = p->carry ? buf + p->levels * step : c;
-            t.from_ld = p->carry ? NR : g->ldc;
-            t.from_cols = p->carry ? NR : cols;
-        }
-        if (last) { /* everything that waits, the rightmost (smallest) subtree first */
-            t.merge = (uint64_t)leaf;
-            t.bias = g->bias ? g->bias + x->col + c0 : NULL;
-            t.accumulate = g->accumulate;
-        } else if (ends) { /* the binary counter: as many merges as leaf has trailing ones */
-            t.merge = (uint64_t)leaf & ~((uint64_t)leaf + 1);
-            int level = __builtin_ctzll((uint64_t)leaf + 1);
-            t.to = buf + level * step;
-            t.to_ld = t.cols = NR;
-        } else if (p->carry) {
-            t.to = buf + p->levels * step;
-            t.to_ld = t.cols = NR;
-        }
-        ask_ahead(&t, next);
-        tiles[mr][direct](&t);
-        k = end;
-    }
+                  .cols = cols};
 }
 
-/* Panel j of B against all of the block's rows, for the stage [k0, k0+kc). B's panel is packed
- * here, or by its first tile where its rows are contiguous; A's panels are packed before the first
- * j. */
-static void run_panel(const block *x, int64_t k0, int64_t kc, int64_t j, ahead next_b) {
+/* What is row panel i's own. */
+static void place_tile(const block *x, const panel *v, int64_t i, tile *t) {
     const tp_gemm *g = x->g;
-    bool direct = g->b_cs == 1 && (j + 1) * NR <= x->cols;
-    if (!direct)
-        pack_b(x->b, (int)gemm_min(NR, x->cols - j * NR), kc, b_at(x, j, k0), g->b_rs, g->b_cs);
+    const gemm_plan *p = x->p;
+    float *top = g->c + x->row * g->ldc + x->col + v->j * NR;
+    t->a = x->a + i * MR * p->kc;
+    t->b = x->b;
+    t->to = top + panel_row(x, i) * g->ldc;
+    t->soon = i + 1 < x->row_panels ? top + panel_row(x, i + 1) * g->ldc : top + NR;
+    t->left = x->left + (v->j * x->row_panels + i) * MR * NR;
+    t->part = p->carry ? t->left + (p->levels - p->small_levels) * t->left_step : t->to;
+    t->want[0].runs = t->want[1].runs = 0;
+}
+
+/* Packs row panels [i, i+n) of A for the stage of v. Columns of A that lie contiguous are read once
+ * for several panels: a panel's 14 values of a column are less than a cache line. */
+static void pack_rows(const block *x, const panel *v, int64_t i, int64_t n) {
+    const tp_gemm *g = x->g;
+    int64_t step = MR * x->p->kc, row[A_GROUP + 1];
+    float *to = x->a + i * step;
+    for (int64_t r = 0; r <= n; r++) row[r] = panel_row(x, i + r);
+    if (TP_ISA < 4 || g->a_rs != 1) {
+        for (int64_t r = 0; r < n; r++)
+            pack_a(to + r * step, (int)(row[r + 1] - row[r]), v->kc, a_at(x, i + r, v->k0), g->a_rs,
+                   g->a_cs);
+        return;
+    }
+    const float *from = a_at(x, i, v->k0);
+    for (int64_t k = 0; k < v->kc; k++, from += g->a_cs)
+        for (int64_t r = 0; r < n; r++) {
+            int count = (int)(row[r + 1] - row[r]);
+            v16_store_n(to + r * step + k * MR, v16_load_n(from + row[r] - row[0], count), count);
+        }
+}
+
+/* A's panels are packed in groups, each before its first tile; the tiles of a group ask for the
+ * next one, each for its share of the steps. */
+static void pack_group(const block *x, const panel *now, int64_t i, tile *t) {
+    const tp_gemm *g = x->g;
+    int64_t n = x->row_panels, size = g->a_rs == 1 ? A_GROUP : 1, at = i % size;
+    if (at == 0) pack_rows(x, now, i, gemm_min(size, n - i));
+    int64_t next = i - at + size, end = gemm_min(next + size, n);
+    if (next >= n) return;
+    int64_t k = now->kc * at / size, steps = now->kc * (at + 1) / size - k;
+    t->want[0] = ahead_of(a_at(x, next, now->k0 + k), g->a_rs, g->a_cs,
+                          panel_row(x, end) - panel_row(x, next), steps);
+}
+
+/* Gives the tile its share of the lines of the next panel of B. */
+static void ask_panel(tile *t, ahead *next) {
+    int64_t steps = t->k - t->want[0].runs * t->want[0].lines;
+    if (next->runs <= 0 || steps <= 0) return;
+    t->want[1] = *next;
+    t->want[1].runs = gemm_min(next->runs, gemm_ceil_div(steps, next->lines));
+    next->run += next->stride * t->want[1].runs;
+    next->runs -= t->want[1].runs;
+}
+
+/* A panel of B against all of the block's rows. It is packed here, or by its first tile where its
+ * rows are contiguous. */
+static void run_panel(const block *x, const panel *v, const panel *after) {
+    const tp_gemm *g = x->g;
+    int64_t cols = gemm_min(NR, x->cols - v->j * NR);
+    bool direct = g->b_cs == 1 && cols == NR;
+    if (!direct) pack_b(x->b, (int)cols, v->kc, b_at(x, v->j, v->k0), g->b_rs, g->b_cs);
+    ahead next = ahead_of(b_at(x, after->j, after->k0), g->b_cs, g->b_rs,
+                          gemm_min(NR, x->cols - after->j * NR), after->kc);
+    tile t = tile_of(x, v);
     for (int64_t i = 0; i < x->row_panels; i++) {
-        ahead next_a = {0};
-        if (j == 0) {
-            pack_a(x->a + i * MR * x->p->kc, (int)(panel_row(x, i + 1) - panel_row(x, i)), kc,
-                   a_at(x, i, k0), g->a_rs, g->a_cs);
-            if (i + 1 < x->row_panels)
-                next_a = ahead_of(a_at(x, i + 1, k0), g->a_rs, g->a_cs,
-                                  panel_row(x, i + 2) - panel_row(x, i + 1), kc);
-        }
-        run_tile(x, k0, kc, i, j, direct && i == 0, next_a.runs ? &next_a : &next_b);
-    }
-}
-
-static void run_stage(const block *x, int64_t k0, int64_t kc, int64_t next_kc) {
-    const tp_gemm *g = x->g;
-    int64_t panels = gemm_ceil_div(x->cols, NR);
-    for (int64_t j = 0; j < panels; j++) {
-        bool last = j + 1 == panels; /* then the next stage's first panel comes */
-        int64_t next = last ? 0 : j + 1, cols = gemm_min(NR, x->cols - next * NR);
-        ahead next_b = ahead_of(b_at(x, next, last ? k0 + kc : k0), g->b_cs, g->b_rs, cols,
-                                last ? next_kc : kc);
-        run_panel(x, k0, kc, j, next_b);
+        place_tile(x, v, i, &t);
+        if (v->j == 0) pack_group(x, v, i, &t);
+        ask_panel(&t, &next);
+        if (direct && i == 0) t.b = b_at(x, v->j, v->k0);
+        tiles[x->few + (i < x->taller)][direct && i == 0](&t);
     }
 }
 
 static void run_block(block *x) {
-    const gemm_plan *p = x->p;
-    int64_t k = x->g->k, leaf_end = 0, k1;
     x->row_panels = gemm_ceil_div(x->rows, MR);
-    x->tiles = p->local ? 1 : x->row_panels * gemm_ceil_div(x->cols, NR);
-    for (int64_t k0 = 0; k0 < k; k0 = k1) { /* a stage ends where its leaf does */
-        if (k0 == leaf_end) leaf_end = gemm_min(k0 + p->leaf * p->leaves_per_stage, k);
-        k1 = gemm_min(k0 + p->kc, leaf_end);
-        run_stage(x, k0, k1 - k0, gemm_min(p->kc, k - k1));
+    x->few = x->rows / x->row_panels;
+    x->taller = x->rows % x->row_panels;
+    x->col_panels = gemm_ceil_div(x->cols, NR);
+    for (panel v = stage_at(x, 0), after; v.kc > 0; v = after) {
+        after = panel_after(x, v);
+        run_panel(x, &v, &after);
     }
 }
 
@@ -373,7 +460,8 @@ static void run_task(const tp_gemm *g, const gemm_plan *p, int64_t t) {
                .p = p,
                .a = (float *)work,
                .b = (float *)(work + p->a_bytes),
-               .buf = (float *)(work + p->a_bytes + p->b_bytes)};
+               .small = (float *)(work + p->a_bytes + p->b_bytes)};
+    x.left = x.small + p->small_levels * MR * NR;
     for (x.col = col0; x.col < col1; x.col += p->nc) {
         x.cols = gemm_min(p->nc, col1 - x.col);
         for (x.row = row0; x.row < row1; x.row += p->mc) {

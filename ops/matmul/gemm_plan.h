@@ -6,10 +6,11 @@
 #include "ops/matmul/gemm.h"
 
 enum {
-    /* Steps of k and rows of A packed at a time: the block of A, and a panel of B, stay in an L2 of
-     * 1 MiB beside AVX-512 and of 512 KiB beside AVX2. */
+    /* Steps of k, and values and rows of A packed at a time: the block of A, and a panel of B, stay
+     * in an L2 of 1 MiB beside AVX-512 and of 512 KiB beside AVX2. A short k leaves room for more
+     * rows, among which the packing of B is shared. */
     GEMM_KC_V4 = 768,
-    GEMM_MC_V4 = 256,
+    GEMM_A_V4 = 256 * 768,
     GEMM_KC = 384,
     GEMM_MC = 192,
     GEMM_NC = 2048,     /* columns of C between two returns to the same k: keeps C in L3 */
@@ -29,9 +30,10 @@ typedef struct gemm_plan {
     int64_t kc;               /* steps per stage: whole leaves, or a part of one */
     int64_t stages_per_leaf;  /* > 1: a chain is carried from stage to stage */
     int64_t leaves_per_stage; /* > 1 only where stages_per_leaf is 1 */
-    bool local;               /* one stage does all of k: buffers are a tile, not a block */
-    int levels;               /* subtrees that can wait to be merged */
-    bool carry;               /* the running chain cannot lie in C, which holds addends */
+    /* Subtrees that can wait to be merged: the small ones begin and end in a stage, so a buffer of
+     * one tile serves all tiles; the others wait from stage to stage, each tile's for itself. */
+    int small_levels, levels;
+    bool carry;                         /* the running chain cannot lie in C, which holds addends */
     size_t a_bytes, b_bytes, buf_bytes; /* workspace of one task */
 } gemm_plan;
 

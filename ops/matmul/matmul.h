@@ -26,11 +26,12 @@ typedef struct tp_wgrad_opts {
     bool bias;       /* db is wanted */
 } tp_wgrad_opts;
 
-/* dw = sum of x^T dy over all rows, db = sum of dy: x (S…,T,K), dy (S…,T,N) -> out[0] = dw (K,N),
- * out[1] = db (N); NULL where not wanted. Each of the S samples (a 2-D x is one) is a chain over t;
- * the samples are added in a binary tree over their index: neighbours of equal size merge, left +
- * right, what remains at the end merges from the right. So aligned power-of-two parts of a batch
- * give subtrees of the whole, and can be added later without changing a bit. */
+/* dw = sum of x^T dy over all rows, db = sum of dy: x (S,T…,K), dy (S,T…,N) -> out[0] = dw (K,N),
+ * out[1] = db (N); NULL where not wanted. Each of the S samples (a 2-D x is one) is a chain over
+ * its rows in order, whatever dimensions they lie in; the samples are added in a binary tree over
+ * their index: neighbours of equal size merge, left + right, what remains at the end merges from
+ * the right. So aligned power-of-two parts of a batch give subtrees of the whole, and can be added
+ * later without changing a bit. */
 tp_status tp_matmul_wgrad(tp_ctx *c, tp_tensor *x, tp_tensor *dy, const tp_wgrad_opts *o,
                           tp_tensor *out[2]);
 #ifdef __cplusplus

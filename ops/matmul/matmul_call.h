@@ -17,6 +17,14 @@ static inline int64_t tp_batch(const tp_tensor *t) {
     return n;
 }
 
+/* Rows of a sample, the leaves of matmul_wgrad's tree: dimension 0 of three or more counts samples,
+ * as for the norms and sum. */
+static inline int64_t tp_sample_rows(const tp_tensor *t) {
+    int64_t n = 1;
+    for (int i = t->ndim > 2 ? 1 : 0; i < t->ndim - 1; i++) n *= t->shape[i];
+    return n;
+}
+
 /* Whether the rows of t, all dimensions but the last, lie evenly apart, and how far. */
 static inline bool even_rows(const tp_tensor *t, int64_t *stride) {
     int64_t rows = 1;

@@ -1,6 +1,7 @@
 /* matmul and matmul_wgrad on the CPU: tensors and attributes turned into gemm.h's strides. */
 #include "core/ctx.h"
 #include "ops/convert.h"
+#include "ops/matmul/column_sums.h"
 #include "ops/matmul/gemm.h"
 #include "ops/matmul/matmul_call.h"
 
@@ -112,7 +113,7 @@ static tp_gemm weight_gemm(const tp_call *k) {
                  .b_cs = b->stride[last],
                  .c = dw ? tp_f32(dw) : NULL,
                  .ldc = b->shape[last],
-                 .leaf = x->shape[last - 1],
+                 .leaf = tp_sample_rows(x),
                  .work = k->workspace};
     even_rows(a, &g.a_cs);
     even_rows(b, &g.b_rs);
@@ -120,38 +121,33 @@ static tp_gemm weight_gemm(const tp_call *k) {
     return g;
 }
 
-/* db = 1^T dy: fmaf(1, dy, acc) is acc + dy exactly, so the same chains and the same tree. */
-static tp_gemm bias_gemm(const tp_call *k) {
-    static const float one = 1.0f;
+static column_sums bias_sums(const tp_call *k) {
     const tp_tensor *dy = k->in[1], *db = wgrad_db(k);
-    int last = dy->ndim - 1;
-    tp_gemm g = {.m = 1,
-                 .n = dy->shape[last],
-                 .k = tp_batch(dy) * dy->shape[last - 1],
-                 .a = &one,
-                 .b = tp_f32(dy),
-                 .b_cs = dy->stride[last],
-                 .c = db ? tp_f32(db) : NULL,
-                 .ldc = dy->shape[last],
-                 .leaf = dy->shape[last - 1],
-                 .work = k->workspace};
-    even_rows(dy, &g.b_rs);
-    if (k->ctx->fast) g.leaf = 0;
-    return g;
+    column_sums w = {.x = tp_f32(dy),
+                     .rows = tp_batch(dy) * dy->shape[dy->ndim - 2],
+                     .n = dy->shape[dy->ndim - 1],
+                     .step = dy->stride[dy->ndim - 1],
+                     .leaf = tp_sample_rows(dy),
+                     .out = db ? tp_f32(db) : NULL,
+                     .left = k->workspace};
+    even_rows(dy, &w.stride);
+    if (k->ctx->fast) w.leaf = w.rows;
+    return w;
 }
 
 static size_t wgrad_workspace(const tp_call *k) {
-    int threads = tp_threads(k->ctx);
-    tp_gemm w = weight_gemm(k), b = bias_gemm(k);
-    size_t weight = wgrad_dw(k) ? tp_gemm_workspace(&w, threads) : 0;
-    size_t bias = wgrad_db(k) ? tp_gemm_workspace(&b, threads) : 0;
+    tp_gemm w = weight_gemm(k);
+    column_sums b = bias_sums(k);
+    size_t weight = wgrad_dw(k) ? tp_gemm_workspace(&w, tp_threads(k->ctx)) : 0;
+    size_t bias = wgrad_db(k) ? column_sums_bytes(&b) : 0;
     return weight > bias ? weight : bias;
 }
 
 static tp_status wgrad_run(const tp_call *k) {
-    tp_gemm w = weight_gemm(k), b = bias_gemm(k);
+    tp_gemm w = weight_gemm(k);
+    column_sums b = bias_sums(k);
     if (wgrad_dw(k)) TP_CAT(tp_gemm_run, TP_ISA)(k->ctx, &w);
-    if (wgrad_db(k)) TP_CAT(tp_gemm_run, TP_ISA)(k->ctx, &b);
+    if (wgrad_db(k)) column_sums_run(k->ctx, &b);
     return TP_OK;
 }
 

@@ -98,7 +98,8 @@ static const tp_sample wgrad_samples[] = {
     {"with bias", {X(2, 3, 4), X(2, 3, 5)}, ATTR(0, 1, 1)},
     {"bias only", {X(3, 2, 4), X(3, 2, 5)}, ATTR(0, 0, 1)},
     {"transposed, seven samples", {X(7, 2, 3), X(7, 2, 4)}, ATTR(1, 1, 1)},
-    {"samples in two dimensions", {X(3, 2, 2, 3), X(3, 2, 2, 2)}, ATTR(0, 1, 1)},
+    {"samples of two dimensions", {X(3, 2, 2, 3), X(3, 2, 2, 2)}, ATTR(0, 1, 1)},
+    {"samples of three dimensions", {X(5, 2, 1, 3, 3), X(5, 2, 1, 3, 2)}, ATTR(1, 1, 1)},
     {"larger than a tile", {X(3, 5, 17), X(3, 5, 34)}, ATTR(0, 1, 1)},
     {"size 1", {X(1, 1, 1), X(1, 1, 1)}, ATTR(1, 1, 1)},
     {"no samples", {X(0, 3, 2), X(0, 3, 4)}, ATTR(0, 1, 1)},
@@ -117,9 +118,10 @@ const tp_op op_matmul_wgrad = {
     .name = "matmul_wgrad",
     .synopsis = "dw = x^T*dy, db = sum(dy)",
     .doc =
-        "The gradient of a weight and a bias that every row shares. Each sample (all but the last "
-        "two dimensions count samples) is a chain over its steps; samples are added in a fixed "
-        "binary tree over their index, so that aligned power-of-two parts of a batch are subtrees.",
+        "The gradient of a weight and a bias that every row shares. Each sample (an index of the "
+        "first of three or more dimensions; fewer are one sample) is a chain over its rows in "
+        "order; samples are added in a fixed binary tree over their index, so that aligned "
+        "power-of-two parts of a batch are subtrees.",
     .infer = wgrad_infer,
     .kernel = {[TP_CPU] = (const tp_kernel *const[]){&matmul_wgrad_onednn,
                                                      TP_CPU_LIST(matmul_wgrad_cpu), NULL}},
