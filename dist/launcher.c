@@ -61,7 +61,7 @@ static bool recv_now(tp_transport *t, int from, tp_nccl_verdict *v) {
 }
 
 /* Rank 0 hears all, then tells all. */
-static tp_status agree(tp_transport *t, tp_ctx *c, tp_nccl_verdict *v) {
+tp_status tp_nccl_agree(tp_transport *t, tp_ctx *c, tp_nccl_verdict *v) {
     bool ok = true;
     tp_nccl_verdict came;
     char own[sizeof v->error];
@@ -125,8 +125,8 @@ tp_status tp_transport_nccl(tp_transport **out, tp_ctx *c) {
                                .free = tp_free,
                                .now = tp_now,
                                .fail = tp_fail,
-                               .agree = agree};
-    st = open ? open(out, &host) : agree(mpi, c, &v);
+                               .agree = tp_nccl_agree};
+    st = open ? open(out, &host) : tp_nccl_agree(mpi, c, &v);
     if (st) mpi->close(mpi, st == TP_EIO ? TP_LEAVE_ALONE : TP_LEAVE_TOGETHER);
     return st;
 }

@@ -40,7 +40,8 @@ typedef struct nccl_transport {
     int device;
     ncclComm_t comm; /* NULL: not yet, or given up */
     lane lane[NLANES];
-    int first; /* of two lanes that wait: the one that came first */
+    bool broken; /* t.error has why */
+    int first;   /* of two lanes that wait: the one that came first */
 } nccl_transport;
 
 static nccl_transport *of(tp_transport *t) { return (nccl_transport *)t; }
@@ -135,24 +136,30 @@ static bool copy_back(tp_transport *t, lane *l) {
            cuda_good(t, cudaEventRecord(l->event, l->stream), "cudaEventRecord");
 }
 
-/* Takes every lane as far as it goes without waiting. */
+/* One lane, without waiting. BROKEN: t->error has why. READY: the next one may begin. */
+static tp_ready push_lane(tp_transport *t, lane *l) {
+    if (l->step == WAITS) {
+        if (!group(t, l)) return TP_BROKEN;
+        l->step = CONNECTS;
+    }
+    if (l->step == CONNECTS) {
+        tp_ready r = nccl_state(t, "ncclGroupEnd");
+        if (r != TP_READY) return r;
+        if (!copy_back(t, l)) return TP_BROKEN;
+        l->step = TRAVELS;
+    }
+    return TP_READY;
+}
+
+/* Takes every lane as far as it goes. A failure stays: nothing may follow a broken group. */
 static bool push(tp_transport *t) {
     nccl_transport *n = of(t);
-    for (int i = 0; i < NLANES; i++) {
-        lane *l = &n->lane[(n->first + i) % NLANES];
-        if (l->step == WAITS) {
-            if (!group(t, l)) return false;
-            l->step = CONNECTS;
-        }
-        if (l->step == CONNECTS) {
-            tp_ready r = nccl_state(t, "ncclGroupEnd");
-            if (r == TP_BROKEN) return false;
-            if (r == TP_NOT_YET) return true; /* nothing else may start before */
-            if (!copy_back(t, l)) return false;
-            l->step = TRAVELS;
-        }
+    for (int i = 0; i < NLANES && !n->broken; i++) {
+        tp_ready r = push_lane(t, &n->lane[(n->first + i) % NLANES]);
+        n->broken = r == TP_BROKEN;
+        if (r != TP_READY) break;
     }
-    return true;
+    return !n->broken;
 }
 
 static bool swap(tp_transport *t, int k, int peer, const void *out, size_t out_bytes, void *in,

@@ -20,10 +20,11 @@ typedef struct tp_nccl_host {
     void (*free)(void *p);
     double (*now)(void);
     tp_status (*fail)(tp_ctx *c, tp_status code, const char *fmt, ...);
-    /* Every rank calls it once. Then v holds rank 0's id and the lowest rank's error, everywhere
-     * the same, which the ctx has too: TP_EARG. */
     tp_status (*agree)(tp_transport *mpi, tp_ctx *c, tp_nccl_verdict *v);
 } tp_nccl_host;
+/* The host's agree, in launcher.c. Every rank calls it once. Then v holds rank 0's id and the
+ * lowest rank's error, everywhere the same, which the ctx has too: TP_EARG. TP_EIO: MPI failed. */
+tp_status tp_nccl_agree(tp_transport *mpi, tp_ctx *c, tp_nccl_verdict *v);
 
 /* The module's one symbol. After success the MPI transport is *out's, else still the caller's.
  * TP_EIO: the other ranks may not know of the failure; any other: all have failed alike. */

@@ -14,13 +14,6 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Read by LeakSanitizer: MPI keeps memory until the process ends. */
-const char *__lsan_default_suppressions(void);
-const char *__lsan_default_suppressions(void) {
-    return "leak:libmpi\nleak:libopen-rte\nleak:libopen-pal\nleak:libpmix\nleak:mca_\n"
-           "leak:libevent\nleak:libhwloc\n";
-}
-
 enum { PIECES = 5 };
 typedef struct rank {
     tp_ctx *c;

@@ -42,8 +42,7 @@ static void test_cuts(void **state) {
                     tp_cut s = {ns[a], units[u], owner};
                     int64_t at = 0, least = INT64_MAX, most = 0;
                     for (int i = 0; i < size; i++) {
-                        int64_t from = tp_cut_at(&s, size, i),
-                                to = tp_cut_at(&s, size, i + 1);
+                        int64_t from = tp_cut_at(&s, size, i), to = tp_cut_at(&s, size, i + 1);
                         assert_int_equal(from, at);
                         assert_true(to >= from);
                         at = to;
@@ -165,11 +164,11 @@ static void test_moves(void **state) {
         for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
             run_moves(world_sizes[s], &cases[i]);
     for (int owner = 0; owner < 8; owner++) /* owners mixed with even cuts */
-        run_moves(8, &(move_case){.n = 4,
-                                  .cut = {{50, 1, owner},
-                                            {33, 2, -1},
-                                            {9, 1, owner ^ 5},
-                                            {6, 1, (owner + 1) % 8}}});
+        run_moves(
+            8,
+            &(move_case){
+                .n = 4,
+                .cut = {{50, 1, owner}, {33, 2, -1}, {9, 1, owner ^ 5}, {6, 1, (owner + 1) % 8}}});
 }
 
 /* Several segments, cut by pieces at odd places, and more to one side than to the other. */
@@ -178,13 +177,13 @@ static void test_long_moves(void **state) {
     enum { SEGMENT = TP_SEGMENT_BYTES / 4 };
     run_moves(2, &(move_case){.n = 1, .cut = {{5 * SEGMENT + 3, 1, -1}}});
     run_moves(2, &(move_case){.n = 1, .cut = {{2 * SEGMENT, 1, -1}}});
-    run_moves(
-        2, &(move_case){.n = 3, .cut = {{3 * SEGMENT - 1, 1, 1}, {SEGMENT, 1, 0}, {7, 1, -1}}});
+    run_moves(2,
+              &(move_case){.n = 3, .cut = {{3 * SEGMENT - 1, 1, 1}, {SEGMENT, 1, 0}, {7, 1, -1}}});
     run_moves(4, &(move_case){.n = 4,
                               .cut = {{2 * SEGMENT + 1, 64, -1},
-                                        {11, 1, -1},
-                                        {SEGMENT + 9, 1, 2},
-                                        {SEGMENT - 11, 1, -1}}});
+                                      {11, 1, -1},
+                                      {SEGMENT + 9, 1, 2},
+                                      {SEGMENT - 11, 1, -1}}});
 }
 
 /* The test above could tell another order from the tree's. */
@@ -276,18 +275,22 @@ static void test_barrier(void **state) {
 }
 
 /* ---- what can go wrong ---------------------------------------------------------------------- */
+/* Data of moves, which after a failure must stay until tp_comm_close. */
+static _Thread_local float *kept[4];
+static _Thread_local int nkept;
+
 /* Rank 1 does something bad; each rank's sentence and whether it should show it is noted. */
 static void finish(local_rank *r) {
     move_case *k = r->arg;
     complain(r, tp_error(r->c));
     k->shown[r->rank] = tp_error_status(r->c) && !tp_comm_failed_elsewhere(r->m);
     tp_comm_close(r->m, tp_error_status(r->c) ? tp_error(r->c) : NULL);
+    while (nkept) free(kept[--nkept]);
 }
 static void one_move(local_rank *r, int64_t n) {
-    float *x = calloc((size_t)n + 1, sizeof *x);
+    float *x = kept[nkept++] = calloc((size_t)n + 1, sizeof *x);
     int64_t t = tp_comm_start(r->m, r->c, TP_ALLREDUCE, &(tp_piece){x, {n, 1, -1}}, 1);
     if (t) tp_comm_wait(r->m, r->c, t);
-    free(x);
 }
 
 static void other_text(local_rank *r) {
