@@ -46,7 +46,8 @@ static struct {
     int ranks, devices, joined, left, groups;
     bool broken; /* a rank failed before all had come */
     cudaStream_t streams;
-    mail *box[MOST][MOST]; /* from, to */
+    void *handle[ROOMS + 1]; /* streams, events, communicators */
+    mail *box[MOST][MOST];   /* from, to */
     struct {
         char *at;
         size_t bytes;
@@ -60,7 +61,37 @@ static struct {
 static void wrong(const char *what) {
     if (!w.sin) w.sin = what;
 }
+static void *keep(size_t bytes) {
+    int i = 0;
+    while (w.handle[i]) i++;
+    w.left++;
+    return w.handle[i] = calloc(1, bytes);
+}
+static void let_go(void *p) {
+    int i = 0;
+    while (w.handle[i] != p) i++;
+    w.handle[i] = NULL;
+    w.left--;
+    free(p);
+}
+static void drop_all(cudaStream_t s) {
+    for (op *next, *o = s->first; o; o = next) {
+        next = o->next;
+        free(o);
+    }
+    s->first = NULL;
+}
 void fake_begin(int ranks, int devices) {
+    for (cudaStream_t s = w.streams; s; s = s->next) drop_all(s);
+    for (int i = 0; i < ROOMS; i++) {
+        free(w.handle[i]);
+        free(w.room[i].at);
+    }
+    for (int i = 0; i < MOST * MOST; i++)
+        for (mail *next, *m = w.box[i / MOST][i % MOST]; m; m = next) {
+            next = m->next;
+            free(m);
+        }
     memset(&w, 0, sizeof w);
     w.ranks = ranks;
     w.devices = devices;
@@ -91,8 +122,9 @@ static bool fails(const char *function) {
     }
 #define LEAVE(good)                                                                                \
     do {                                                                                           \
+        __typeof__(good) result_ = (good); /* still under the lock */                              \
         pthread_mutex_unlock(&lock);                                                               \
-        return good;                                                                               \
+        return result_;                                                                            \
     } while (0)
 
 /* ---- memory --------------------------------------------------------------------------------- */
@@ -200,18 +232,10 @@ cudaError_t cudaSetDevice(int device) {
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags) {
     (void)flags;
     ENTER(cudaErrorUnknown)
-    *s = calloc(1, sizeof **s);
+    *s = keep(sizeof **s);
     (*s)->next = w.streams;
     w.streams = *s;
-    w.left++;
     LEAVE(cudaSuccess);
-}
-static void drop_all(cudaStream_t s) {
-    for (op *next, *o = s->first; o; o = next) {
-        next = o->next;
-        free(o);
-    }
-    s->first = NULL;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     pthread_mutex_lock(&lock);
@@ -225,8 +249,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t s) {
     while (*at != s) at = &(*at)->next;
     *at = s->next;
     drop_all(s);
-    free(s);
-    w.left--;
+    let_go(s);
     LEAVE(cudaSuccess);
 }
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcpyKind k,
@@ -240,8 +263,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcp
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags) {
     (void)flags;
     ENTER(cudaErrorUnknown)
-    *e = calloc(1, sizeof **e);
-    w.left++;
+    *e = keep(sizeof **e);
     LEAVE(cudaSuccess);
 }
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
@@ -257,8 +279,7 @@ cudaError_t cudaEventQuery(cudaEvent_t e) {
 }
 cudaError_t cudaEventDestroy(cudaEvent_t e) {
     pthread_mutex_lock(&lock);
-    free(e);
-    w.left--;
+    let_go(e);
     LEAVE(cudaSuccess);
 }
 const char *cudaGetErrorString(cudaError_t e) { return e == cudaErrorNoDevice ? "none" : "broken"; }
@@ -282,11 +303,10 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *c, int n, ncclUniqueId id, int r
     ENTER(ncclSystemError)
     if (n != w.ranks || rank != me || id.internal[0] != 77 || config->blocking)
         wrong("a communicator that is not as it should be");
-    *c = calloc(1, sizeof **c);
+    *c = keep(sizeof **c);
     (*c)->rank = rank;
     (*c)->patience = PATIENCE;
     w.joined++;
-    w.left++;
     LEAVE(ncclInProgress);
 }
 ncclResult_t ncclCommGetAsyncError(ncclComm_t c, ncclResult_t *state) {
@@ -352,8 +372,7 @@ ncclResult_t ncclCommFinalize(ncclComm_t c) {
 ncclResult_t ncclCommDestroy(ncclComm_t c) {
     pthread_mutex_lock(&lock);
     must_be_settled(c);
-    free(c);
-    w.left--;
+    let_go(c);
     LEAVE(ncclSuccess);
 }
 ncclResult_t ncclCommAbort(ncclComm_t c) {
@@ -367,8 +386,7 @@ ncclResult_t ncclCommAbort(ncclComm_t c) {
             } else {
                 at = &(*at)->next;
             }
-    free(c);
-    w.left--;
+    let_go(c);
     LEAVE(ncclSuccess);
 }
 const char *ncclGetErrorString(ncclResult_t r) {
