@@ -222,17 +222,29 @@ static void *swap_alloc(tp_transport *t, tp_ctx *c, size_t bytes) {
     return NULL;
 }
 
+/* Copies may be under way still when a failure has stopped all else. False: the GPU does not get
+ * done with them, so no memory may be given back. */
+static bool quiet(nccl_transport *n) {
+    double end = n->now() + END_SECONDS;
+    for (int k = 0; k < NLANES; k++) {
+        while (n->lane[k].has_stream && cudaStreamQuery(n->lane[k].stream) == cudaErrorNotReady) {
+            if (n->now() > end) return false;
+            nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+        }
+    }
+    return true;
+}
+
 static void swap_free(tp_transport *t, void *p) {
-    (void)t;
-    if (p) cudaFreeHost(p);
+    if (p && quiet(of(t))) cudaFreeHost(p);
 }
 
 /* ---- opening and closing -------------------------------------------------------------------- */
 static void release(nccl_transport *n) {
     abort_comm(n);
+    if (!quiet(n)) return;
     for (int k = 0; k < NLANES; k++) {
         lane *l = &n->lane[k];
-        if (l->has_stream) cudaStreamSynchronize(l->stream);
         if (l->to_send) cudaFree(l->to_send);
         if (l->to_take) cudaFree(l->to_take);
         if (l->has_event) cudaEventDestroy(l->event);
