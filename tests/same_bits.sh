@@ -77,6 +77,14 @@ for family in "model.family=gpt2" "model.family=llama train.optimizer=adamw mode
                         train.micro_batches=$micro dist.zero_stage=$zero) || :
                     expect "$family, $ranks ranks, $micro micro-batches, ZeRO $zero, $threads threads" \
                         "$(weights "$tmp/run")"
+                    planned=$("$tapir" plan "$config" data.train="$tmp/train.h5" data.val="$tmp/val.h5" $family \
+                        threads=$threads train.micro_batches=$micro dist.zero_stage=$zero --ranks $ranks --json |
+                        sed 's/.*"peak_mb":\([0-9]*\.[0-9]*\).*/\1/')
+                    peak=$(sed -n 's/.*"memory_mb":\([0-9.]*\).*/\1/p' "$tmp/run/metrics.jsonl" | tail -n 1)
+                    awk "BEGIN { d = $peak - $planned; exit !(d < 0.001 && d > -0.001) }" || {
+                        echo "planned $planned MB, used $peak MB: $family, $ranks ranks, $micro micro-batches, ZeRO $zero"
+                        bad=1
+                    }
                     metrics "$tmp/reference" >"$tmp/a"
                     metrics "$tmp/run" | cmp -s - "$tmp/a" || { echo "other metrics: $ranks $micro $zero $threads"; bad=1; }
                 done
