@@ -86,10 +86,14 @@ void tp_tape_sink(tp_ctx *c, const tp_grad_sink *sink) {
     if (c->tape) ((tp_tape *)c->tape)->sink = sink;
 }
 
-/* What the leaf has gathered so far, where a vjp may add to it in place. */
+/* What the tensor has gathered so far, where a vjp may add to it in place. */
 tp_tensor *tp_tape_partial(tp_ctx *c, const tp_tensor *t) {
     tp_tape *tape = c->tape;
-    if (!t || t->node >= 0 || !tape->to_grad) return NULL;
+    if (!t || !tape->to_grad) return NULL;
+    if (t->node >= 0) {
+        tp_tensor *d = tape->node[t->node].dout[t->out];
+        return d && !d->released && d->storage->refs == 1 && tp_contiguous(d) ? d : NULL;
+    }
     if (tape->sink) return tape->sink->partial ? tape->sink->partial(tape->sink->arg, t) : NULL;
     for (int i = 0; i < tape->nleaf; i++) {
         tp_leaf *l = &tape->leaf[i];

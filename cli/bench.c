@@ -44,8 +44,8 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
     return 0;
 }
 
-static tp_status fake(tp_ctx *c, const tp_config *cfg, tp_fake_batch *f) {
-    f->of = tp_share_of(cfg, 0, 1);
+static tp_status fake(tp_ctx *c, const tp_config *cfg, const tp_comm *comm, tp_fake_batch *f) {
+    f->of = tp_share_of(cfg, tp_comm_rank(comm), tp_comm_size(comm));
     f->T = cfg->model.context;
     f->vocab = cfg->model.vocab;
     int64_t n = 2 * f->of.rows * f->T;
@@ -59,6 +59,7 @@ static tp_status fake(tp_ctx *c, const tp_config *cfg, tp_fake_batch *f) {
 typedef struct side {
     tp_ctx *c;
     tp_config cfg;
+    tp_comm *comm; /* the ranks that were started together */
     tp_plan plan;
     tp_trainer t;
     tp_fake_batch f;
@@ -75,19 +76,27 @@ static int side_open(const char *command, side *s, bool second) {
     for (int i = 1; i < n_words; i++) all[n++] = words[i];
     for (int i = 0; second && i < n_against; i++) all[n++] = against[i];
     int code = tp_open_config(command, &s->cfg, &s->c, all, n);
+    if (second) s->cfg.dist.backend = TP_CFG_BACKEND_SELF;
+    if (!code) code = tp_open_ranks(command, &s->cfg, &s->c, &s->comm);
     if (code) return code;
     char error[512] = "";
+    int ranks = tp_comm_size(s->comm);
+    bool root = tp_comm_rank(s->comm) == 0;
     tp_status st = tp_config_vocab(s->c, &s->cfg);
-    if (!st && (st = tp_plan_make(&s->plan, &s->cfg, 1, error, sizeof error)))
+    if (!st && n_against && ranks > 1)
+        st = tp_fail(s->c, TP_EARG,
+                     "--against compares two trainings of one process, not of %d ranks", ranks);
+    if (!st && (st = tp_plan_make(&s->plan, &s->cfg, ranks, error, sizeof error)))
         st = tp_fail(s->c, st, "%s", error);
-    if (!st && !json && !n_against) tp_plan_print(stdout, &s->cfg, &s->plan);
-    if (!st) st = tp_trainer_new(&s->t, s->c, &s->cfg, NULL);
-    if (!st) st = fake(s->c, &s->cfg, &s->f);
+    if (!st && !json && !n_against && root) tp_plan_print(stdout, &s->cfg, &s->plan);
+    if (!st) st = tp_trainer_new(&s->t, s->c, &s->cfg, s->comm);
+    if (!st) st = fake(s->c, &s->cfg, s->comm, &s->f);
     return st ? tp_say_failure(command, s->c, st) : EXIT_DONE;
 }
 
 static void side_close(side *s) {
     if (!s->c) return;
+    tp_comm_close(s->comm, tp_error_status(s->c) ? tp_error(s->c) : NULL);
     tp_trainer_clear(&s->t);
     tp_free(s->f.ids);
     tp_ctx_free(s->c);
@@ -116,7 +125,10 @@ static int by_value(const void *a, const void *b) {
 /* ---- one setting ---------------------------------------------------------------------------- */
 static void report(side *s) {
     tp_ctx *c = s->c;
-    double peak = tp_measure_peak(c);
+    double waited, sent, peak = tp_measure_peak(c) * tp_comm_size(s->comm);
+    int ranks = tp_comm_size(s->comm);
+    tp_comm_traffic(s->comm, &waited, &sent);
+    if (tp_comm_rank(s->comm) > 0) return;
     qsort(s->took, (size_t)steps, sizeof *s->took, by_value);
     double median = s->took[steps / 2], flops = s->plan.step_flops / median;
     double tokens = (double)s->plan.tokens_per_step / median;
@@ -124,10 +136,12 @@ static void report(side *s) {
     if (json)
         printf("{\"tokens_per_s\":%.6g,\"gflops\":%.6g,\"peak_fraction\":%.4f,\"peak_rss_mb\":%.1f,"
                "\"ms_per_step\":%.6g,\"ms_min\":%.6g,\"ms_max\":%.6g,\"peak_gflops\":%.6g,"
-               "\"planned_mb\":%.1f,\"pool_peak_mb\":%.1f,\"system_allocs\":%llu,\"threads\":%d}\n",
+               "\"planned_mb\":%.1f,\"pool_peak_mb\":%.1f,\"system_allocs\":%llu,\"threads\":%d,"
+               "\"ranks\":%d,\"comm_mb_per_step\":%.6g,\"comm_wait\":%.4f}\n",
                tokens, flops / 1e9, flops / peak, tp_peak_rss_mb(), 1e3 * median, 1e3 * s->took[0],
                1e3 * s->took[steps - 1], peak / 1e9, (double)s->plan.peak_bytes / 1e6,
-               (double)tp_memory_peak(c) / 1e6, allocs, tp_threads(c));
+               (double)tp_memory_peak(c) / 1e6, allocs, tp_threads(c), ranks,
+               sent / 1e6 / (warmup + steps), waited / (warmup + steps) / median);
     else
         printf("time per step    %.1f ms   (median of %d; %.1f to %.1f)\n"
                "tokens/s         %.1f\n"
@@ -138,6 +152,11 @@ static void report(side *s) {
                100 * flops / peak, peak / 1e9, tp_threads(c), tp_threads(c) == 1 ? "" : "s",
                (double)tp_memory_peak(c) / 1e6, (double)s->plan.peak_bytes / 1e6, tp_peak_rss_mb(),
                allocs);
+    if (ranks > 1 && !json)
+        printf("ranks            %d (%s): %.1f MB sent a step by each, %.1f %% of the time spent "
+               "waiting\n",
+               ranks, tp_comm_name(s->comm), sent / 1e6 / (warmup + steps),
+               100 * waited / (warmup + steps) / median);
 }
 
 static int measure(const char *command, side *s) {
@@ -223,7 +242,8 @@ int cmd_bench(int argc, char **argv) {
         .parser = parse,
         .args_doc = "step CONFIG [KEY=VALUE…]",
         .doc = "Times whole training steps (forward, backward, update) on random tokens and prints "
-               "tokens/s, GFLOP/s, the fraction of this machine's measured peak, and memory. The "
+               "tokens/s, GFLOP/s, the fraction of this machine's measured peak, and memory; under "
+               "mpirun, of all ranks together and what they send each other. The "
                "config needs model.vocab; no corpus is read. With --against, two trainings take "
                "steps in turn in this process, and the ratio of their speeds is printed: "
                "`tapir bench step configs/bench/small.yaml --against numerics=fast`."};

@@ -38,8 +38,8 @@ struct tp_ctx {
     /* The tape's hooks. NULL: nothing is recorded, and autograd/ need not be linked. */
     void *tape;
     tp_status (*record)(tp_ctx *c, const struct tp_call *call);
-    /* The gradient that leaf t has gathered so far, if the vjp that is running may add to it in
-     * place instead of making another one; else NULL. */
+    /* The gradient that t has gathered so far, if the vjp that is running may add to it in place
+     * instead of making another one; else NULL. */
     tp_tensor *(*grad_partial)(tp_ctx *c, const tp_tensor *t);
     void (*tape_end)(tp_ctx *c);         /* called by tp_step_end */
     void (*tape_free)(tp_ctx *c);        /* called by tp_ctx_free */

@@ -1,280 +1,375 @@
-/* The NCCL transport: segments of large moves go from GPU to GPU; all small messages stay with MPI.
- * Host memory passes through buffers on the device. CUDA and NCCL are loaded when they are asked
- * for: the same program starts on machines without them. Compiled where CMake finds both and MPI.
+/* The NCCL transport, a module of its own (dist/nccl.h): messages stay with MPI, segments of large
+ * moves travel between GPUs. Host memory is staged through device memory: one copy there, one
+ * ncclSend with ncclRecv, one copy back, on a stream per lane.
  *
- * One stream per rank. A swap is: host to device, send and receive as one group, device to host, an
- * event. Segments are exchanged, never reduced, by NCCL: the sum is the tree's (collective.c). */
+ * The communicator is nonblocking (NCCL user guide, "Communicator": ncclConfig_t.blocking = 0),
+ * because a transport never waits: a group that meets a new peer connects first, and a peer that is
+ * gone would hold the thread that has to notice it. So a lane goes through steps, and whoever tests
+ * it takes it further. Groups start one after the other, in the order of the calls, which is the
+ * same on both sides. */
+#include "dist/comm.h"
 #include "dist/nccl.h"
-#include <dlfcn.h>
-#include <sched.h>
+#include <cuda_runtime.h>
+#include <nccl.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
-enum { SWAP_BYTES = 1 << 20, FAULT_BYTES = 200 };
+enum { NLANES = 2, START_SECONDS = 120, END_SECONDS = 10 };
+_Static_assert(sizeof(ncclUniqueId) <= TP_NCCL_ID_BYTES, "an id must fit");
+
+/* WAITS: on its way to the device, the group not begun, as another one is. */
+typedef enum step { IDLE, WAITS, CONNECTS, TRAVELS } step;
+typedef struct lane {
+    step step;
+    int peer;
+    size_t out_bytes, in_bytes;
+    void *in;                /* the host's */
+    void *to_send, *to_take; /* the device's, TP_SEGMENT_BYTES each */
+    cudaStream_t stream;
+    cudaEvent_t event;
+    bool has_stream, has_event;
+} lane;
 
 typedef struct nccl_transport {
     tp_transport t; /* first */
-    tp_transport *base;
-    tp_nccl_calls f;
+    tp_transport *mpi;
+    void (*free)(void *p);
+    double (*now)(void);
+    tp_status (*fail)(tp_ctx *c, tp_status code, const char *fmt, ...);
     int device;
-    ncclComm_t comm;
-    cudaStream_t stream;
-    cudaEvent_t done[2];
-    void *out[2], *in[2]; /* on the device, SWAP_BYTES each */
+    ncclComm_t comm; /* NULL: not yet, or given up */
+    lane lane[NLANES];
+    bool broken; /* t.error has why */
+    int first;   /* of two lanes that wait: the one that came first */
 } nccl_transport;
 
-bool tp_transport_has_nccl(void) { return true; }
+static nccl_transport *of(tp_transport *t) { return (nccl_transport *)t; }
 
-/* ---- errors --------------------------------------------------------------------------------- */
-static bool cuda_good(nccl_transport *n, cudaError_t e, const char *what) {
-    if (e == cudaSuccess) return true;
-    snprintf(n->t.error, sizeof n->t.error, "%s: %.100s", what, n->f.cudaGetErrorString(e));
+/* ---- return codes --------------------------------------------------------------------------- */
+static bool cuda_good(tp_transport *t, cudaError_t code, const char *what) {
+    if (code == cudaSuccess) return true;
+    snprintf(t->error, sizeof t->error, "%s: %s (%s)", what, cudaGetErrorString(code),
+             cudaGetErrorName(code));
     return false;
 }
-static bool nccl_good(nccl_transport *n, ncclResult_t e, const char *what) {
-    if (e == ncclSuccess) return true;
-    snprintf(n->t.error, sizeof n->t.error, "%s: %.100s", what, n->f.ncclGetErrorString(e));
+
+/* ncclInProgress is good: of a nonblocking communicator ask nccl_state then. */
+static bool nccl_good(tp_transport *t, ncclResult_t code, const char *what) {
+    if (code == ncclSuccess || code == ncclInProgress) return true;
+    const char *last = ncclGetLastError(of(t)->comm);
+    bool more = last && *last;
+    snprintf(t->error, sizeof t->error, "%s: %s%s%.150s", what, ncclGetErrorString(code),
+             more ? ": " : "", more ? last : "");
+    t->error[strcspn(t->error, "\r\n")] = 0;
     return false;
 }
-#define CUDA(call, ...) cuda_good(n, n->f.call(__VA_ARGS__), #call)
-#define NCCL(call, ...) nccl_good(n, n->f.call(__VA_ARGS__), #call)
 
-/* ---- small messages ------------------------------------------------------------------------- */
-static tp_transport *base_of(tp_transport *t) { return ((nccl_transport *)t)->base; }
-static bool pass_error(tp_transport *t, bool ok) {
-    if (!ok) memcpy(t->error, base_of(t)->error, sizeof t->error);
-    return ok;
-}
-static bool small_send(tp_transport *t, int to, int tag, const void *data, size_t bytes,
-                       tp_request *r) {
-    return pass_error(t, base_of(t)->send(base_of(t), to, tag, data, bytes, r));
-}
-static bool small_recv(tp_transport *t, int from, int tag, void *data, size_t bytes,
-                       tp_request *r) {
-    return pass_error(t, base_of(t)->recv(base_of(t), from, tag, data, bytes, r));
-}
-static tp_ready small_test(tp_transport *t, tp_request *r) {
-    tp_ready ready = base_of(t)->test(base_of(t), r);
-    pass_error(t, ready != TP_BROKEN);
-    return ready;
-}
-static void small_cancel(tp_transport *t, tp_request *r) { base_of(t)->cancel(base_of(t), r); }
-static tp_ready small_probe(tp_transport *t, int tag, int *from, size_t *bytes) {
-    return base_of(t)->probe(base_of(t), tag, from, bytes);
-}
-
-/* ---- segments ------------------------------------------------------------------------------- */
-static bool swap(tp_transport *t, int k, int peer, const void *out, size_t out_bytes, void *in,
-                 size_t in_bytes) {
-    nccl_transport *n = (nccl_transport *)t;
-    /* CUDA keeps the device per thread, and this is not the thread that opened */
-    if (!CUDA(cudaSetDevice, n->device)) return false;
-    if (out_bytes &&
-        !CUDA(cudaMemcpyAsync, n->out[k], out, out_bytes, cudaMemcpyHostToDevice, n->stream))
-        return false;
-    if (!NCCL(ncclGroupStart)) return false;
-    bool ok =
-        (!out_bytes || NCCL(ncclSend, n->out[k], out_bytes, ncclInt8, peer, n->comm, n->stream)) &&
-        (!in_bytes || NCCL(ncclRecv, n->in[k], in_bytes, ncclInt8, peer, n->comm, n->stream));
-    ok = NCCL(ncclGroupEnd) && ok; /* whatever was started in between */
-    if (ok && in_bytes)
-        ok = CUDA(cudaMemcpyAsync, in, n->in[k], in_bytes, cudaMemcpyDeviceToHost, n->stream);
-    return ok && CUDA(cudaEventRecord, n->done[k], n->stream);
-}
-
-static tp_ready swap_test(tp_transport *t, int k) {
-    nccl_transport *n = (nccl_transport *)t;
+static tp_ready nccl_state(tp_transport *t, const char *what) {
     ncclResult_t state = ncclSuccess;
-    if (!CUDA(cudaSetDevice, n->device)) return TP_BROKEN;
-    if (!NCCL(ncclCommGetAsyncError, n->comm, &state)) return TP_BROKEN;
-    if (state != ncclInProgress && !nccl_good(n, state, "NCCL")) return TP_BROKEN;
-    cudaError_t e = n->f.cudaEventQuery(n->done[k]);
-    if (e == cudaErrorNotReady) return TP_NOT_YET;
-    return cuda_good(n, e, "cudaEventQuery") ? TP_READY : TP_BROKEN;
+    if (!nccl_good(t, ncclCommGetAsyncError(of(t)->comm, &state), "ncclCommGetAsyncError"))
+        return TP_BROKEN;
+    if (state == ncclInProgress) return TP_NOT_YET;
+    return nccl_good(t, state, what) ? TP_READY : TP_BROKEN;
 }
 
-static void swap_stop(tp_transport *t) {
-    nccl_transport *n = (nccl_transport *)t;
-    if (!n->comm) return;
-    n->f.cudaSetDevice(n->device);
-    n->f.ncclCommAbort(n->comm); /* ends what waits for a peer that does not come */
+/* Waits for the communicator itself, while it starts or ends. */
+static tp_ready nccl_settle(tp_transport *t, const char *what, double seconds) {
+    double end = of(t)->now() + seconds;
+    for (;;) {
+        tp_ready r = nccl_state(t, what);
+        if (r != TP_NOT_YET) return r;
+        if (of(t)->now() > end) break;
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    }
+    snprintf(t->error, sizeof t->error, "%s: not done after %g s", what, seconds);
+    return TP_BROKEN;
+}
+
+static void abort_comm(nccl_transport *n) {
+    if (n->comm) ncclCommAbort(n->comm); /* nobody is left to hear that this failed */
     n->comm = NULL;
 }
 
-/* Copies to and from pageable memory would wait for the stream. */
+/* ---- messages: MPI's ------------------------------------------------------------------------ */
+static bool told(tp_transport *t, bool ok) {
+    if (!ok) memcpy(t->error, of(t)->mpi->error, sizeof t->error);
+    return ok;
+}
+static bool send_message(tp_transport *t, int to, int tag, const void *data, size_t bytes,
+                         tp_request *r) {
+    return told(t, of(t)->mpi->send(of(t)->mpi, to, tag, data, bytes, r));
+}
+static bool recv_message(tp_transport *t, int from, int tag, void *data, size_t bytes,
+                         tp_request *r) {
+    return told(t, of(t)->mpi->recv(of(t)->mpi, from, tag, data, bytes, r));
+}
+static tp_ready test_message(tp_transport *t, tp_request *r) {
+    tp_ready ready = of(t)->mpi->test(of(t)->mpi, r);
+    told(t, ready != TP_BROKEN);
+    return ready;
+}
+static void cancel_message(tp_transport *t, tp_request *r) { of(t)->mpi->cancel(of(t)->mpi, r); }
+static tp_ready probe_message(tp_transport *t, int tag, int *from, size_t *bytes) {
+    tp_ready ready = of(t)->mpi->probe(of(t)->mpi, tag, from, bytes);
+    told(t, ready != TP_BROKEN);
+    return ready;
+}
+
+/* ---- segments ------------------------------------------------------------------------------- */
+static bool group(tp_transport *t, lane *l) {
+    ncclComm_t comm = of(t)->comm;
+    if (!nccl_good(t, ncclGroupStart(), "ncclGroupStart")) return false;
+    ncclResult_t sent = ncclSuccess, took = ncclSuccess;
+    if (l->out_bytes) sent = ncclSend(l->to_send, l->out_bytes, ncclInt8, l->peer, comm, l->stream);
+    if (l->in_bytes) took = ncclRecv(l->to_take, l->in_bytes, ncclInt8, l->peer, comm, l->stream);
+    ncclResult_t ended = ncclGroupEnd(); /* also after a failure: it closes the group */
+    return nccl_good(t, sent, "ncclSend") && nccl_good(t, took, "ncclRecv") &&
+           nccl_good(t, ended, "ncclGroupEnd");
+}
+
+static bool copy_back(tp_transport *t, lane *l) {
+    return (!l->in_bytes || cuda_good(t,
+                                      cudaMemcpyAsync(l->in, l->to_take, l->in_bytes,
+                                                      cudaMemcpyDeviceToHost, l->stream),
+                                      "cudaMemcpyAsync from the GPU")) &&
+           cuda_good(t, cudaEventRecord(l->event, l->stream), "cudaEventRecord");
+}
+
+/* One lane, without waiting. BROKEN: t->error has why. READY: the next one may begin. */
+static tp_ready push_lane(tp_transport *t, lane *l) {
+    if (l->step == WAITS) {
+        if (!group(t, l)) return TP_BROKEN;
+        l->step = CONNECTS;
+    }
+    if (l->step == CONNECTS) {
+        tp_ready r = nccl_state(t, "ncclGroupEnd");
+        if (r != TP_READY) return r;
+        if (!copy_back(t, l)) return TP_BROKEN;
+        l->step = TRAVELS;
+    }
+    return TP_READY;
+}
+
+/* Takes every lane as far as it goes. A failure stays: nothing may follow a broken group. */
+static bool push(tp_transport *t) {
+    nccl_transport *n = of(t);
+    for (int i = 0; i < NLANES && !n->broken; i++) {
+        tp_ready r = push_lane(t, &n->lane[(n->first + i) % NLANES]);
+        n->broken = r == TP_BROKEN;
+        if (r != TP_READY) break;
+    }
+    return !n->broken;
+}
+
+static bool swap(tp_transport *t, int k, int peer, const void *out, size_t out_bytes, void *in,
+                 size_t in_bytes) {
+    nccl_transport *n = of(t);
+    lane *l = &n->lane[k];
+    if (!n->comm || out_bytes > TP_SEGMENT_BYTES || in_bytes > TP_SEGMENT_BYTES) {
+        snprintf(t->error, sizeof t->error,
+                 n->comm ? "NCCL: a segment of %zu bytes, at most %d"
+                         : "NCCL: given up before, %zu bytes to send",
+                 out_bytes > in_bytes ? out_bytes : in_bytes, (int)TP_SEGMENT_BYTES);
+        return false;
+    }
+    if (!cuda_good(t, cudaSetDevice(n->device), "cudaSetDevice")) return false;
+    if (out_bytes &&
+        !cuda_good(t,
+                   cudaMemcpyAsync(l->to_send, out, out_bytes, cudaMemcpyHostToDevice, l->stream),
+                   "cudaMemcpyAsync to the GPU"))
+        return false;
+    *l = (lane){.step = WAITS,
+                .peer = peer,
+                .out_bytes = out_bytes,
+                .in_bytes = in_bytes,
+                .in = in,
+                .to_send = l->to_send,
+                .to_take = l->to_take,
+                .stream = l->stream,
+                .event = l->event,
+                .has_stream = l->has_stream,
+                .has_event = l->has_event};
+    if (n->lane[!k].step != WAITS && n->lane[!k].step != CONNECTS) n->first = k;
+    return push(t);
+}
+
+static tp_ready swap_test(tp_transport *t, int k) {
+    lane *l = &of(t)->lane[k];
+    if (!cuda_good(t, cudaSetDevice(of(t)->device), "cudaSetDevice") || !push(t)) return TP_BROKEN;
+    tp_ready r = nccl_state(t, "NCCL"); /* a peer's death shows here */
+    if (r == TP_BROKEN) return r;
+    if (l->step != TRAVELS) return TP_NOT_YET;
+    cudaError_t done = cudaEventQuery(l->event);
+    if (done == cudaErrorNotReady) return TP_NOT_YET;
+    l->step = IDLE;
+    return cuda_good(t, done, "the exchange on the GPU") ? TP_READY : TP_BROKEN;
+}
+
+static void swap_stop(tp_transport *t) {
+    cudaSetDevice(of(t)->device);
+    abort_comm(of(t));
+    for (int k = 0; k < NLANES; k++) of(t)->lane[k].step = IDLE;
+}
+
+/* Pinned, so that copies run beside the computation. */
 static void *swap_alloc(tp_transport *t, tp_ctx *c, size_t bytes) {
-    nccl_transport *n = (nccl_transport *)t;
     void *p = NULL;
-    if (bytes <= SWAP_BYTES && CUDA(cudaMallocHost, &p, bytes)) return p;
-    tp_fail(c, TP_ENOMEM, "NCCL: no pinned memory: %s", n->t.error);
+    if (cuda_good(t, cudaSetDevice(of(t)->device), "cudaSetDevice") &&
+        cuda_good(t, cudaMallocHost(&p, bytes), "cudaMallocHost"))
+        return p;
+    of(t)->fail(c, TP_ENOMEM, "rank %d (%s): %s", t->rank, t->host[t->rank], t->error);
     return NULL;
 }
-static void swap_free(tp_transport *t, void *p) {
-    if (p) ((nccl_transport *)t)->f.cudaFreeHost(p);
+
+/* Copies may be under way still when a failure has stopped all else. False: the GPU does not get
+ * done with them, so no memory may be given back. */
+static bool quiet(nccl_transport *n) {
+    double end = n->now() + END_SECONDS;
+    for (int k = 0; k < NLANES; k++) {
+        while (n->lane[k].has_stream && cudaStreamQuery(n->lane[k].stream) == cudaErrorNotReady) {
+            if (n->now() > end) return false;
+            nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+        }
+    }
+    return true;
 }
 
-static void nccl_close(tp_transport *t, tp_leave how) {
-    nccl_transport *n = (nccl_transport *)t;
-    tp_transport *base = n->base;
-    if (n->comm && how == TP_LEAVE_TOGETHER) {
-        n->f.cudaSetDevice(n->device);
-        n->f.ncclCommDestroy(n->comm);
+static void swap_free(tp_transport *t, void *p) {
+    if (p && quiet(of(t))) cudaFreeHost(p);
+}
+
+/* ---- opening and closing -------------------------------------------------------------------- */
+static void release(nccl_transport *n) {
+    abort_comm(n);
+    if (!quiet(n)) return;
+    for (int k = 0; k < NLANES; k++) {
+        lane *l = &n->lane[k];
+        if (l->to_send) cudaFree(l->to_send);
+        if (l->to_take) cudaFree(l->to_take);
+        if (l->has_event) cudaEventDestroy(l->event);
+        if (l->has_stream) cudaStreamDestroy(l->stream);
+    }
+}
+
+static void close_transport(tp_transport *t, tp_leave how) {
+    nccl_transport *n = of(t);
+    tp_transport *mpi = n->mpi;
+    void (*free_it)(void *) = n->free;
+    if (how == TP_LEAVE_ABORT) { /* the driver may hang as well: the launcher first */
+        mpi->close(mpi, how);
+        free_it(n);
+        return;
+    }
+    cudaSetDevice(n->device);
+    if (how == TP_LEAVE_TOGETHER && n->comm &&
+        nccl_good(t, ncclCommFinalize(n->comm), "ncclCommFinalize") &&
+        nccl_settle(t, "ncclCommFinalize", END_SECONDS) == TP_READY) {
+        ncclCommDestroy(n->comm);
         n->comm = NULL;
     }
-    swap_stop(t);
-    for (int k = 0; k < 2; k++) {
-        if (n->done[k]) n->f.cudaEventDestroy(n->done[k]);
-        if (n->out[k]) n->f.cudaFree(n->out[k]);
-        if (n->in[k]) n->f.cudaFree(n->in[k]);
-    }
-    if (n->stream) n->f.cudaStreamDestroy(n->stream);
-    tp_free(n);
-    base->close(base, how);
+    release(n);
+    mpi->close(mpi, how);
+    free_it(n);
 }
 
-/* ---- opening -------------------------------------------------------------------------------- */
-typedef struct verdict {     /* of one rank, then of rank 0 over all */
-    char fault[FAULT_BYTES]; /* "": none */
-    ncclUniqueId id;
-} verdict;
-
-/* Before the communicator's thread exists: waits. */
-static bool exchange(tp_transport *b, bool sends, int peer, verdict *v) {
-    tp_request r;
-    if (!(sends ? b->send(b, peer, TP_TAG_DATA, v, sizeof *v, &r)
-                : b->recv(b, peer, TP_TAG_DATA, v, sizeof *v, &r)))
-        return false;
-    for (tp_ready ready; (ready = b->test(b, &r)) != TP_READY; sched_yield())
-        if (ready == TP_BROKEN) return false;
-    return true;
-}
-
-/* All learn whether all are fine, and NCCL's id. False: the messages themselves failed. */
-static bool agree(tp_transport *b, verdict *v) {
-    if (b->rank) return exchange(b, true, 0, v) && exchange(b, false, 0, v);
-    for (int r = 1; r < b->size; r++) {
-        verdict other;
-        if (!exchange(b, false, r, &other)) return false;
-        other.fault[FAULT_BYTES - 1] = 0;
-        if (!v->fault[0]) memcpy(v->fault, other.fault, FAULT_BYTES);
-    }
-    for (int r = 1; r < b->size; r++)
-        if (!exchange(b, true, r, v)) return false;
-    return true;
-}
-
-static bool prepare(nccl_transport *n) {
+/* A device, streams and device memory. */
+static bool open_device(tp_transport *t) {
+    nccl_transport *n = of(t);
     int devices = 0;
-    tp_transport *b = n->base;
-    if (!CUDA(cudaGetDeviceCount, &devices)) return false;
-    if (devices < b->local_size) { /* NCCL wants one per rank */
-        snprintf(n->t.error, sizeof n->t.error, "%d ranks share %d GPUs, but each needs its own",
-                 b->local_size, devices);
+    cudaError_t code = cudaGetDeviceCount(&devices);
+    if (code == cudaErrorNoDevice || code == cudaErrorInsufficientDriver || (!code && !devices)) {
+        snprintf(t->error, sizeof t->error, "NCCL needs a GPU, and there is none: %s",
+                 code ? cudaGetErrorString(code) : "cudaGetDeviceCount says 0");
         return false;
     }
-    n->device = b->local_rank;
-    bool ok = CUDA(cudaSetDevice, n->device) &&
-              CUDA(cudaStreamCreateWithFlags, &n->stream, cudaStreamNonBlocking);
-    for (int k = 0; ok && k < 2; k++)
-        ok = CUDA(cudaEventCreateWithFlags, &n->done[k], cudaEventDisableTiming) &&
-             CUDA(cudaMalloc, &n->out[k], SWAP_BYTES) && CUDA(cudaMalloc, &n->in[k], SWAP_BYTES);
-    return ok;
+    if (!cuda_good(t, code, "cudaGetDeviceCount")) return false;
+    n->device = t->local_rank % devices;
+    if (!cuda_good(t, cudaSetDevice(n->device), "cudaSetDevice")) return false;
+    for (int k = 0; k < NLANES; k++) {
+        lane *l = &n->lane[k];
+        l->has_stream = cuda_good(t, cudaStreamCreateWithFlags(&l->stream, cudaStreamNonBlocking),
+                                  "cudaStreamCreateWithFlags");
+        l->has_event = l->has_stream &&
+                       cuda_good(t, cudaEventCreateWithFlags(&l->event, cudaEventDisableTiming),
+                                 "cudaEventCreateWithFlags");
+        if (!l->has_event || !cuda_good(t, cudaMalloc(&l->to_send, TP_SEGMENT_BYTES), "cudaMalloc"))
+            return false;
+        if (!cuda_good(t, cudaMalloc(&l->to_take, TP_SEGMENT_BYTES), "cudaMalloc")) return false;
+    }
+    return true;
 }
 
-/* The first message between two ranks makes their connection, which takes long and waits for the
- * other: it is sent here, so that no later one holds up the signs of life. */
-static bool connect_partners(nccl_transport *n) {
-    void *byte = swap_alloc(&n->t, NULL, 1);
-    bool ok = byte != NULL;
-    for (int bit = 1; ok && bit < n->t.size; bit <<= 1) {
-        tp_ready ready = TP_NOT_YET;
-        ok = swap(&n->t, 0, n->t.rank ^ bit, byte, 1, byte, 1);
-        while (ok && (ready = swap_test(&n->t, 0)) == TP_NOT_YET) sched_yield();
-        ok = ok && ready == TP_READY;
-    }
-    swap_free(&n->t, byte);
-    return ok;
+static bool join(tp_transport *t, const tp_nccl_verdict *v) {
+    nccl_transport *n = of(t);
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    ncclUniqueId id;
+    config.blocking = 0;
+    memcpy(&id, v->id, sizeof id);
+    return nccl_good(t, ncclCommInitRankConfig(&n->comm, t->size, id, t->rank, &config),
+                     "ncclCommInitRankConfig") &&
+           nccl_settle(t, "ncclCommInitRankConfig", START_SECONDS) == TP_READY;
 }
 
-tp_status tp_transport_nccl_on(tp_transport **out, tp_ctx *c, tp_transport *base,
-                               const tp_nccl_calls *calls, const char *fault) {
-    *out = NULL;
-    nccl_transport *n = tp_calloc(c, 1, sizeof *n);
-    if (!n) {
-        base->close(base, TP_LEAVE_ALONE);
-        return TP_ENOMEM;
-    }
-    n->base = base;
-    if (!fault) n->f = *calls;
+/* This transport in front of the MPI one, nothing of CUDA yet. */
+static nccl_transport *wrap(const tp_nccl_host *host) {
+    const tp_transport *mpi = host->mpi;
+    nccl_transport *n = host->calloc(host->c, 1, sizeof *n);
+    if (!n) return NULL;
     n->t = (tp_transport){.name = "nccl",
-                          .rank = base->rank,
-                          .size = base->size,
-                          .local_rank = base->local_rank,
-                          .local_size = base->local_size,
-                          .host = base->host,
-                          .send = small_send,
-                          .recv = small_recv,
-                          .test = small_test,
-                          .cancel = small_cancel,
-                          .probe = small_probe,
+                          .rank = mpi->rank,
+                          .size = mpi->size,
+                          .local_rank = mpi->local_rank,
+                          .local_size = mpi->local_size,
+                          .host = mpi->host,
+                          .send = send_message,
+                          .recv = recv_message,
+                          .test = test_message,
+                          .cancel = cancel_message,
+                          .probe = probe_message,
                           .swap = swap,
                           .swap_test = swap_test,
                           .swap_stop = swap_stop,
                           .swap_alloc = swap_alloc,
                           .swap_free = swap_free,
-                          .close = nccl_close};
-    verdict v = {.fault = ""};
-    if (fault) snprintf(n->t.error, sizeof n->t.error, "%s", fault);
-    bool ready = !fault && prepare(n) && (base->rank || NCCL(ncclGetUniqueId, &v.id));
-    if (!ready)
-        snprintf(v.fault, sizeof v.fault, "rank %d (%s): %.100s", base->rank,
-                 base->host[base->rank], n->t.error);
-    if (!agree(base, &v)) {
-        tp_fail(c, TP_EIO, "NCCL: %s", base->error);
-    } else if (v.fault[0]) {
-        tp_fail(c, TP_EARG, "NCCL: %s", v.fault);
-        nccl_close(&n->t, TP_LEAVE_TOGETHER);
-        return TP_EARG;
-    } else if (NCCL(ncclCommInitRank, &n->comm, n->t.size, v.id, n->t.rank) &&
-               connect_partners(n)) {
-        *out = &n->t;
-        return TP_OK;
-    } else {
-        tp_fail(c, TP_EIO, "rank %d (%s): NCCL does not start: %s", base->rank,
-                base->host[base->rank], n->t.error);
-    }
-    nccl_close(&n->t, TP_LEAVE_ALONE);
-    return TP_EIO;
+                          .close = close_transport};
+    n->mpi = host->mpi;
+    n->free = host->free;
+    n->fail = host->fail;
+    n->now = host->now;
+    return n;
 }
 
-/* ---- the libraries -------------------------------------------------------------------------- */
-static void *library(const char *soname, const char *path) {
-    void *lib = dlopen(soname, RTLD_NOW | RTLD_GLOBAL);
-    return lib ? lib : dlopen(path, RTLD_NOW | RTLD_GLOBAL);
+/* What this rank can do alone: a device, and on rank 0 the id. */
+static void prepare(nccl_transport *n, tp_nccl_verdict *v) {
+    tp_transport *t = &n->t;
+    ncclUniqueId id;
+    bool ok = open_device(t);
+    if (ok && t->rank == 0 && (ok = nccl_good(t, ncclGetUniqueId(&id), "ncclGetUniqueId")))
+        memcpy(v->id, &id, sizeof id);
+    if (!ok) memcpy(v->error, t->error, sizeof v->error);
 }
 
-/* They stay loaded: CUDA has threads of its own. NULL, or why it did not work. */
-static const char *load(tp_nccl_calls *f) {
-    char cudart_name[32];
-    snprintf(cudart_name, sizeof cudart_name, "libcudart.so.%d", CUDART_VERSION / 1000);
-    void *cuda = library(cudart_name, TP_CUDART_PATH), *nccl = NULL;
-    if (!cuda) return "libcudart cannot be loaded";
-    if (!(nccl = library("libnccl.so.2", TP_NCCL_PATH))) return "libnccl cannot be loaded";
-#define LOAD_CUDA(name)                                                                            \
-    if (!(*(void **)&f->name = dlsym(cuda, #name))) return "libcudart lacks " #name;
-#define LOAD_NCCL(name)                                                                            \
-    if (!(*(void **)&f->name = dlsym(nccl, #name))) return "libnccl lacks " #name;
-    TP_CUDA_CALLS(LOAD_CUDA)
-    TP_NCCL_CALLS(LOAD_NCCL)
-    return NULL;
-}
-
-tp_status tp_transport_nccl(tp_transport **out, tp_ctx *c) {
+__attribute__((visibility("default"))) tp_status tp_nccl_open(tp_transport **out,
+                                                              const tp_nccl_host *host) {
     *out = NULL;
-    tp_transport *base;
-    tp_nccl_calls calls;
-    tp_status st = tp_transport_mpi(&base, c);
-    if (st) return st;
-    const char *fault = load(&calls);
-    return tp_transport_nccl_on(out, c, base, &calls, fault);
+    tp_nccl_verdict v = {.error = ""};
+    nccl_transport *n = NULL;
+    if (host->transport_bytes != sizeof(tp_transport))
+        snprintf(v.error, sizeof v.error, "%s is of another build", TP_NCCL_MODULE);
+    else if (!(n = wrap(host)))
+        snprintf(v.error, sizeof v.error, "out of memory");
+    else
+        prepare(n, &v);
+    tp_status st = host->agree(host->mpi, host->c, &v);
+    if (!st && !join(&n->t, &v))
+        st = host->fail(host->c, TP_EIO, "rank %d (%s): %s", n->t.rank, n->t.host[n->t.rank],
+                        n->t.error);
+    if (!st)
+        *out = &n->t;
+    else if (n) {
+        release(n);
+        host->free(n);
+    }
+    return st;
 }

@@ -247,7 +247,13 @@ tp_status tp_gradients_begin(tp_gradients *g, int64_t step, int64_t passes) {
     return st;
 }
 
+/* A bucket that waited for the next pass would hold whole gradients through it, which ZeRO 2 is there
+ * to avoid. A failure stays in the ctx. */
 void tp_gradients_pass(tp_gradients *g, int64_t samples) {
+    if (g->ranks > 1 && g->zero_stage == 2) {
+        tp_status st = launch(g);
+        while (!st && g->retired < g->opened) st = retire(g);
+    }
     g->pass++;
     g->samples = samples;
 }

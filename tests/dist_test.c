@@ -11,7 +11,7 @@
 #include <time.h>
 #include <cmocka.h>
 
-enum { MAXRANKS = 8, MAXPIECES = 8, MOST = 1000000 };
+enum { MAXRANKS = 8, MAXPIECES = 8 };
 static const int world_sizes[] = {1, 2, 4, 8};
 
 /* A value in which the order of adding matters: any sign, 24 bits, magnitudes from 2^-12 to 2^12.
@@ -275,75 +275,72 @@ static void test_barrier(void **state) {
 }
 
 /* ---- what can go wrong ---------------------------------------------------------------------- */
+/* Data of moves, which after a failure must stay until tp_comm_close. */
+static _Thread_local float *kept[4];
+static _Thread_local int nkept;
+
 /* Rank 1 does something bad; each rank's sentence and whether it should show it is noted. */
-static void finish(local_rank *r, float *data) { /* which must outlive the communicator */
+static void finish(local_rank *r) {
     move_case *k = r->arg;
     complain(r, tp_error(r->c));
     k->shown[r->rank] = tp_error_status(r->c) && !tp_comm_failed_elsewhere(r->m);
     tp_comm_close(r->m, tp_error_status(r->c) ? tp_error(r->c) : NULL);
-    free(data);
+    while (nkept) free(kept[--nkept]);
 }
-static float *zeros(void) { return calloc(MOST, sizeof(float)); }
-static void one_move(local_rank *r, float *x, int64_t n) {
+static void one_move(local_rank *r, int64_t n) {
+    float *x = kept[nkept++] = calloc((size_t)n + 1, sizeof *x);
     int64_t t = tp_comm_start(r->m, r->c, TP_ALLREDUCE, &(tp_piece){x, {n, 1, -1}}, 1);
     if (t) tp_comm_wait(r->m, r->c, t);
 }
 
 static void other_text(local_rank *r) {
-    float *x = zeros();
     tp_comm_agree(r->m, r->c, "config",
                   r->rank == 2 ? "seed: 1\nsteps: 500\n" : "seed: 1\nsteps: 600\n");
-    finish(r, x);
+    finish(r);
 }
 static void other_move(local_rank *r) {
-    float *x = zeros();
-    one_move(r, x, 10);
-    one_move(r, x, r->rank == 1 ? 12 : 11);
-    finish(r, x);
+    one_move(r, 10);
+    one_move(r, r->rank == 1 ? 12 : 11);
+    finish(r);
 }
 static void other_cuts(local_rank *r) {
-    float *x = zeros();
+    float x[8] = {0};
     tp_piece p = {x, {8, r->rank == 1 ? 2 : 1, -1}};
     int64_t t = tp_comm_start(r->m, r->c, TP_ALLREDUCE, &p, 1);
     if (t) tp_comm_wait(r->m, r->c, t);
-    finish(r, x);
+    finish(r);
 }
 static void fewer_moves(local_rank *r) {
-    float *x = zeros();
-    one_move(r, x, 10);
-    if (r->rank != 1) one_move(r, x, 11);
-    finish(r, x);
+    one_move(r, 10);
+    if (r->rank != 1) one_move(r, 11);
+    finish(r);
 }
 static void own_failure(local_rank *r) {
-    float *x = zeros();
-    one_move(r, x, MOST); /* the others are in the middle of large messages */
+    one_move(r, 1000000); /* the others are in the middle of large messages */
     if (r->rank == 1)
         tp_fail(r->c, TP_EIO, "disk full\nsecond line");
     else
-        one_move(r, x, MOST);
-    finish(r, x);
+        one_move(r, 1000000);
+    finish(r);
 }
 static void failure_while_idle(local_rank *r) {
-    float *x = zeros();
     if (r->rank == 1)
         tp_fail(r->c, TP_EIO, "disk full");
     else
         nanosleep(&(struct timespec){.tv_nsec = 300000000}, NULL); /* computes */
     if (r->rank != 1) tp_comm_barrier(r->m, r->c);
-    finish(r, x);
+    finish(r);
 }
 static void silence(local_rank *r) {
-    float *x = zeros();
-    one_move(r, x, 10);
+    one_move(r, 10);
     if (r->rank == 1) local_stop(r->world, 1);
-    one_move(r, x, 300000);
-    finish(r, x);
+    one_move(r, 300000);
+    finish(r);
 }
 static void long_computation(local_rank *r) { /* three times the limit, and yet alive */
-    float *x = zeros();
     if (r->rank == 1) nanosleep(&(struct timespec){.tv_sec = 6}, NULL);
-    one_move(r, x, 10);
-    finish(r, x);
+    one_move(r, 10);
+    finish(r);
 }
 
 typedef struct bad_case {

@@ -13,6 +13,7 @@ trap 'rm -rf "$tmp"' EXIT
 export OMP_WAIT_POLICY=passive OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
 export OMPI_MCA_btl_base_warn_component_unused=0
+export ASAN_OPTIONS="${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0" # MPI keeps memory to the end
 
 i=0
 while [ $i -lt 700 ]; do # a text of its own, with words that repeat
@@ -77,6 +78,14 @@ for family in "model.family=gpt2" "model.family=llama train.optimizer=adamw mode
                         train.micro_batches=$micro dist.zero_stage=$zero) || :
                     expect "$family, $ranks ranks, $micro micro-batches, ZeRO $zero, $threads threads" \
                         "$(weights "$tmp/run")"
+                    planned=$("$tapir" plan "$config" data.train="$tmp/train.h5" data.val="$tmp/val.h5" $family \
+                        threads=$threads train.micro_batches=$micro dist.zero_stage=$zero --ranks $ranks --json |
+                        sed 's/.*"peak_mb":\([0-9]*\.[0-9]*\).*/\1/')
+                    peak=$(sed -n 's/.*"memory_mb":\([0-9.]*\).*/\1/p' "$tmp/run/metrics.jsonl" | tail -n 1)
+                    awk "BEGIN { d = $peak - $planned; exit !(d < 0.001 && d > -0.001) }" || {
+                        echo "planned $planned MB, used $peak MB: $family, $ranks ranks, $micro micro-batches, ZeRO $zero"
+                        bad=1
+                    }
                     metrics "$tmp/reference" >"$tmp/a"
                     metrics "$tmp/run" | cmp -s - "$tmp/a" || { echo "other metrics: $ranks $micro $zero $threads"; bad=1; }
                 done

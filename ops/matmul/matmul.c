@@ -6,6 +6,7 @@
  * respect to a^T is transposed back:  da = (dy B^T)^T = B dy^T,  db = (A^T dy)^T = dy^T A.  Where b
  * is shared by several samples its gradient is a sum over them, which matmul_wgrad takes in a fixed
  * order. */
+#include "core/ctx.h"
 #include "ops/matmul/matmul.h"
 #include "ops/matmul/matmul_call.h"
 
@@ -94,8 +95,14 @@ static void matmul_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din
     const tp_matmul_attr *attr = k->attr;
     tp_ctx *c = k->ctx;
     tp_tensor *a = k->in[0], *b = k->in[1], *dy = dout[0];
-    if (tp_wants(k, 0) && !attr->trans_a)
-        din[0] = tp_matmul(c, dy, b, &(tp_matmul_opts){.trans_b = !attr->trans_b});
+    if (tp_wants(k, 0) && !attr->trans_a) {
+        tp_matmul_opts o = {.trans_b = !attr->trans_b};
+        tp_tensor *sum = c->grad_partial && b->ndim == 2 ? c->grad_partial(c, a) : NULL;
+        if (sum)
+            tp_matmul_(c, sum, dy, b, &o);
+        else
+            din[0] = tp_matmul(c, dy, b, &o);
+    }
     if (tp_wants(k, 0) && attr->trans_a)
         din[0] = tp_matmul(c, b, dy, &(tp_matmul_opts){.trans_a = attr->trans_b, .trans_b = true});
     if (b->ndim == 2 && !attr->trans_a) {

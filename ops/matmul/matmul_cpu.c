@@ -71,8 +71,12 @@ static void run_matrices(void *arg, int64_t begin, int64_t end) {
         }
 }
 
-static tp_status matmul_run(const tp_call *k) {
+static tp_status run_product(const tp_call *k, bool accumulate) {
     product p = describe(k);
+    if (accumulate) {
+        p.g.accumulate = true;
+        p.bytes = tp_gemm_workspace(&p.g, p.tasks > 1 ? 1 : tp_threads(k->ctx));
+    }
     if (p.g.m == 0 || p.g.n == 0) return TP_OK;
     if (p.tasks > 1) tp_parallel_for(k->ctx, p.tasks, 1, run_matrices, &p);
     for (int64_t s = 0; p.tasks == 1 && s < p.batch; s++) {
@@ -82,6 +86,8 @@ static tp_status matmul_run(const tp_call *k) {
     return TP_OK;
 }
 
+static tp_status matmul_run(const tp_call *k) { return run_product(k, false); }
+
 static const char *matmul_decline(const tp_call *k) {
     if (k->in[2] && !tp_contiguous(k->in[2])) return "bias is strided";
     return tp_decline_unless_f32(k);
@@ -89,6 +95,36 @@ static const char *matmul_decline(const tp_call *k) {
 
 TP_CPU_KERNEL(matmul_cpu, .decline = matmul_decline, .run = matmul_run,
               .workspace = matmul_workspace);
+
+/* ---- matmul_ -------------------------------------------------------------------------------- */
+/* The same product, without an output of its own. */
+static tp_call as_matmul(const tp_call *k) {
+    tp_call m = *k;
+    m.in[0] = k->in[1];
+    m.in[1] = k->in[2];
+    m.in[2] = NULL;
+    m.out[0] = k->in[0];
+    return m;
+}
+
+static size_t matmul_add_workspace(const tp_call *k) {
+    tp_call m = as_matmul(k);
+    product p = describe(&m);
+    p.g.accumulate = true;
+    return (size_t)p.tasks * tp_gemm_workspace(&p.g, p.tasks > 1 ? 1 : tp_threads(k->ctx));
+}
+
+static tp_status matmul_add_run(const tp_call *k) {
+    tp_call m = as_matmul(k);
+    return run_product(&m, true);
+}
+
+static const char *matmul_add_decline(const tp_call *k) {
+    return tp_contiguous(k->in[0]) ? tp_decline_unless_f32(k) : "sum is strided";
+}
+
+TP_CPU_KERNEL(matmul_add_cpu, .decline = matmul_add_decline, .run = matmul_add_run,
+              .workspace = matmul_add_workspace);
 
 /* ---- matmul_wgrad --------------------------------------------------------------------------- */
 static const char *wgrad_decline(const tp_call *k) {

@@ -17,7 +17,6 @@ struct local_world {
     int size;
     bool aborted;
     bool *stopped;
-    tp_transport *(*wrap)(tp_transport *t, tp_ctx *c);
     parcel **sent, **wanted; /* per receiving rank, in order */
     parcel *made;            /* all there ever were: a stopped rank never lets go of its own */
 };
@@ -154,7 +153,6 @@ tp_transport *local_transport(local_world *w, int rank) {
     for (int i = 0; i < w->size; i++) snprintf(e->host[i], TP_HOST_BYTES, "host%d", i);
     e->t = (tp_transport){.name = "local",
                           .rank = rank,
-                          .local_rank = rank,
                           .size = w->size,
                           .local_size = w->size,
                           .host = e->host,
@@ -209,17 +207,12 @@ typedef struct start {
 static void *rank_main(void *arg) {
     start *s = arg;
     if (tp_ctx_new(&s->r.c, &(tp_ctx_opts){.threads = 1, .memory_limit = 1 << 20})) return NULL;
-    tp_transport *t = local_transport(s->r.world, s->r.rank);
-    if (s->r.world->wrap) t = s->r.world->wrap(t, s->r.c);
-    if (!t || !tp_comm_open_on(&s->r.m, s->r.c, s->timeout, t))
+    if (!tp_comm_open_on(&s->r.m, s->r.c, s->timeout, local_transport(s->r.world, s->r.rank)))
         s->fn(&s->r);
     else
         fprintf(stderr, "rank %d: %s\n", s->r.rank, tp_error(s->r.c));
     tp_ctx_free(s->r.c);
     return NULL;
-}
-void local_wrap(local_world *w, tp_transport *(*wrap)(tp_transport *t, tp_ctx *c)) {
-    w->wrap = wrap;
 }
 void local_run(local_world *w, double timeout, void (*fn)(local_rank *r), void *arg) {
     pthread_t *thread = calloc((size_t)w->size, sizeof *thread);

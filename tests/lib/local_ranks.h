@@ -22,8 +22,5 @@ typedef struct local_rank {
     int rank, size;
     void *arg;
 } local_rank;
-/* Before local_run: puts another transport around each rank's; NULL and a failure in the ctx where
- * that does not work, and fn runs with m NULL. */
-void local_wrap(local_world *w, tp_transport *(*wrap)(tp_transport *t, tp_ctx *c));
 void local_run(local_world *w, double timeout, void (*fn)(local_rank *r), void *arg);
 #endif
