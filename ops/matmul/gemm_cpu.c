@@ -426,6 +426,8 @@ static void run_panel(const block *x, const panel *v, const panel *after) {
         if (v->j == 0) pack_group(x, v, i, &t);
         ask_panel(&t, &next);
         if (direct && i == 0) t.b = b_at(x, v->j, v->k0);
+        if (g->gelu && t.last)
+            gemm_gelu_soon(g, t.to - g->c, panel_row(x, i + 1) - panel_row(x, i));
         tiles[x->few + (i < x->taller)][direct && i == 0](&t);
         if (g->gelu && t.last) {
             int64_t row = panel_row(x, i);

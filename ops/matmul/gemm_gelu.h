@@ -14,4 +14,12 @@ static inline void gemm_gelu(const tp_gemm *g, int64_t row, int64_t rows, int64_
         for (int64_t j = 0; j < cols; j++) y[j] = gelu_f(c[j]);
     }
 }
+
+/* Asks for the lines that gemm_gelu will write: rows of a tile, from element `at` on. */
+static inline void gemm_gelu_soon(const tp_gemm *g, int64_t at, int64_t rows) {
+    for (int64_t i = 0; i < rows; i++) {
+        __builtin_prefetch(g->gelu + at + i * g->ldc, 1, 3);
+        __builtin_prefetch(g->gelu + at + i * g->ldc + 16, 1, 3);
+    }
+}
 #endif
