@@ -7,6 +7,8 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include "core/ctx.h"
+#include "ops/gelu/gelu.h"
+#include "ops/gelu/gelu_math.h"
 #include "ops/matmul/gemm.h"
 #include "ops/matmul/matmul.h"
 #include <math.h>
@@ -115,31 +117,39 @@ static void *workspace(const tp_gemm *g, int threads) {
     return p;
 }
 
-/* All versions, with 1 to 3 threads and without a ctx, against the oracle; c's gaps untouched. */
+/* All versions, with 1 to 3 threads and without a ctx, against the oracle; c's gaps untouched. With
+ * a ctx the gelu is asked for too, but for three threads. */
 static void check(const shape *s, int most_isa, tp_ctx *ctx[4]) {
     tp_gemm g = problem(s);
     int64_t nc = extent(s->m, g.ldc, s->n, 1);
+    size_t bytes = (size_t)nc * sizeof(float);
     float *want = floats(nc, 4), *got = floats(nc, 4);
+    float *want_gelu = floats(nc, 4), *got_gelu = floats(nc, 4);
     for (int64_t i = 0; i < s->m; i++)
-        for (int64_t j = 0; j < s->n; j++)
+        for (int64_t j = 0; j < s->n; j++) {
             want[i * g.ldc + j] = wanted(&g, i, j, want[i * g.ldc + j]);
+            want_gelu[i * g.ldc + j] = gelu_f(want[i * g.ldc + j]);
+        }
     for (int v = 0; v < VERSIONS; v++)
         for (int threads = 0; threads <= 3 && versions[v].isa <= most_isa; threads++) {
-            for (int64_t i = 0; i < nc; i++) got[i] = value(4, i);
+            for (int64_t i = 0; i < nc; i++) got[i] = got_gelu[i] = value(4, i);
             g.c = got;
+            g.gelu = threads < 3 ? got_gelu : NULL;
             g.work = workspace(&g, threads ? threads : 1);
             if (threads)
                 versions[v].run(ctx[threads], &g);
             else
                 versions[v].one(&g);
             free(g.work);
-            if (memcmp(got, want, (size_t)nc * sizeof(float)))
+            bool same = !memcmp(got, want, bytes);
+            if (!same || (g.gelu && memcmp(got_gelu, want_gelu, bytes)))
                 fail_msg("%lld x %lld x %lld, leaf %lld, layout %d, bias %d, accumulate %d: v%d "
-                         "with %d threads gives other bits",
+                         "with %d threads gives other bits%s",
                          (long long)s->m, (long long)s->n, (long long)s->k, (long long)s->leaf,
-                         s->layout, s->bias, s->accumulate, versions[v].isa, threads);
+                         s->layout, s->bias, s->accumulate, versions[v].isa, threads,
+                         same ? " of gelu" : "");
         }
-    free(want), free(got);
+    free(want), free(got), free(want_gelu), free(got_gelu);
     free_problem(&g);
 }
 
@@ -310,6 +320,44 @@ static void split_batches(void **state) {
     tp_ctx_free(c);
 }
 
+/* matmul_gelu is tp_gelu(tp_matmul(...)) to the bit, for every instruction set and for many rows,
+ * few rows, and samples whose rows do not lie evenly apart, each a product of its own. */
+static void gelu_is_the_two_ops(void **state) {
+    (void)state;
+    enum { ROWS = 3, K = 900, N = 70 };
+    for (int threads = 1; threads <= 3; threads++) {
+        tp_ctx *c = ctx_with(threads);
+        int isa = c->isa;
+        tp_tensor *a = tp_tensor_keep(c, TP_F32, TP_SHAPE(4, ROWS * 7, K));
+        tp_tensor *b = tp_tensor_keep(c, TP_F32, TP_SHAPE(K, N));
+        tp_tensor *bt = tp_tensor_keep(c, TP_F32, TP_SHAPE(N, K));
+        tp_tensor *bias = tp_tensor_keep(c, TP_F32, TP_SHAPE(N));
+        assert_true(a && b && bt && bias);
+        for (int64_t i = 0; i < tp_numel(a); i++) tp_f32(a)[i] = value(7, i) / 16;
+        for (int64_t i = 0; i < K * N; i++) tp_f32(b)[i] = tp_f32(bt)[i] = value(8, i);
+        for (int64_t i = 0; i < N; i++) tp_f32(bias)[i] = value(9, i);
+        for (int form = 0; form < 12; form++)
+            for (int v = 0; v < VERSIONS && versions[v].isa <= isa; v++) {
+                c->isa = versions[v].isa;
+                tp_tensor *x = tp_tensor_view(c, a);
+                if (form / 4 == 1) x->shape[0] = 1, x->shape[1] = ROWS;              /* few */
+                if (form / 4 == 2) x->shape[1] = ROWS * 6, x->stride[1] = K + K / 7; /* uneven */
+                if (form / 4 == 2) x->shape[2] = K / 7;
+                tp_tensor *w = tp_tensor_view(c, form & 1 ? bt : b);
+                w->shape[form & 1] = x->shape[2];
+                tp_matmul_opts o = {.trans_b = form & 1, .bias = form & 2 ? bias : NULL};
+                tp_tensor *h = tp_matmul(c, x, w, &o), *y = tp_gelu(c, h);
+                tp_tensor *got = tp_matmul_gelu(c, x, w, &o);
+                assert_true(h && y && got);
+                size_t bytes = (size_t)tp_numel(y) * sizeof(float);
+                assert_memory_equal(y->data, got->data, bytes);
+                assert_memory_not_equal(h->data, got->data, bytes);
+                tp_step_end(c);
+            }
+        tp_ctx_free(c);
+    }
+}
+
 static tp_tensor *with_shape(tp_ctx *c, tp_tensor *x, int ndim, const int64_t *dims) {
     tp_tensor *v = tp_tensor_keep(c, TP_F32, ndim, dims);
     assert_non_null(v);
@@ -382,6 +430,7 @@ int main(void) {
         cmocka_unit_test(split_batches),
         cmocka_unit_test(samples_are_dimension_0),
         cmocka_unit_test(bias_is_a_product_with_ones),
+        cmocka_unit_test(gelu_is_the_two_ops),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

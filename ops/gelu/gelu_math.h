@@ -1,7 +1,10 @@
-/* The float formulas of gelu, once: gelu_cpu.c and gelu.cu both call them. */
+/* The float formulas of gelu, once: gelu_cpu.c, the products that end in a gelu and gelu.cu call
+ * them. */
 #ifndef TP_GELU_MATH_H
 #define TP_GELU_MATH_H
 #include "ops/math.h"
+
+double gelu_f64(double x); /* the oracle's formula, in gelu.c */
 
 /* 0.5 (1 + tanh u) = 1/(1 + e^-2u): one e^x and one division, and no cancellation for u < 0. */
 static inline TP_HD float gelu_2u(float x, float x2) {

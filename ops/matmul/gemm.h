@@ -10,7 +10,10 @@
  * and the samples' sums are added in a fixed binary tree over the sample index. The tree is that of
  * a binary counter: push a leaf, merge neighbours of equal size (left + right), and at the end
  * merge what remains from the right. An aligned power-of-two run of samples is a subtree, so
- * gradients summed elsewhere in that order have the same bits however the batch was split. */
+ * gradients summed elsewhere in that order have the same bits however the batch was split.
+ *
+ * With `gelu` set, the elementwise gelu of the finished C is written there too, tile by tile while
+ * C's tile is still in the nearest cache: the same bits as gelu of C afterwards. */
 #ifndef TP_GEMM_H
 #define TP_GEMM_H
 #include "ops/op.h"
@@ -27,6 +30,7 @@ typedef struct tp_gemm {
     float *c; /* c[i,j] = c[i*ldc + j]; overlaps neither A nor B */
     int64_t ldc;
     const float *bias; /* (n), or NULL */
+    float *gelu;       /* gelu(c[i,j]) goes to gelu[i*ldc + j]; overlaps nothing; NULL: nowhere */
     bool accumulate;   /* C += A B (+ bias) instead of C = */
     bool resume;       /* the chain starts from c[i,j], not from 0: this call's k follow on those of
                           an earlier call, with the bits of one call over both; excludes

@@ -4,6 +4,7 @@
  * function reads them, and the tile function keeps MR x NR elements of C in registers for a whole
  * stage of k: for all the samples in it, one after the other. A chain longer than a stage is put
  * down in C and taken up again, which does not change it. */
+#include "ops/matmul/gemm_gelu.h"
 #include "ops/matmul/gemm_plan.h"
 #include "ops/simd.h"
 
@@ -425,7 +426,13 @@ static void run_panel(const block *x, const panel *v, const panel *after) {
         if (v->j == 0) pack_group(x, v, i, &t);
         ask_panel(&t, &next);
         if (direct && i == 0) t.b = b_at(x, v->j, v->k0);
+        if (g->gelu && t.last)
+            gemm_gelu_soon(g, t.to - g->c, panel_row(x, i + 1) - panel_row(x, i));
         tiles[x->few + (i < x->taller)][direct && i == 0](&t);
+        if (g->gelu && t.last) {
+            int64_t row = panel_row(x, i);
+            gemm_gelu(g, x->row + row, panel_row(x, i + 1) - row, x->col + v->j * NR, cols);
+        }
     }
 }
 
@@ -448,6 +455,7 @@ static void run_empty(const tp_gemm *g) {
             if (g->bias) y = y + g->bias[j];
             *c = g->accumulate ? *c + y : y;
         }
+    if (g->gelu) gemm_gelu(g, 0, g->m, 0, g->n);
 }
 
 static void run_task(const tp_gemm *g, const gemm_plan *p, int64_t t) {

@@ -1,5 +1,6 @@
 /* gemm_few_cpu: products of a few rows, as in decoding one token: every element of B is read once,
  * so B is not packed, and the time is that of reading it. The chains are those of gemm_cpu.c. */
+#include "ops/matmul/gemm_gelu.h"
 #include "ops/matmul/gemm_plan.h"
 #include "ops/simd.h"
 
@@ -143,6 +144,7 @@ static void run_units(void *arg, int64_t begin, int64_t end) {
         columns(f, 8, j0, j1);
         break;
     }
+    if (f->g->gelu) gemm_gelu(f->g, 0, f->g->m, j0, j1 - j0);
 }
 
 void TP_CAT(tp_gemm_few, TP_ISA)(tp_ctx *c, const tp_gemm *g) {

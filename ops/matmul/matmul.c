@@ -43,7 +43,7 @@ static tp_status check_bias(const tp_call *k, int64_t n) {
     return TP_OK;
 }
 
-static tp_status matmul_infer(tp_call *k) {
+tp_status tp_matmul_infer(tp_call *k) {
     const tp_matmul_attr *attr = k->attr;
     tp_status st = check_types(k);
     if (st) return st;
@@ -72,7 +72,7 @@ static tp_status matmul_infer(tp_call *k) {
     return tp_out(k, a->dtype, a->ndim, shape);
 }
 
-static tp_status matmul_oracle(const tp_call *k) {
+tp_status tp_matmul_oracle(const tp_call *k) {
     const tp_matmul_attr *attr = k->attr;
     const double *a = tp_f64(k->in[0]), *b = tp_f64(k->in[1]);
     int64_t m = tp_dim(k->out[0], -2), n = tp_dim(k->out[0], -1);
@@ -91,10 +91,10 @@ static tp_status matmul_oracle(const tp_call *k) {
     return TP_OK;
 }
 
-static void matmul_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
+void tp_matmul_gradients(const tp_call *k, tp_tensor *dy, tp_tensor *din[]) {
     const tp_matmul_attr *attr = k->attr;
     tp_ctx *c = k->ctx;
-    tp_tensor *a = k->in[0], *b = k->in[1], *dy = dout[0];
+    tp_tensor *a = k->in[0], *b = k->in[1];
     if (tp_wants(k, 0) && !attr->trans_a) {
         tp_matmul_opts o = {.trans_b = !attr->trans_b};
         tp_tensor *sum = c->grad_partial && b->ndim == 2 ? c->grad_partial(c, a) : NULL;
@@ -120,7 +120,11 @@ static void matmul_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din
         din[1] = tp_matmul(c, dy, a, &(tp_matmul_opts){.trans_a = true, .trans_b = attr->trans_a});
 }
 
-static double matmul_flops(const tp_call *k) {
+static void matmul_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
+    tp_matmul_gradients(k, dout[0], din);
+}
+
+double tp_matmul_flops(const tp_call *k) {
     const tp_matmul_attr *attr = k->attr;
     double kk = (double)tp_dim(k->in[0], attr->trans_a ? -2 : -1);
     return (double)tp_numel(k->out[0]) * (2 * kk + (k->in[2] ? 1 : 0));
@@ -176,14 +180,14 @@ const tp_op op_matmul = {
            "shared by all leading dimensions or has the same ones. trans_a and trans_b take a as "
            "(…,K,M) and b as (…,N,K). bias (N) is optional. Each element is one chain of fused "
            "multiply-adds in the order of K, whatever the shape around it.",
-    .infer = matmul_infer,
+    .infer = tp_matmul_infer,
     .kernel = {[TP_CPU] =
                    (const tp_kernel *const[]){&matmul_onednn, TP_CPU_LIST(matmul_cpu), NULL}},
-    .oracle = matmul_oracle,
+    .oracle = tp_matmul_oracle,
     .vjp = matmul_vjp,
     .saves_in = 3,
     .optional = 4,
-    .flops = matmul_flops,
+    .flops = tp_matmul_flops,
     .attrs = matmul_attrs,
     .attr_bytes = sizeof(tp_matmul_attr),
     .samples = matmul_samples,

@@ -25,6 +25,10 @@ tp_tensor *tp_matmul(tp_ctx *c, tp_tensor *a, tp_tensor *b, const tp_matmul_opts
 tp_status tp_matmul_(tp_ctx *c, tp_tensor *sum, tp_tensor *a, tp_tensor *b,
                      const tp_matmul_opts *o);
 
+/* y = gelu(a b + bias), as tp_gelu(tp_matmul(…)) and with its bits, but y is written while the
+ * product is at hand. Only with a shared b (K,N) and without trans_a. */
+tp_tensor *tp_matmul_gelu(tp_ctx *c, tp_tensor *a, tp_tensor *b, const tp_matmul_opts *o);
+
 typedef struct tp_wgrad_opts {
     bool transposed; /* dw is (N,K) instead of (K,N) */
     bool weight;     /* dw is wanted */

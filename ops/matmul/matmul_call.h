@@ -41,6 +41,14 @@ static inline bool even_rows(const tp_tensor *t, int64_t *stride) {
     return true;
 }
 
+/* matmul's parts that matmul_gelu is made of too (matmul.c): a, b and bias are inputs 0, 1 and 2.
+ * infer creates, and the oracle fills, output 0. */
+tp_status tp_matmul_infer(tp_call *k);
+tp_status tp_matmul_oracle(const tp_call *k);
+double tp_matmul_flops(const tp_call *k);
+/* The inputs' gradients from dy, that of the product. */
+void tp_matmul_gradients(const tp_call *k, tp_tensor *dy, tp_tensor *din[]);
+
 extern const tp_kernel matmul_onednn, matmul_wgrad_onednn; /* matmul_onednn.c */
 
 /* The outputs that a matmul_wgrad call has; NULL where it was not wanted. */

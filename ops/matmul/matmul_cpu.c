@@ -1,4 +1,5 @@
-/* matmul and matmul_wgrad on the CPU: tensors and attributes turned into gemm.h's strides. */
+/* matmul, matmul_gelu and matmul_wgrad on the CPU: tensors and attributes turned into gemm.h's
+ * strides. */
 #include "core/ctx.h"
 #include "ops/convert.h"
 #include "ops/matmul/column_sums.h"
@@ -16,7 +17,7 @@ typedef struct product {
 
 static product describe(const tp_call *k) {
     const tp_matmul_attr *attr = k->attr;
-    const tp_tensor *a = k->in[0], *b = k->in[1], *y = k->out[0];
+    const tp_tensor *a = k->in[0], *b = k->in[1], *y = k->out[k->nout - 1]; /* the product */
     int row = a->ndim - 2, col = a->ndim - 1, b_row = b->ndim - 2, b_col = b->ndim - 1;
     product p = {.call = k, .batch = tp_batch(y), .tasks = 1};
     p.g = (tp_gemm){.m = y->shape[row],
@@ -31,6 +32,7 @@ static product describe(const tp_call *k) {
                     .c = tp_f32(y),
                     .ldc = y->shape[col],
                     .bias = k->in[2] ? tp_f32(k->in[2]) : NULL,
+                    .gelu = k->nout > 1 ? tp_f32(k->out[0]) : NULL,
                     .work = k->workspace};
     int64_t stride;
     if (b->ndim == 2 && !attr->trans_a && even_rows(a, &stride)) {
@@ -57,6 +59,7 @@ static tp_gemm matrices(const product *p, int64_t s) {
         g.a += tp_offset(a, s * a->shape[a->ndim - 2] * a->shape[a->ndim - 1]);
         if (b->ndim > 2) g.b += tp_offset(b, s * b->shape[b->ndim - 2] * b->shape[b->ndim - 1]);
         g.c += s * g.m * g.n;
+        if (g.gelu) g.gelu += s * g.m * g.n;
     }
     return g;
 }
@@ -95,6 +98,8 @@ static const char *matmul_decline(const tp_call *k) {
 
 TP_CPU_KERNEL(matmul_cpu, .decline = matmul_decline, .run = matmul_run,
               .workspace = matmul_workspace);
+TP_CPU_KERNEL(matmul_gelu_cpu, .decline = matmul_decline, .run = matmul_run,
+              .workspace = matmul_workspace);
 
 /* ---- matmul_ -------------------------------------------------------------------------------- */
 /* The same product, without an output of its own. */
@@ -104,6 +109,7 @@ static tp_call as_matmul(const tp_call *k) {
     m.in[1] = k->in[2];
     m.in[2] = NULL;
     m.out[0] = k->in[0];
+    m.nout = 1;
     return m;
 }
 

@@ -32,6 +32,7 @@ const char *tp_gemm_onednn_declines(const tp_ctx *c, const tp_gemm *g) {
 #endif
     if (!g->m || !g->n || !g->k) return "empty";
     if (g->bias) return "a bias is added faster inside matmul_cpu";
+    if (g->gelu) return "gelu is fused into our own product";
     if (g->m == 1 || g->n == 1) return "a vector";
     if (!side_of(&s, g->m, g->k, g->a_rs, g->a_cs) || !side_of(&s, g->k, g->n, g->b_rs, g->b_cs))
         return "neither rows nor columns are dense";
