@@ -38,6 +38,7 @@ typedef struct run {
     char checkpoints[TP_CONFIG_TEXT + 32];
     void *whole;         /* one tensor of the optimizer's state, between ranks and a checkpoint */
     int64_t step, steps; /* steps done; steps in all */
+    int64_t validated;   /* the step after which the last validation was */
     /* since the last line in metrics.jsonl */
     double nll;
     int64_t targets, bytes;
@@ -144,7 +145,7 @@ typedef struct counter {
     int64_t *i64;
     double *f64;
 } counter;
-enum { COUNTERS = 11 };
+enum { COUNTERS = 12 };
 
 /* Every number that outlives a step. */
 static void counters(run *r, counter out[COUNTERS]) {
@@ -153,6 +154,7 @@ static void counters(run *r, counter out[COUNTERS]) {
         {"optimizer/updates", &o->updates, NULL},
         {"optimizer/bad_in_a_row", &o->bad_in_a_row, NULL},
         {"optimizer/bad_total", &o->bad_total, NULL},
+        {"run/validated", &r->validated, NULL},
         {"run/targets", &r->targets, NULL},
         {"run/bytes", &r->bytes, NULL},
         {"run/nll", NULL, &r->nll},
@@ -434,13 +436,19 @@ static tp_status log_step(run *r, const tp_step_out *s) {
     return record(r, m, n);
 }
 
+static bool validation_due(const run *r) {
+    bool now = due(r, r->cfg.eval.every) || r->step == r->steps;
+    return r->val && now && r->validated != r->step;
+}
+
 static tp_status validate(run *r, bool *best) {
     tp_eval_result e;
     tp_status st = tp_evaluate(&r->trainer, r->val, r->cfg.eval.batches, true, &e);
     if (st) return st;
     r->val_loss = e.loss;
     r->val_bpb = e.bpb;
-    *best = !(e.loss >= r->best_val);
+    r->validated = r->step;
+    *best = e.loss < r->best_val; /* never NaN */
     if (*best) r->best_val = e.loss;
     tp_progress(true, "step %lld/%lld  validation: loss %.4f  %.4f bits per byte%s",
                 (long long)r->step, (long long)r->steps, e.loss, e.bpb, *best ? "  (best)" : "");
@@ -492,26 +500,35 @@ static tp_status write_sample(run *r) {
     return st;
 }
 
-static tp_status loop(run *r) {
+/* What is due after a step: metrics, validation, a sample, a checkpoint. *stop: somebody asked to
+ * end; then what takes long is left out, and made up for when the run goes on. */
+static tp_status after_step(run *r, const tp_step_out *s, bool *stop) {
     const tp_config *f = &r->cfg;
-    while (r->step < r->steps) {
+    bool best = false;
+    tp_status st = TP_OK;
+    if (s) show(r, s, false);
+    if (s && due(r, f->log.every)) st = log_step(r, s);
+    if (!st && !*stop && validation_due(r)) st = validate(r, &best);
+    if (!st && s && !*stop && r->root && due(r, f->sample.every)) st = write_sample(r);
+    if (st == TP_EINTERRUPT) st = TP_OK, *stop = true; /* while validating: the step is done */
+    /* one look for all: a signal after it is the next step's. Ranks have agreed within the step. */
+    if (r->ranks == 1 && tp_interrupted()) *stop = true;
+    best &= f->checkpoint.best;
+    bool save_now = *stop || best || (s && (due(r, f->checkpoint.every) || r->step == r->steps));
+    return st || !save_now ? st : save(r, best);
+}
+
+static tp_status loop(run *r) {
+    bool stop = false;
+    tp_status st =
+        r->step ? after_step(r, NULL, &stop) : TP_OK; /* a validation that was left out */
+    while (!st && !stop && r->step < r->steps) {
         tp_step_out s;
-        bool best = false;
-        tp_status st = step(r, &s);
-        bool stop = s.interrupted; /* any rank's: all of them stop after the same step */
-        if (!st) show(r, &s, false);
-        if (!st && due(r, f->log.every)) st = log_step(r, &s);
-        if (!st && r->val && !stop && (due(r, f->eval.every) || r->step == r->steps))
-            st = validate(r, &best);
-        if (!st && !stop && r->root && due(r, f->sample.every)) st = write_sample(r);
-        if (st == TP_EINTERRUPT) st = TP_OK, stop = true; /* while validating: the step is done */
-        best &= f->checkpoint.best;
-        if (!st && (stop || best || due(r, f->checkpoint.every) || r->step == r->steps))
-            st = save(r, best);
-        if (st) return st;
-        if (stop || (r->ranks == 1 && tp_interrupted())) return TP_EINTERRUPT;
+        if ((st = step(r, &s))) break;
+        stop = s.interrupted; /* any rank's: all of them stop after the same step */
+        st = after_step(r, &s, &stop);
     }
-    return TP_OK;
+    return st ? st : stop ? TP_EINTERRUPT : TP_OK;
 }
 
 /* ---- the whole of it ------------------------------------------------------------------------ */

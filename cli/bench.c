@@ -68,6 +68,12 @@ typedef struct side {
     uint64_t allocs; /* system allocations before the timed steps */
 } side;
 
+/* Told once: by the rank where it began. */
+static int side_failed(const char *command, side *s, tp_status st) {
+    if (s->comm && tp_comm_failed_elsewhere(s->comm)) return EXIT_FAILED;
+    return tp_say_failure(command, s->c, st);
+}
+
 /* Fills c and cfg from CONFIG, its words and, for the second side, those of --against. An exit
  * code; the failure has been told. */
 static int side_open(const char *command, side *s, bool second) {
@@ -91,7 +97,7 @@ static int side_open(const char *command, side *s, bool second) {
     if (!st && !json && !n_against && root) tp_plan_print(stdout, &s->cfg, &s->plan);
     if (!st) st = tp_trainer_new(&s->t, s->c, &s->cfg, s->comm);
     if (!st) st = fake(s->c, &s->cfg, s->comm, &s->f);
-    return st ? tp_say_failure(command, s->c, st) : EXIT_DONE;
+    return st ? side_failed(command, s, st) : EXIT_DONE;
 }
 
 static void side_close(side *s) {
@@ -107,14 +113,15 @@ static tp_status side_step(side *s) {
     tp_step_in in = {.step = s->step,
                      .targets = s->cfg.train.batch * s->cfg.model.context,
                      .next = tp_fake_next,
-                     .arg = &s->f};
+                     .arg = &s->f,
+                     .interrupted = tp_interrupted};
     tp_step_out out;
     if (s->step == warmup) s->allocs = tp_system_allocs(s->c);
     double start = tp_now();
     tp_status st = tp_trainer_step(&s->t, &in, &out);
     if (s->step >= warmup) s->took[s->step - warmup] = tp_now() - start;
     s->step++;
-    return st;
+    return !st && out.interrupted ? TP_EINTERRUPT : st;
 }
 
 static int by_value(const void *a, const void *b) {
@@ -161,13 +168,12 @@ static void report(side *s) {
 
 static int measure(const char *command, side *s) {
     tp_status st = TP_OK;
-    for (int i = 0; i < warmup + steps && !st && !tp_interrupted(); i++) {
+    for (int i = 0; i < warmup + steps && !st; i++) {
         st = side_step(s);
         tp_progress(false, "%s  step %d of %d", command, i + 1, warmup + steps);
     }
     tp_progress_clear();
-    if (!st && tp_interrupted()) st = TP_EINTERRUPT;
-    if (st) return tp_say_failure(command, s->c, st);
+    if (st) return side_failed(command, s, st);
     report(s);
     return EXIT_DONE;
 }
@@ -224,13 +230,12 @@ static void report_pairs(const side s[2]) {
 static int compare(const char *command, side s[2]) {
     tp_status st = TP_OK;
     side *failed = &s[0];
-    for (int i = 0; i < 2 * (warmup + steps) && !st && !tp_interrupted(); i++) {
+    for (int i = 0; i < 2 * (warmup + steps) && !st; i++) {
         failed = &s[(i + i / 2) % 2];
         st = side_step(failed);
         tp_progress(false, "%s  step %d of %d", command, i + 1, 2 * (warmup + steps));
     }
     tp_progress_clear();
-    if (!st && tp_interrupted()) st = TP_EINTERRUPT;
     if (st) return tp_say_failure(command, failed->c, st);
     report_pairs(s);
     return EXIT_DONE;

@@ -11,18 +11,22 @@
 
 /* ---- ending --------------------------------------------------------------------------------- */
 int tp_say(const char *command, const char *fmt, ...) {
-    tp_progress_clear();
-    fprintf(stderr, "%s: ", command);
+    char line[2048]; /* written at once: other ranks may speak at the same time */
     va_list ap;
     va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
+    int n = snprintf(line, sizeof line, "%s: ", command);
+    if (n > 0 && n < (int)sizeof line) vsnprintf(line + n, sizeof line - (size_t)n, fmt, ap);
     va_end(ap);
-    fputc('\n', stderr);
+    size_t end = strlen(line);
+    line[end < sizeof line - 1 ? end : sizeof line - 2] = '\n';
+    line[end < sizeof line - 1 ? end + 1 : sizeof line - 1] = 0;
+    tp_progress_clear();
+    fputs(line, stderr);
     return EXIT_USAGE_;
 }
 
 int tp_say_failure(const char *command, tp_ctx *c, tp_status st) {
-    if (st == TP_EINTERRUPT || tp_interrupted()) {
+    if (st == TP_EINTERRUPT) {
         tp_progress_clear();
         fprintf(stderr, "%s: interrupted\n", command);
         return EXIT_INTERRUPTED;

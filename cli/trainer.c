@@ -68,7 +68,8 @@ static tp_optim_opts optim_options(const tp_config *f) {
 tp_share tp_share_of(const tp_config *cfg, int rank, int ranks) {
     int64_t B = cfg->train.batch, M = cfg->train.micro_batches, rows = B / (M * ranks);
     bool by_micro_batch = cfg->dist.zero_stage == 2;
-#ifdef TAPIR_MUTANT_ORDER /* ranks sum their micro-batches first, but get them as if they did not */
+#ifdef TAPIR_MUTANT_ORDER /* ranks sum their micro-batches first, but get them as if they did not  \
+                           */
     by_micro_batch = true;
 #endif
     if (ranks > 1 && by_micro_batch) return (tp_share){rows, B / M, rank * rows, rows};
@@ -176,8 +177,9 @@ static tp_status pass(tp_trainer *t, const tp_step_in *in, const tp_batch *b) {
 }
 
 /* ---- the step ------------------------------------------------------------------------------- */
-/* Rows of the next pass of a micro-batch that goes on at row `at` of the global batch: all of them
- * if they are a subtree of the tree over samples, else the largest subtree that begins here. */
+/* Rows of the next pass of a micro-batch that goes on at row `at` of this rank's part of the batch:
+ * all of them if they are the whole batch, else the largest subtree that begins here. Counted from
+ * the beginning of the part, ranks whose part is no subtree still make the same passes. */
 static int64_t pass_rows(const tp_trainer *t, int64_t at, int64_t left) {
     int64_t n = 1;
     if (left == t->cfg.train.batch) return left;
@@ -189,7 +191,7 @@ static int64_t count_passes(const tp_trainer *t) {
     tp_share s = tp_share_of(&t->cfg, t->rank, t->ranks);
     int64_t passes = 0;
     for (int64_t i = 0; i < t->cfg.train.micro_batches; i++) {
-        int64_t taken = i * s.rows, at = taken / s.share * s.period + s.first + taken % s.share;
+        int64_t at = i * s.rows % s.share;
         for (int64_t done = 0; done < s.rows; passes++)
             done += pass_rows(t, at + done, s.rows - done);
     }
@@ -199,9 +201,11 @@ static int64_t count_passes(const tp_trainer *t) {
 static tp_status micro_batch(tp_trainer *t, const tp_step_in *in) {
     tp_batch b;
     int64_t B = t->cfg.train.batch, T = t->cfg.model.context;
+    tp_share s = tp_share_of(&t->cfg, t->rank, t->ranks);
     tp_status st = in->next(in->arg, t->c, &b);
+    int64_t at = st ? 0 : b.sample % B % s.period - s.first;
     for (int64_t done = 0; !st && done < b.rows;) {
-        int64_t n = pass_rows(t, (b.sample + done) % B, b.rows - done);
+        int64_t n = pass_rows(t, at + done, b.rows - done);
         tp_batch part = rows_of(&b, T, done, n);
         st = pass(t, in, &part);
         done += n;

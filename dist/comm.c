@@ -84,7 +84,11 @@ static void *thread_main(void *arg) {
         if (!tp_control_turn(m)) continue;
         if (!stopped) tp_collective_stop(m);
         stopped = true;
-        tp_collective_drain(m);
+        if (!tp_collective_drain(m) || m->quiet) continue;
+        pthread_mutex_lock(&m->lock);
+        m->quiet = true;
+        pthread_cond_broadcast(&m->done);
+        pthread_mutex_unlock(&m->lock);
     }
     tp_control_farewell(m);
     return NULL;
@@ -324,6 +328,15 @@ int64_t tp_comm_start(tp_comm *m, tp_ctx *c, tp_move move, const tp_piece *piece
     return enqueue(m, c, &call, piece);
 }
 
+/* After a failure, until nothing of the caller's is under way any more: what it handed in may be on
+ * its stack. A dead peer may never take what was sent to it, so this has an end. Under lock. */
+static void wait_quiet(tp_comm *m) {
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += 2;
+    while (!m->quiet && !pthread_cond_timedwait(&m->done, &m->lock, &until)) {}
+}
+
 tp_status tp_comm_wait(tp_comm *m, tp_ctx *c, int64_t ticket) {
     tp_status st = TP_OK;
     pthread_mutex_lock(&m->lock);
@@ -334,7 +347,10 @@ tp_status tp_comm_wait(tp_comm *m, tp_ctx *c, int64_t ticket) {
         double begin = m->finished < ticket ? tp_now() : 0;
         while (m->finished < ticket && !m->status) pthread_cond_wait(&m->done, &m->lock);
         if (begin > 0) m->waited += tp_now() - begin;
-        if (m->status) st = hand_over(m, c);
+        if (m->status) {
+            wait_quiet(m);
+            st = hand_over(m, c);
+        }
     }
     pthread_mutex_unlock(&m->lock);
     return st;

@@ -78,6 +78,7 @@ struct tp_comm {
     int64_t started, finished; /* numbers of calls */
     bool closing;
     tp_status status; /* of the first failure */
+    bool quiet;       /* after a failure: nothing is under way any more */
     bool elsewhere;   /* another rank has said it */
     bool whole;       /* means the same on any rank: "rank 2 stopped:" need not stand before it */
     double broken_at;
