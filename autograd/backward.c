@@ -21,8 +21,8 @@ tp_leaf *tp_leaf_of(tp_ctx *c, tp_tensor *t, bool make) {
     return &tape->leaf[tape->nleaf++];
 }
 
-/* The one place where a parameter's gradient grows. The first sum of a step gives its bytes away;
- * later ones (micro-batches) are added in the order they come. */
+/* Where a leaf's ->grad grows when no sink takes gradients. The first sum gives its bytes away;
+ * those of later walks are added in the order they come (a sink keeps to the tree over samples). */
 static tp_status accumulate(tp_ctx *c, tp_tensor *leaf, tp_tensor *g) {
     if (leaf->grad) return tp_add_(c, leaf->grad, g);
     if (!leaf->grad_header) {

@@ -230,6 +230,8 @@ const char *tp_config_nearest(const char *name) {
         /* the right leaf in the wrong group is nearer than its spelling says */
         int last = edit_distance(leaf, leaf_of(key)) + 1;
         int d = whole < last ? whole : last;
+        /* cut short: dist.zero for dist.zero_stage */
+        if (strlen(name) >= 4 && d > 1 && !strncmp(name, key, strlen(name))) d = 1;
         if (d < least) {
             least = d;
             best = key;

@@ -7,22 +7,14 @@ tapir=$1
 config=$2/configs/tests/resume.yaml
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-export OMP_WAIT_POLICY=passive OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
-export OMPI_MCA_btl_base_warn_component_unused=0
-export ASAN_OPTIONS="${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0" # MPI keeps memory to the end
+. "$2/tests/lib/runs.sh"
 bad=0
 fail() {
     echo "FAILED: $*"
     bad=1
 }
 
-i=0
-while [ $i -lt 900 ]; do # a text of its own, with words that repeat
-    i=$((i + 1))
-    echo "Line $i of $((i * 7919 % 997)): the quick $((i * 31 % 17)) brown foxes jump over $((i % 23)) lazy dogs."
-done >"$tmp/text.txt"
-"$tapir" prepare "$tmp/text.txt" --out "$tmp/train.h5" --val "$tmp/val.h5" --vocab 300 >/dev/null 2>&1
+make_corpus "$tapir" "$tmp" 900
 
 train() { # train NAME WORDS…
     name=$1

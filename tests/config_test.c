@@ -284,6 +284,7 @@ static void test_overrides(void **state) {
         {"model=3", "model is a group of keys"},
         {"model.layer=3", "command line: model.layer: unknown key; did you mean model.layers?"},
         {"layers=3", "did you mean model.layers?"},
+        {"dist.zero=1", "did you mean dist.zero_stage?"},
         {"model.layers=", "command line: model.layers must be a whole number"},
         {"model.layers= 3", "must be a whole number"},
         {"model.layers=3.5", "must be a whole number"},

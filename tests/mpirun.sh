@@ -8,14 +8,8 @@ config=$2/configs/tests/same-bits.yaml
 rank=$(dirname "$tapir")/dist_rank
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-# Ranks share the cores here, so nobody may spin while waiting; CI may run as root.
-export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
-export OMPI_MCA_btl_base_warn_component_unused=0
-# MPI keeps memory to the end, in plugins that it has unloaded by then, so that no suppression can
-# name them; dist_test and nccl_test look for leaks in the rest.
-export ASAN_OPTIONS="${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0"
+. "$2/tests/lib/runs.sh"
+export OMP_NUM_THREADS=1
 
 command -v mpirun >/dev/null || { echo "SKIPPED: there is no mpirun"; exit 77; }
 "$tapir" version | grep -q '^ranks .*MPI' || { echo "SKIPPED: this build has no MPI"; exit 77; }
