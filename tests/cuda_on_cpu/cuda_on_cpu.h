@@ -73,8 +73,9 @@ static inline unsigned __umulhi(unsigned a, unsigned b) {
     return (unsigned)((unsigned long long)a * b >> 32);
 }
 static inline int __mulhi(int a, int b) { return (int)((long long)a * b >> 32); }
+__extension__ typedef unsigned __int128 emu_u128;
 static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
-    return (unsigned long long)((unsigned __int128)a * b >> 64);
+    return (unsigned long long)((emu_u128)a * b >> 64);
 }
 /* The correctly rounded operations: as written, since nothing is contracted (-ffp-contract=off). */
 static inline float __fadd_rn(float a, float b) { return a + b; }
