@@ -65,11 +65,12 @@ void emu_engine_abandon(void) {
 
 /* Does the queue's first piece of work. */
 static void do_first(int id, queue *q) {
-    work *w = q->first;
+    work *w = q->first, job = *w;
     q->first = w->next;
     if (!q->first) q->last = nullptr;
     q->n--;
-    emu_actor actor = {w->knows, 0, 0, true}, *before = emu_acting;
+    w->next = spare, spare = w; /* now, since a report does not come back here */
+    emu_actor actor = {job.knows, 0, 0, true}, *before = emu_acting;
     if (id >= EMU_QUEUE_ENGINE && id < EMU_QUEUE_GROUP) {
         int k = id - EMU_QUEUE_ENGINE, e = MAX_WARPS + 8 + k; /* 32..39 are EMU_ENGINE(0..7) */
         emu_tick(e); /* each piece has a time of its own: two of them are not ordered */
@@ -83,10 +84,9 @@ static void do_first(int id, queue *q) {
     emu_acting = &actor;
     const uint32_t *group = emu_group_knows;
     emu_group_knows = nullptr;
-    w->fn(w->arg);
+    job.fn(job.arg);
     emu_group_knows = group;
     emu_acting = before;
-    w->next = spare, spare = w;
 }
 
 void emu_defer(int id, void (*fn)(void *), const void *arg, size_t bytes) {
@@ -96,7 +96,8 @@ void emu_defer(int id, void (*fn)(void *), const void *arg, size_t bytes) {
         return;
     }
     work *w = spare;
-    if (w) spare = w->next;
+    if (w)
+        spare = w->next;
     else if (!(w = (work *)malloc(sizeof *w))) {
         emu_report("no memory for deferred work");
         return;
@@ -106,8 +107,10 @@ void emu_defer(int id, void (*fn)(void *), const void *arg, size_t bytes) {
     memcpy(w->knows, emu_group_knows ? emu_group_knows : emu_clock[emu_block.current / 32],
            sizeof w->knows);
     if (bytes) memcpy(w->arg, arg, bytes);
-    if (q->last) q->last->next = w;
-    else q->first = w;
+    if (q->last)
+        q->last->next = w;
+    else
+        q->first = w;
     q->last = w;
     q->n++;
     bool now = async.kind == emu_policy::REVERSE /* early */ ||
@@ -130,8 +133,10 @@ bool emu_engine_step(bool may_choose) {
         if (!of_block[k].first) continue;
         jmp_buf here, *before = abandon;
         abandon = &here;
-        if (setjmp(here) == 0) do_first(EMU_QUEUE_ENGINE + k, &of_block[k]);
-        else emu_acting = nullptr;
+        if (setjmp(here) == 0)
+            do_first(EMU_QUEUE_ENGINE + k, &of_block[k]);
+        else
+            emu_acting = nullptr;
         abandon = before;
         return true;
     }

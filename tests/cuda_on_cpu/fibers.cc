@@ -27,8 +27,8 @@ block_now emu_block = {};
 
 /* ---- the context switch --------------------------------------------------------------------- */
 /* Pushes the registers that a called function must preserve, stores the stack pointer in *save and
- * continues where `load` was stored (System V AMD64 ABI; AAPCS64). swapcontext would also switch the
- * signal mask, which is a system call. */
+ * continues where `load` was stored (System V AMD64 ABI; AAPCS64). swapcontext would also switch
+ * the signal mask, which is a system call. */
 extern "C" void emu_switch(void **save, void *load);
 #if defined(__x86_64__)
 asm(R"(
@@ -192,13 +192,21 @@ void emu_report(const char *fmt, ...) {
 static const char *doing(int t, char *buf, size_t bytes) {
     const fiber *f = &emu_block.fibers[t];
     switch (f->state) {
-    case DONE: snprintf(buf, bytes, "thread %d has returned", t); break;
+    case DONE:
+        snprintf(buf, bytes, "thread %d has returned", t);
+        break;
     case AT_BARRIER:
         snprintf(buf, bytes, "thread %d waits at __syncthreads (%s:%d)", t, f->file, f->line);
         break;
-    case AT_NAMED: snprintf(buf, bytes, "thread %d waits at named barrier %d", t, f->barrier); break;
-    case READY: snprintf(buf, bytes, "thread %d spins", t); break;
-    default: snprintf(buf, bytes, "thread %d waits for %s", t, f->what); break;
+    case AT_NAMED:
+        snprintf(buf, bytes, "thread %d waits at named barrier %d", t, f->barrier);
+        break;
+    case READY:
+        snprintf(buf, bytes, "thread %d spins", t);
+        break;
+    default:
+        snprintf(buf, bytes, "thread %d waits for %s", t, f->what);
+        break;
     }
     return buf;
 }
@@ -227,8 +235,10 @@ static void report_stuck(void) {
         for (int l = 0; l < 32; l++) {
             int o = first + l;
             if (!(fs[t].mask >> l & 1) || (o < emu_block.n && fs[o].state == IN_WARP)) continue;
-            if (o < emu_block.n) doing(o, why, sizeof why);
-            else snprintf(why, sizeof why, "thread %d does not exist", o);
+            if (o < emu_block.n)
+                doing(o, why, sizeof why);
+            else
+                snprintf(why, sizeof why, "thread %d does not exist", o);
             emu_report("lane missing in %s: warp %d, mask 0x%08x: %s", fs[t].what, t / 32,
                        fs[t].mask, why);
             return;
@@ -246,8 +256,9 @@ static void report_stuck(void) {
     for (int t = 0; t < emu_block.n; t++) {
         if (fs[t].state != AT_NAMED) continue;
         named_barrier *b = &named[fs[t].barrier];
-        emu_report("deadlock: named barrier %d waits for %d threads, %d came (thread %d among them)",
-                   fs[t].barrier, b->count, b->arrived, t);
+        emu_report(
+            "deadlock: named barrier %d waits for %d threads, %d came (thread %d among them)",
+            fs[t].barrier, b->count, b->arrived, t);
         return;
     }
     for (int t = 0; t < emu_block.n; t++) {
@@ -263,7 +274,8 @@ void emu_syncthreads(const char *file, int line) {
     const char *slash = strrchr(file, '/');
     file = slash ? slash + 1 : file;
     const fiber *first = &fs[first_at_barrier]; /* the others agree with it */
-    if (at_barrier == 0) first_at_barrier = emu_block.current;
+    if (at_barrier == 0)
+        first_at_barrier = emu_block.current;
     else if (first->line != line || strcmp(first->file, file) != 0)
         emu_report("barrier divergence: thread %d waits at __syncthreads (%s:%d), thread %d at "
                    "another (%s:%d)",
@@ -323,16 +335,19 @@ void emu_warp_mask(unsigned mask, const char *what, void *mine,
         emu_report("lane %d calls %s with mask 0x%08x, which does not name it", l, what, mask);
     warp_meeting *m = &meeting[w];
     unsigned here = 1u << l | m->pending;
-    if (!m->pending) m->mask = mask, m->what = what, m->mixed = false;
-    else if (m->mixed || m->mask != mask || m->what != what) m->mixed = true, here = 1u << l;
+    if (!m->pending)
+        m->mask = mask, m->what = what, m->mixed = false;
+    else if (m->mixed || m->mask != mask || m->what != what)
+        m->mixed = true, here = 1u << l;
     for (int o = 0; o < nlanes && m->mixed; o++) {
         if (lanes[o].state != IN_WARP) continue;
         if (lanes[o].mask == mask && (lanes[o].what == what || !strcmp(lanes[o].what, what)))
             here |= 1u << o;
         else if ((lanes[o].mask & mask) != 0)
-            emu_report("lanes of warp %d diverge: thread %d is in %s with mask 0x%08x, thread %d in "
-                       "%s with mask 0x%08x",
-                       w, w * 32 + o, lanes[o].what, lanes[o].mask, t, what, mask);
+            emu_report(
+                "lanes of warp %d diverge: thread %d is in %s with mask 0x%08x, thread %d in "
+                "%s with mask 0x%08x",
+                w, w * 32 + o, lanes[o].what, lanes[o].mask, t, what, mask);
     }
     me->mine = mine, me->mask = mask, me->what = what;
     if (here != mask) {
@@ -412,9 +427,10 @@ void emu_shuffle_all(void *const lane[32], void *what) {
         emu_shuffle *s = (emu_shuffle *)lane[l];
         if (!s) continue;
         if (!lane[s->src & 31])
-            emu_report("%s: lane %d reads lane %d, which the mask does not name", (const char *)what,
-                       l, s->src & 31);
-        else s->out = ((emu_shuffle *)lane[s->src & 31])->in;
+            emu_report("%s: lane %d reads lane %d, which the mask does not name",
+                       (const char *)what, l, s->src & 31);
+        else
+            s->out = ((emu_shuffle *)lane[s->src & 31])->in;
     }
 }
 void emu_ballot_all(void *const lane[32], void *arg) {
@@ -487,8 +503,10 @@ static bool run_block(void) {
             f->yielded = false;
             resume(t);
             if (emu_block.failed) return false;
-            if (f->yielded) spun = true;
-            else went = true;
+            if (f->yielded)
+                spun = true;
+            else
+                went = true;
             if (emu_async_random_now()) emu_engine_step(true);
             if (emu_block.failed) return false;
         }
@@ -553,12 +571,12 @@ bool emu_run_grid(const char *name, dim3 grid, dim3 block, size_t smem_bytes,
     emu_device_open();
     bool ok = true;
     for (long long i = 0; ok && i < nblocks; i++) {
-        long long b = order                                        ? order[i]
+        long long b = order                                     ? order[i]
                       : block_order.kind == emu_policy::REVERSE ? nblocks - 1 - i
-                                                                   : i;
+                                                                : i;
         ok = run_one(uint3{(unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y),
-                                 (unsigned)(b / grid.x / grid.y)},
-                           call, closure);
+                           (unsigned)(b / grid.x / grid.y)},
+                     call, closure);
     }
     emu_device_close();
     free(order);
