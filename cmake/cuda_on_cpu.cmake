@@ -22,7 +22,9 @@ function(tapir_cuda_on_cpu)
                              ${CMAKE_SOURCE_DIR})
   target_compile_definitions(cuda_on_cpu PUBLIC TP_CUDA_ON_CPU)
   tapir_cxx_options(cuda_on_cpu)
-  tapir_cuda_on_cpu_tests()
+  if(EXISTS ${CMAKE_SOURCE_DIR}/tests/cuda_on_cpu_test.cc)
+    tapir_cuda_on_cpu_tests()
+  endif()
 endfunction()
 
 # tapir_cuda_kernels_on_cpu(NAME a.cu b.cu ...): an OBJECT library of kernels. Programs link it and

@@ -1,0 +1,58 @@
+# The CUDA kernels. With TAPIR_CUDA (cmake --preset cuda) nvcc compiles them into the library. Else,
+# where tests are built, the same sources are compiled as C++ and run on the CPU by
+# tests/cuda_on_cpu, so that every machine tests them.
+option(TAPIR_CUDA "compile the CUDA kernels with nvcc" OFF)
+
+file(GLOB CUDA_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/core/*.cu ${CMAKE_SOURCE_DIR}/ops/*.cu
+     ${CMAKE_SOURCE_DIR}/ops/*/*.cu)
+if(TAPIR_CUDA)
+  set(CMAKE_CUDA_ARCHITECTURES "80-real;90a-real" CACHE STRING "GPU architectures")
+  enable_language(CUDA)
+elseif(TAPIR_TESTS)
+  include(${CMAKE_SOURCE_DIR}/cmake/cuda_on_cpu.cmake)
+endif()
+
+# nvcc, for sm_80 (runs on everything later as well) and sm_90a (Hopper's own instructions).
+function(tapir_cuda)
+  find_package(CUDAToolkit REQUIRED)
+  add_library(tapir_cuda OBJECT ${CUDA_SOURCES})
+  target_include_directories(tapir_cuda PRIVATE ${CMAKE_SOURCE_DIR})
+  target_compile_features(tapir_cuda PRIVATE cuda_std_20)
+  # fused only where the source says fmaf, as on the CPU
+  target_compile_options(tapir_cuda PRIVATE --fmad=false -Xptxas=-v
+                         "-Xcompiler=-Wall,-Wno-missing-field-initializers" -diag-suppress=177)
+  target_compile_definitions(tapir PUBLIC TAPIR_CUDA)
+  target_link_libraries(tapir PUBLIC $<TARGET_OBJECTS:tapir_cuda> CUDA::cudart CUDA::cublasLt)
+  add_dependencies(tapir tapir_cuda)
+endfunction()
+
+# A program of tests/cuda/: linked with the kernels of this build.
+function(tapir_cuda_program name)
+  add_executable(${name} ${ARGN})
+  target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR}/tests/lib)
+  if(NOT TAPIR_CUDA)
+    target_link_libraries(${name} PRIVATE cuda_emulated cuda_on_cpu)
+    set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX)
+  endif()
+endfunction()
+
+function(tapir_cuda_tests ops)
+  if(NOT TAPIR_CUDA)
+    tapir_cuda_on_cpu()
+    tapir_cuda_kernels_on_cpu(cuda_emulated ${CUDA_SOURCES})
+    target_compile_options(cuda_emulated PRIVATE -Wno-unknown-pragmas -Wno-pedantic)
+  endif()
+  tapir_cuda_program(cuda_op_test ${CMAKE_SOURCE_DIR}/tests/cuda/cuda_op_test.c)
+  target_link_libraries(cuda_op_test PRIVATE tapir_testlib tapir)
+  if(NOT TAPIR_CUDA) # the program itself, with its kernels on the CPU
+    tapir_cuda_program(tapir_emulated ${CLI_SOURCES})
+    target_include_directories(tapir_emulated PRIVATE ${CMAKE_BINARY_DIR})
+    target_link_libraries(tapir_emulated PRIVATE tapir_trainer)
+    set(tapir_with_cuda tapir_emulated)
+  else()
+    set(tapir_with_cuda tapir_bin)
+  endif()
+  foreach(op ${ops})
+    add_test(NAME cuda.${op} COMMAND cuda_op_test ${op})
+  endforeach()
+endfunction()
