@@ -30,9 +30,8 @@ bool emu_set_async(const char *policy) {
     if (!policy) policy = getenv("TAPIR_EMU_ASYNC");
     return emu_parse_policy(&async, policy && *policy ? policy : "late", async_names);
 }
-bool emu_async_random_now(void) {
-    return async.kind == emu_policy::RANDOM && used && emu_random(&async, 8) == 0;
-}
+bool emu_async_by_chance;
+bool emu_async_random_now(void) { return emu_random(&async, 8) == 0; }
 
 static queue *queue_of(int q) {
     if (q < 0 || q >= EMU_NQUEUE) {
@@ -52,7 +51,7 @@ void emu_deferred_drop(void) {
         for (int q = 0; q < EMU_QUEUE_ENGINE; q++)
             if (of_thread[t][q].commits || of_thread[t][q].first) forget(&of_thread[t][q]);
     for (int q = 0; q < EMU_NQUEUE - EMU_QUEUE_ENGINE; q++) forget(&of_block[q]);
-    used = false;
+    used = emu_async_by_chance = false;
 }
 void emu_deferred_begin_block(void) {
     if (!async_set) emu_set_async(nullptr);
@@ -103,6 +102,7 @@ void emu_defer(int id, void (*fn)(void *), const void *arg, size_t bytes) {
         return;
     }
     used = true;
+    emu_async_by_chance = async.kind == emu_policy::RANDOM;
     w->next = nullptr, w->fn = fn, w->thread = emu_block.current, w->group = q->commits;
     memcpy(w->knows, emu_group_knows ? emu_group_knows : emu_clock[emu_block.current / 32],
            sizeof w->knows);

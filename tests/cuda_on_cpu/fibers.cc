@@ -29,32 +29,39 @@ block_now emu_block = {};
 /* Pushes the registers that a called function must preserve, stores the stack pointer in *save and
  * continues where `load` was stored (System V AMD64 ABI; AAPCS64). swapcontext would also switch
  * the signal mask, which is a system call. */
-extern "C" void emu_switch(void **save, void *load);
 #if defined(__x86_64__)
-asm(R"(
-    .text
-    .globl emu_switch
-    .type emu_switch, @function
-emu_switch:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    movq %rsp, (%rdi)
-    movq %rsi, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
-    ret
-    .size emu_switch, .-emu_switch
-)");
-enum { FRAME_WORDS = 8, ENTRY_WORD = 6 }; /* 6 registers, the return address, 0 above it */
+/* Inline, without a call: the processor predicts a return by the calls it saw, and threads that
+ * wait at the same place return to the same callers. */
+static inline __attribute__((always_inline)) void emu_switch(void **save, void *load) {
+    asm volatile("leaq -128(%%rsp), %%rsp\n\t" /* the red zone */
+                 "pushq %%rbp\n\t"
+                 "pushq %%rbx\n\t"
+                 "leaq 1f(%%rip), %%rax\n\t"
+                 "pushq %%rax\n\t"
+                 "movq %%rsp, (%%rdi)\n\t"
+                 "movq %%rsi, %%rsp\n\t"
+                 "popq %%rax\n\t"
+                 "jmpq *%%rax\n"
+                 "1:\n\t"
+                 "popq %%rbx\n\t"
+                 "popq %%rbp\n\t"
+                 "leaq 128(%%rsp), %%rsp"
+                 : "+D"(save), "+S"(load)
+                 :
+                 : "rax", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+                   "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",
+                   "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
+#ifdef __AVX512F__
+                   ,
+                   "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24",
+                   "xmm25", "xmm26", "xmm27", "xmm28", "xmm29", "xmm30", "xmm31", "k1", "k2", "k3",
+                   "k4", "k5", "k6", "k7"
+#endif
+    );
+}
+enum { FRAME_WORDS = 2, ENTRY_WORD = 0 }; /* the address to go on at; 0 in the caller's place */
 #elif defined(__aarch64__)
+extern "C" void emu_switch(void **save, void *load);
 asm(R"(
     .text
     .globl emu_switch
@@ -138,7 +145,9 @@ static bool prepare(fiber *f) {
     __asan_unpoison_memory_region(f->stack, STACK_BYTES); /* a dropped fiber left its frames */
     f->fake_stack = nullptr;
 #endif
-    void **sp = (void **)(void *)(f->stack + STACK_BYTES) - FRAME_WORDS;
+    /* Tops at different offsets in their pages: else all of them compete for a few cache sets. */
+    size_t colour = (size_t)(f - emu_block.fibers) % 64 * 64;
+    void **sp = (void **)(void *)(f->stack + STACK_BYTES - colour) - FRAME_WORDS;
     memset(sp, 0, FRAME_WORDS * sizeof *sp);
     sp[ENTRY_WORD] = (void *)fiber_main;
     f->sp = sp;
@@ -483,44 +492,65 @@ void emu_permute(emu_policy *p, int *order, int n) {
 /* Passes in which every thread only yields, after which that counts as a deadlock. */
 enum { MAX_SPINS = 20000 };
 
+struct turn {
+    bool went, spun; /* somebody got further; somebody only yielded */
+    int live;
+};
+/* Gives each of these threads that can go on one turn. False: a report ended the launch. */
+static bool one_pass(const int *threads, int n, turn *r) {
+    fiber *fs = emu_block.fibers;
+    *r = turn{false, false, 0};
+    for (int i = 0; i < n; i++) {
+        fiber *f = &fs[threads[i]];
+        if (f->state == DONE) continue;
+        r->live++;
+        if (f->state == WAITING && f->ready(f->ready_arg)) f->state = READY;
+        if (f->state != READY) continue;
+        f->yielded = false;
+        resume(threads[i]);
+        if (f->yielded)
+            r->spun = true;
+        else
+            r->went = true;
+        if (emu_block.failed) return false;
+        if (emu_async_by_chance && emu_async_random_now()) emu_engine_step(true);
+        if (emu_block.failed) return false;
+    }
+    return true;
+}
+
 static bool run_block(void) {
     int order[MAX_THREADS], spins = 0;
-    fiber *fs = emu_block.fibers;
+    bool shuffled = thread_order.kind == emu_policy::RANDOM;
     at_barrier = 0;
     memset(named, 0, sizeof named);
     memset(meeting, 0, sizeof meeting);
     emu_permute(&thread_order, order, emu_block.n);
+    /* Each warp goes on while it can, as its stacks are then in the cache. Shuffled: one step each.
+     */
+    int each = shuffled ? emu_block.n : 32;
     for (;;) {
-        bool went = false, spun = false;
-        int live = 0;
-        for (int i = 0; i < emu_block.n; i++) {
-            int t = order[i];
-            fiber *f = &fs[t];
-            if (f->state == DONE) continue;
-            live++;
-            if (f->state == WAITING && f->ready(f->ready_arg)) f->state = READY;
-            if (f->state != READY) continue;
-            f->yielded = false;
-            resume(t);
-            if (emu_block.failed) return false;
-            if (f->yielded)
-                spun = true;
-            else
-                went = true;
-            if (emu_async_random_now()) emu_engine_step(true);
-            if (emu_block.failed) return false;
+        turn all = {false, false, 0};
+        for (int from = 0; from < emu_block.n; from += each) {
+            int n = emu_block.n - from < each ? emu_block.n - from : each;
+            turn now;
+            do {
+                if (!one_pass(order + from, n, &now)) return false;
+                all.went |= now.went, all.spun |= now.spun;
+            } while (now.went && !shuffled);
+            all.live += now.live;
         }
-        if (live == 0) return true;
-        spins = went ? 0 : spins + spun;
-        if (!went) {
+        if (all.live == 0) return true;
+        spins = all.went ? 0 : spins + all.spun;
+        if (!all.went) {
             bool stepped = emu_engine_step(false);
             if (emu_block.failed) return false;
-            if (!stepped && (!spun || spins > MAX_SPINS)) {
+            if (!stepped && (!all.spun || spins > MAX_SPINS)) {
                 report_stuck();
                 return false;
             }
         }
-        if (thread_order.kind == emu_policy::RANDOM) emu_permute(&thread_order, order, emu_block.n);
+        if (shuffled) emu_permute(&thread_order, order, emu_block.n);
     }
 }
 

@@ -47,6 +47,7 @@ static bool reserve(void) {
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (m == MAP_FAILED) return false;
     range = (unsigned char *)m;
+    madvise(range, RANGE, MADV_HUGEPAGE); /* few pages to open and close */
     return true;
 }
 
@@ -102,17 +103,16 @@ extern "C" cudaError_t cudaMalloc(void **p, size_t bytes) {
     allocs[i] = allocation{at, bytes};
     nallocs++;
     used_bytes += bytes;
-    if (at + room > high) {
-        size_t page = (size_t)sysconf(_SC_PAGESIZE), to = (at + room + page - 1) / page * page;
-        __asan_poison_memory_region(range + high, to - high); /* beyond it, nothing is mapped */
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), to = (at + room + page - 1) / page * page;
+    __asan_poison_memory_region(range + at + bytes, room - bytes); /* the gap behind it */
+    if (to > high) { /* beyond `to`, nothing is mapped */
+        __asan_poison_memory_region(range + at + room, to - at - room);
         high = to;
     }
     __asan_unpoison_memory_region(range + at, bytes);
-    if (bytes <= FILL_MAX) { /* what is not written yet is NaN */
-        emu_device_open();
-        memset(range + at, 0xff, bytes);
-        emu_device_close();
-    }
+    emu_device_open(); /* what is not written yet is NaN */
+    memset(range + at, 0xff, bytes <= FILL_MAX ? bytes : 1 << 20);
+    emu_device_close();
     *p = range + at;
     return cudaSuccess;
 }
@@ -125,7 +125,7 @@ extern "C" cudaError_t cudaFree(void *p) {
         return cudaErrorInvalidValue;
     }
     size_t bytes = allocs[i].bytes;
-    __asan_poison_memory_region(p, bytes);
+    __asan_poison_memory_region(p, bytes <= FILL_MAX ? bytes : 1 << 20);
     used_bytes -= bytes;
     nallocs--;
     memmove(&allocs[i], &allocs[i + 1], (nallocs - (size_t)i) * sizeof *allocs);
