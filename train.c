@@ -225,7 +225,7 @@ static tp_status put_everything(run *r, tp_checkpoint_writer *w) {
     for (int i = 0; i < COUNTERS && !st; i++)
         st = k[i].i64 ? tp_checkpoint_put_i64(w, k[i].name, *k[i].i64)
                       : tp_checkpoint_put_f64(w, k[i].name, *k[i].f64);
-    if (!st) st = tp_save_weights(w, tp_model_params(r->trainer.model));
+    if (!st) st = tp_save_weights(r->c, w, tp_model_params(r->trainer.model));
     return st ? st : each_state(r, w, put_state);
 }
 

@@ -77,7 +77,7 @@ typedef struct tp_run {
 tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best);
 void tp_run_close(tp_run *r);
 tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p);
-tp_status tp_save_weights(tp_checkpoint_writer *w, const tp_params *p);
+tp_status tp_save_weights(tp_ctx *c, tp_checkpoint_writer *w, const tp_params *p);
 
 /* ---- evaluating ----------------------------------------------------------------------------- */
 typedef struct tp_eval_result {
