@@ -20,7 +20,12 @@
 /* How 16-byte chunks of a shared tile are permuted so that neither rows nor columns of it collide
  * in one bank: address bits 4.. are XORed with bits 7.. (3 bits of them for rows of 128 bytes, 2
  * for 64, 1 for 32). Values are those of the wgmma descriptor's field. */
-enum tp_swizzle { TP_SWIZZLE_NONE = 0, TP_SWIZZLE_128B = 1, TP_SWIZZLE_64B = 2, TP_SWIZZLE_32B = 3 };
+enum tp_swizzle {
+    TP_SWIZZLE_NONE = 0,
+    TP_SWIZZLE_128B = 1,
+    TP_SWIZZLE_64B = 2,
+    TP_SWIZZLE_32B = 3
+};
 
 /* The byte offset in a swizzled tile (which starts at a multiple of 1024) of plain offset x. */
 static inline TP_HD unsigned tp_swizzled(unsigned x, enum tp_swizzle swizzle) {
@@ -34,10 +39,10 @@ typedef struct tp_tma_map {
     alignas(64) uint64_t opaque[16]; /* a CUtensorMap, or the emulator's own struct */
 } tp_tma_map;
 typedef struct tp_tma_shape {
-    const void *data;   /* 16-byte aligned */
-    int64_t size[4];    /* elements; all > 0 */
-    int64_t stride[4];  /* elements; stride[0] is 1, the others' bytes are multiples of 16 */
-    int box[4];         /* elements, <= 256 each; box[0] bytes <= the swizzle's row */
+    const void *data;  /* 16-byte aligned */
+    int64_t size[4];   /* elements; all > 0 */
+    int64_t stride[4]; /* elements; stride[0] is 1, the others' bytes are multiples of 16 */
+    int box[4];        /* elements, <= 256 each; box[0] bytes <= the swizzle's row */
     enum tp_swizzle swizzle;
 } tp_tma_shape;
 /* Makes the map of a bf16 tensor. Returns NULL, or why not. Host only. */
@@ -111,10 +116,10 @@ TP_DEVICE void tp_mbar_arrive(uint64_t *bar) {
 }
 /* Arrives, and announces bytes that TMA will bring in this phase. */
 TP_DEVICE void tp_mbar_arrive_expect(uint64_t *bar, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                     tp_smem_address(bar)),
-                 "r"(bytes)
-                 : "memory");
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(tp_smem_address(bar)),
+        "r"(bytes)
+        : "memory");
 }
 /* Waits for the end of the phase of this parity; the first phase's is 0. A fresh barrier counts as
  * having ended a phase of parity 1. */
@@ -180,9 +185,7 @@ template <int N> TP_DEVICE void tp_bulk_wait(void) {
 }
 /* Makes this thread's ordinary stores to shared memory visible to wgmma and TMA (then a barrier
  * tells whoever starts those). */
-TP_DEVICE void tp_fence_async(void) {
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
+TP_DEVICE void tp_fence_async(void) { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 /* The same for global memory, in both directions. */
 TP_DEVICE void tp_fence_async_global(void) {
     asm volatile("fence.proxy.async.global;" ::: "memory");
@@ -224,12 +227,13 @@ TP_DEVICE uint32_t tp_pack_bf16(float lo, float hi) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(hi), "f"(lo));
     return y;
 }
-/* Ordinary store to a tile in shared memory. */
-TP_DEVICE void tp_sts_u32(void *p, uint32_t v) {
+/* Ordinary store to a tile in shared memory that wgmma or TMA will read: tp_fence_async follows. */
+TP_DEVICE void tp_sts_tile(void *p, uint32_t v) {
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(tp_smem_address(p)), "r"(v) : "memory");
 }
 
-/* ---- wgmma: d (64,N) += a (64,16) b (16,N), started by 128 threads, done by tp_wgmma_wait ----- */
+/* ---- wgmma: d (64,N) += a (64,16) b (16,N), started by 128 threads, done by tp_wgmma_wait -----
+ */
 /* Thread t holds rows r = 16*(t/32) + t%32/4 and r+8 of d, columns c = 8*j + 2*(t%4) and c+1:
  * d[4*j+0..1] are (r, c..c+1), d[4*j+2..3] are (r+8, c..c+1). a in registers: (r, k..k+1),
  * (r+8, k..k+1), (r, k+8..k+9), (r+8, k+8..k+9) with k = 2*(t%4). */

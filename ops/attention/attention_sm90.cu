@@ -16,10 +16,18 @@
 #include "ops/attention/attention_sm90.h"
 
 template <int D> struct forward_tile;
-template <> struct forward_tile<64> { enum { GROUPS = 2, BN = 128, STAGES = 4, OWN_O = 1 }; };
-template <> struct forward_tile<96> { enum { GROUPS = 2, BN = 128, STAGES = 2, OWN_O = 1 }; };
-template <> struct forward_tile<128> { enum { GROUPS = 2, BN = 128, STAGES = 2, OWN_O = 1 }; };
-template <> struct forward_tile<256> { enum { GROUPS = 2, BN = 80, STAGES = 2, OWN_O = 0 }; };
+template <> struct forward_tile<64> {
+    enum { GROUPS = 2, BN = 128, STAGES = 4, OWN_O = 1 };
+};
+template <> struct forward_tile<96> {
+    enum { GROUPS = 2, BN = 128, STAGES = 2, OWN_O = 1 };
+};
+template <> struct forward_tile<128> {
+    enum { GROUPS = 2, BN = 128, STAGES = 2, OWN_O = 1 };
+};
+template <> struct forward_tile<256> {
+    enum { GROUPS = 2, BN = 80, STAGES = 2, OWN_O = 0 };
+};
 
 /* Shared memory: Q, K ring, V ring, O's way out (where there is room; else it goes out through Q's
  * place), barriers. */
@@ -118,8 +126,7 @@ static __device__ __forceinline__ void forward_scores(float (&s)[BN / 2], uint64
     tp_wgmma_fence();
 #pragma unroll
     for (int i = 0; i < D / 16; i++)
-        tp_wgmma_ss<BN, 0, 0>(s, q + sm90_rows_step<D, BM>(i), k + sm90_rows_step<D, BN>(i),
-                              i > 0);
+        tp_wgmma_ss<BN, 0, 0>(s, q + sm90_rows_step<D, BM>(i), k + sm90_rows_step<D, BN>(i), i > 0);
     tp_wgmma_commit();
 }
 
@@ -201,17 +208,15 @@ static __device__ __forceinline__ void forward_pack(uint32_t (&p)[N / 8][4], con
 #pragma unroll
     for (int i = 0; i < N / 8; i++)
 #pragma unroll
-        for (int e = 0; e < 4; e++)
-            p[i][e] = tp_pack_bf16(s[8 * i + 2 * e], s[8 * i + 2 * e + 1]);
+        for (int e = 0; e < 4; e++) p[i][e] = tp_pack_bf16(s[8 * i + 2 * e], s[8 * i + 2 * e + 1]);
 }
 
 /* Divides by the sum, writes lse, and sends o to global memory through the warpgroup's 64 rows of
  * shared memory: rows beyond T and columns beyond the head's are cut off by TMA. */
 template <int D>
-static __device__ __forceinline__ void forward_finish(const forward_params &f,
-                                                      const forward_work &w, unsigned char *out,
-                                                      float (&o)[D / 2], const float (&m)[2],
-                                                      float (&l)[2], int group) {
+static __device__ __forceinline__ void
+forward_finish(const forward_params &f, const forward_work &w, unsigned char *out,
+               float (&o)[D / 2], const float (&m)[2], float (&l)[2], int group) {
     typedef sm90_layout<D> L;
     constexpr int BM = forward_memory<D>::BM;
     int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
@@ -234,8 +239,8 @@ static __device__ __forceinline__ void forward_finish(const forward_params &f,
         for (int r = 0; r < 2; r++) {
             int column = 8 * i + lane % 4 * 2, box = column / L::COLS;
             unsigned at = (64 * group + row + 8 * r) * L::ROW + column % L::COLS * 2;
-            tp_sts_u32(out + box * BM * L::ROW + tp_swizzled(at, L::SWIZZLE),
-                       tp_pack_bf16(o[4 * i + 2 * r] * part[r], o[4 * i + 2 * r + 1] * part[r]));
+            tp_sts_tile(out + box * BM * L::ROW + tp_swizzled(at, L::SWIZZLE),
+                        tp_pack_bf16(o[4 * i + 2 * r] * part[r], o[4 * i + 2 * r + 1] * part[r]));
         }
     tp_fence_async();
     tp_bar_sync(8 + group, 128);
@@ -248,9 +253,8 @@ static __device__ __forceinline__ void forward_finish(const forward_params &f,
 }
 
 template <int D>
-static __device__ __forceinline__ void forward_consume(const forward_params &f,
-                                                       unsigned char *shared, uint64_t *bars,
-                                                       int group) {
+static __device__ __forceinline__ void
+forward_consume(const forward_params &f, unsigned char *shared, uint64_t *bars, int group) {
     typedef forward_tile<D> F;
     typedef forward_memory<D> M;
     constexpr int ST = F::STAGES, BN = F::BN;
@@ -277,8 +281,8 @@ static __device__ __forceinline__ void forward_consume(const forward_params &f,
             int at = used, stage = at % ST;
             tp_mbar_wait(q_full, tiles & 1);
             tp_mbar_wait(&k_full[stage], sm90_phase<ST>(at));
-            forward_scores<D, BN>(
-                s, q, sm90_rows_desc<D, BN>(shared + M::K + stage * M::KV_BYTES, 0));
+            forward_scores<D, BN>(s, q,
+                                  sm90_rows_desc<D, BN>(shared + M::K + stage * M::KV_BYTES, 0));
             tp_wgmma_wait<0>();
             tp_wgmma_pin(s);
             if (lane == 0) tp_mbar_arrive(&k_empty[stage]);
@@ -312,8 +316,8 @@ static __device__ __forceinline__ void forward_consume(const forward_params &f,
             }
             if (F::OWN_O && lane == 0) tp_mbar_arrive(q_empty);
             tp_mbar_wait(&v_full[stage], sm90_phase<ST>(at));
-            forward_values<D, BN>(
-                o, p, sm90_columns_desc<D, BN>(shared + M::V + stage * M::KV_BYTES));
+            forward_values<D, BN>(o, p,
+                                  sm90_columns_desc<D, BN>(shared + M::V + stage * M::KV_BYTES));
             tp_wgmma_wait<0>();
             tp_wgmma_pin(o);
             if (lane == 0) tp_mbar_arrive(&v_empty[stage]);

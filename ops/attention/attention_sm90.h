@@ -151,8 +151,7 @@ static inline tp_status sm90_map(const tp_call *k, tp_tma_map *out, const tp_ten
     tp_tma_shape s = {t->data, {t->shape[3], t->shape[1], t->shape[2], t->shape[0]}};
     static const int axis[4] = {3, 1, 2, 0};
     s.stride[0] = 1;
-    for (int i = 1; i < 4; i++)
-        s.stride[i] = t->shape[axis[i]] > 1 ? t->stride[axis[i]] : dense;
+    for (int i = 1; i < 4; i++) s.stride[i] = t->shape[axis[i]] > 1 ? t->stride[axis[i]] : dense;
     s.box[0] = L::COLS;
     s.box[1] = rows;
     s.box[2] = s.box[3] = 1;
