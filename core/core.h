@@ -1,5 +1,4 @@
 /* core: errors, memory, tensors, randomness, threads. No mathematics lives here.
- *
  * One tp_ctx per thread of control; there are no mutable globals. Every call that can fail returns
  * a tp_status (0 is success) and leaves one sentence in the ctx, or returns a pointer that is NULL
  * on failure. The first failure's sentence is kept until tp_clear. */
@@ -29,7 +28,6 @@ typedef enum tp_status {
 } tp_status;
 typedef enum tp_device { TP_CPU, TP_CUDA, TP_NDEV } tp_device;
 typedef enum tp_dtype { TP_F32, TP_F64, TP_BF16, TP_I32, TP_I64, TP_U8, TP_NDTYPE } tp_dtype;
-
 /* ---- context -------------------------------------------------------------------------------- */
 typedef struct tp_ctx tp_ctx; /* fields for the layers below: core/ctx.h */
 typedef struct tp_ctx_opts {
@@ -40,9 +38,9 @@ typedef struct tp_ctx_opts {
     size_t memory_limit; /* bytes the pool may use; 0: the machine's memory */
     uint64_t seed;       /* keys every random number of the ctx */
     long fail_alloc_at;  /* tests: the n-th allocation from here fails (1 = the next); 0: never */
+    char *why;           /* NULL, or TP_WHY_BYTES that get the sentence if no ctx can be made */
 } tp_ctx_opts;
-/* Makes a context. On failure *out is NULL and the status says why (there is no ctx to ask). */
-tp_status tp_ctx_new(tp_ctx **out, const tp_ctx_opts *opts);
+tp_status tp_ctx_new(tp_ctx **out, const tp_ctx_opts *opts); /* on failure *out is NULL */
 void tp_ctx_free(tp_ctx *c);
 
 /* ---- errors --------------------------------------------------------------------------------- */
@@ -51,7 +49,7 @@ void tp_ctx_free(tp_ctx *c);
 #else
 #define TP_PRINTF(a, b)
 #endif
-/* Records "scope: message" if it is the first failure; returns code, so `return tp_fail(…)`. */
+/* Records "scope: message" if it is the first failure; returns code. */
 tp_status tp_fail(tp_ctx *c, tp_status code, const char *fmt, ...) TP_PRINTF(3, 4);
 tp_status tp_error_status(const tp_ctx *c); /* 0 while nothing has failed */
 const char *tp_error(const tp_ctx *c);      /* the sentence, "" if none */
@@ -66,7 +64,7 @@ const char *tp_status_name(tp_status s);    /* "shape mismatch" */
     } while (0)
 
 /* ---- memory --------------------------------------------------------------------------------- */
-/* Plain heap memory for host-side structures; NULL plus a recorded TP_ENOMEM on failure. */
+/* Heap memory of the host; NULL plus a recorded TP_ENOMEM on failure. */
 void *tp_malloc(tp_ctx *c, size_t bytes);
 void *tp_calloc(tp_ctx *c, size_t n, size_t bytes_each);
 void *tp_realloc(tp_ctx *c, void *p, size_t bytes);
@@ -80,11 +78,10 @@ size_t tp_memory_peak(const tp_ctx *c);     /* highest pool address ever used, i
 uint64_t tp_system_allocs(const tp_ctx *c); /* calls this ctx made to the system's allocator */
 
 /* ---- tensors -------------------------------------------------------------------------------- */
-enum { TP_MAXDIM = 6 };
-typedef struct tp_storage tp_storage;
+enum { TP_MAXDIM = 6, TP_WHY_BYTES = 512 };
 typedef struct tp_tensor {
-    tp_storage *storage; /* bytes, shared by views */
-    void *data;          /* first element; NULL under META and for empty tensors */
+    struct tp_storage *storage; /* bytes, shared by views */
+    void *data;                 /* first element; NULL under META and for empty tensors */
     tp_dtype dtype;
     int ndim; /* 0 for a scalar */
     int64_t shape[TP_MAXDIM];
@@ -97,11 +94,10 @@ typedef struct tp_tensor {
     struct tp_tensor *grad;        /* leaves: d loss / d this, summed by tp_backward; NULL: none */
     struct tp_tensor *grad_header; /* grad's header, kept from step to step */
 } tp_tensor;
-
-/* new: lives until the step ends. keep: until the ctx does. */
+/* new: lives until the step ends. keep: until the ctx does. view: new header, same bytes. */
 tp_tensor *tp_tensor_new(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape);
 tp_tensor *tp_tensor_keep(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape);
-tp_tensor *tp_tensor_view(tp_ctx *c, tp_tensor *base); /* new header, same bytes; then reshape it */
+tp_tensor *tp_tensor_view(tp_ctx *c, tp_tensor *base);
 #define TP_SHAPE(...)                                                                              \
     (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]) { __VA_ARGS__ }
 int64_t tp_numel(const tp_tensor *t);
@@ -113,7 +109,12 @@ void tp_touch(tp_tensor *t);                             /* the bytes were chang
 static inline float *tp_f32(const tp_tensor *t) { return (float *)t->data; }
 static inline double *tp_f64(const tp_tensor *t) { return (double *)t->data; }
 static inline int32_t *tp_i32(const tp_tensor *t) { return (int32_t *)t->data; }
-size_t tp_dtype_size(tp_dtype t);      /* bytes per value (blocks come with compress/) */
+/* A dense tensor's bytes from and to this process's memory; the only way to them on a GPU. */
+tp_status tp_upload(tp_ctx *c, tp_tensor *t, const void *host);
+tp_status tp_download(tp_ctx *c, const tp_tensor *t, void *host); /* waits for what computes it */
+tp_status tp_zero(tp_ctx *c, tp_tensor *t);
+tp_status tp_sync(tp_ctx *c);     /* every kernel is done; what one of them met fails the ctx */
+size_t tp_dtype_size(tp_dtype t); /* bytes per value (blocks come with compress/) */
 const char *tp_dtype_name(tp_dtype t); /* "f32" */
 bool tp_is_float(tp_dtype t);
 /* A scope names a part of the model and bounds the life of what is computed in it: closing releases

@@ -1,11 +1,11 @@
 /* Owns the life of a context and its one sentence of failure. */
 #include "core/ctx.h"
 #include "core/arena.h"
+#include "core/device.h"
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* The highest instruction set this CPU has, in the numbering of x86-64-v1 … v4. */
 static int cpu_isa(void) {
@@ -22,17 +22,31 @@ static int cpu_isa(void) {
 #endif
 }
 
-static size_t machine_memory(void) {
-    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-    if (pages <= 0 || page <= 0) return (size_t)4 << 30;
-    return (size_t)pages * (size_t)page;
+static tp_status open_device(tp_ctx *c) {
+    if (c->device == TP_CPU) return TP_OK;
+    if (!&tp_cuda_backend)
+        return tp_fail(c, TP_ENOKERNEL,
+                       "device: cuda: this program was built without CUDA; cmake --preset cuda "
+                       "builds one with it");
+    if (c->meta) return TP_OK;
+    c->backend = &tp_cuda_backend;
+    return c->backend->open(c);
+}
+
+/* There is no ctx to ask afterwards, so the sentence goes out another way. */
+static tp_status refused(tp_ctx *c, char *why) {
+    tp_status st = c->status ? c->status : TP_ENOMEM;
+    if (why) snprintf(why, TP_WHY_BYTES, "%.*s", TP_WHY_BYTES - 1, c->status ? c->message : "out of memory");
+    tp_ctx_free(c);
+    return st;
 }
 
 tp_status tp_ctx_new(tp_ctx **out, const tp_ctx_opts *opts) {
     static const tp_ctx_opts defaults = {0};
     const tp_ctx_opts *o = opts ? opts : &defaults;
     *out = NULL;
-    if (o->device != TP_CPU || o->threads < 0) return TP_EARG;
+    if (o->why) *o->why = 0;
+    if (o->device < 0 || o->device >= TP_NDEV || o->threads < 0) return TP_EARG;
     tp_ctx *c = calloc(1, sizeof *c);
     if (!c) return TP_ENOMEM;
     c->device = o->device;
@@ -41,13 +55,11 @@ tp_status tp_ctx_new(tp_ctx **out, const tp_ctx_opts *opts) {
     c->seed = o->seed;
     c->threads = o->threads ? o->threads : omp_get_num_procs();
     c->isa = cpu_isa();
-    c->pool = tp_pool_new(c, o->memory_limit ? o->memory_limit : machine_memory());
     c->step_arena = tp_arena_new(c);
     c->keep_arena = tp_arena_new(c);
-    if (!c->pool || !c->step_arena || !c->keep_arena) {
-        tp_ctx_free(c);
-        return TP_ENOMEM;
-    }
+    if (open_device(c)) return refused(c, o->why);
+    c->pool = tp_pool_new(c, o->memory_limit);
+    if (!c->pool || !c->step_arena || !c->keep_arena) return refused(c, o->why);
     c->fail_alloc_at = o->fail_alloc_at;
     *out = c;
     return TP_OK;
@@ -57,9 +69,10 @@ void tp_ctx_free(tp_ctx *c) {
     if (!c) return;
     if (c->step_arena && c->keep_arena && c->pool) tp_step_end(c);
     if (c->tape_free) c->tape_free(c);
-    tp_pool_free(c->pool);
+    tp_pool_free(c, c->pool);
     tp_arena_free(c->step_arena);
     tp_arena_free(c->keep_arena);
+    if (c->backend) c->backend->close(c);
     free(c->live);
     free(c);
 }
@@ -109,3 +122,47 @@ void tp_rng_at(tp_ctx *c, uint64_t step, uint64_t sample) {
 }
 
 int tp_threads(const tp_ctx *c) { return c->threads; }
+
+/* ---- bytes from and to the device ------------------------------------------------------------ */
+static size_t bytes_of(const tp_tensor *t) {
+    return t && t->data ? (size_t)tp_numel(t) * tp_dtype_size(t->dtype) : 0;
+}
+
+tp_status tp_upload(tp_ctx *c, tp_tensor *t, const void *host) {
+    return tp_upload_bytes(c, t ? t->data : NULL, host, bytes_of(t));
+}
+
+tp_status tp_download(tp_ctx *c, const tp_tensor *t, void *host) {
+    return tp_download_bytes(c, host, t ? t->data : NULL, bytes_of(t));
+}
+
+tp_status tp_zero(tp_ctx *c, tp_tensor *t) {
+    size_t n = bytes_of(t);
+    if (c->status || !n || c->meta) return c->status;
+    if (c->backend) return c->backend->fill(c, t->data, 0, n);
+    memset(t->data, 0, n);
+    return TP_OK;
+}
+
+tp_status tp_upload_bytes(tp_ctx *c, void *to, const void *host, size_t n) {
+    if (c->status || !n || c->meta) return c->status;
+    if (c->backend) return c->backend->upload(c, to, host, n);
+    memcpy(to, host, n);
+    return TP_OK;
+}
+
+tp_status tp_download_bytes(tp_ctx *c, void *host, const void *from, size_t n) {
+    if (c->status || !n || c->meta) return c->status;
+    if (c->backend) return c->backend->download(c, host, from, n);
+    memcpy(host, from, n);
+    return TP_OK;
+}
+
+tp_status tp_copy_bytes(tp_ctx *c, void *to, const void *from, size_t n) {
+    if (c->status || !n || c->meta) return c->status;
+    if (c->backend) return c->backend->copy(c, to, from, n);
+    memcpy(to, from, n);
+    return TP_OK;
+}
+
+tp_status tp_sync(tp_ctx *c) { return c->status || !c->backend ? c->status : c->backend->sync(c); }

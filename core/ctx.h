@@ -3,8 +3,12 @@
 #ifndef TP_CTX_H
 #define TP_CTX_H
 #include "core/core.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 typedef struct tp_pool tp_pool;
+typedef struct tp_storage tp_storage;
 struct tp_storage {
     void *base;       /* NULL under META */
     size_t at, bytes; /* place in the pool */
@@ -15,9 +19,12 @@ struct tp_storage {
 struct tp_call;
 struct tp_ctx {
     tp_device device;
-    bool fast;           /* tp_ctx_opts */
-    bool meta, keep_all; /* keep_all: scopes release nothing (printing, teaching) */
-    int threads, isa;    /* isa: 1 portable, 3 AVX2+FMA, 4 AVX-512 */
+    const struct tp_backend *backend;  /* NULL: the CPU, or META */
+    void *on_device;                   /* the backend's own; a tp_cuda */
+    const char *(*op_name)(int which); /* names the op of a fault that a kernel reports */
+    bool fast;                         /* tp_ctx_opts */
+    bool meta, keep_all;               /* keep_all: scopes release nothing (printing, teaching) */
+    int threads, isa;                  /* isa: 1 portable, 3 AVX2+FMA, 4 AVX-512 */
     uint64_t seed, step, sample;
     uint32_t stream; /* dropout sites passed so far in this forward */
     double flops;    /* of every op run since it was last zeroed */
@@ -50,10 +57,15 @@ struct tp_ctx {
 
 /* pool.c: one address range per device, best fit, lowest address first, neighbours merge. The
  * sequence of calls alone decides every address, so META predicts the peak exactly. */
-tp_pool *tp_pool_new(tp_ctx *c, size_t limit);
-void tp_pool_free(tp_pool *p);
+tp_pool *tp_pool_new(tp_ctx *c, size_t limit); /* 0: what the device has */
+void tp_pool_free(tp_ctx *c, tp_pool *p);
 tp_status tp_pool_take(tp_ctx *c, size_t bytes, size_t *at, void **mem);
 void tp_pool_give(tp_ctx *c, size_t at, size_t bytes);
+
+/* Bytes of the device (to/from as in memcpy), in the order of its kernels; nothing under META. */
+tp_status tp_upload_bytes(tp_ctx *c, void *to, const void *host, size_t n);
+tp_status tp_download_bytes(tp_ctx *c, void *host, const void *from, size_t n);
+tp_status tp_copy_bytes(tp_ctx *c, void *to, const void *from, size_t n);
 
 tp_storage *tp_storage_new(tp_ctx *c, size_t bytes); /* refs = 1 */
 void tp_storage_retain(tp_storage *s);
@@ -63,4 +75,7 @@ bool tp_alloc_fails(tp_ctx *c);           /* counts; true when fail_alloc_at str
 tp_tensor *tp_header_new(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape); /* no bytes yet */
 tp_status tp_tensor_bytes(tp_ctx *c, tp_tensor *t); /* give a header its storage */
 void tp_strides_set(tp_tensor *t);                  /* row-major, from shape */
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -6,9 +6,11 @@
  * it) predicts the peak to the byte, and fragmentation is part of the prediction. Pages are touched
  * once and stay: a steady step has no page fault. */
 #include "core/ctx.h"
+#include "core/device.h"
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #define POISON(p, n) __asan_poison_memory_region(p, n)
@@ -25,14 +27,30 @@ typedef struct span {
     size_t at, bytes;
 } span;
 struct tp_pool {
-    char *map, *base; /* base: map rounded up to a huge page, so that THP can serve it */
+    char *map, *base;          /* base: map rounded up to a huge page, so that THP can serve it */
+    const tp_backend *backend; /* whose range it is; NULL: this process's */
+    bool poison;               /* addresses are this process's, for AddressSanitizer */
     size_t map_bytes, limit, used;
     size_t top, peak; /* everything from top on is free; peak: the highest top ever */
     span *hole;       /* free spans below top, by address, never adjacent to each other or to top */
     size_t nhole, cap_hole;
 };
 
-static bool reserve(tp_pool *p) {
+static size_t machine_memory(void) {
+    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    if (pages <= 0 || page <= 0) return (size_t)4 << 30;
+    return (size_t)pages * (size_t)page;
+}
+
+static bool reserve(tp_ctx *c, tp_pool *p) {
+    if (c->backend) {
+        p->base = c->backend->reserve(c, &p->limit);
+        p->poison = p->base && c->backend->poison;
+        if (p->poison) POISON(p->base, p->limit);
+        return p->base != NULL;
+    }
+    p->poison = true;
+    if (!p->limit) p->limit = machine_memory();
     /* NORESERVE: address space, not memory; a tight RLIMIT_AS is met by asking for less. */
     for (size_t want = p->limit; want >= (1u << 20); want /= 2) {
         void *m = mmap(NULL, want + HUGE_PAGE, PROT_READ | PROT_WRITE,
@@ -55,7 +73,9 @@ tp_pool *tp_pool_new(tp_ctx *c, size_t limit) {
     tp_pool *p = tp_calloc(c, 1, sizeof *p);
     if (!p) return NULL;
     p->limit = limit & ~(size_t)(ALIGN - 1);
-    if (!c->meta && !reserve(p)) {
+    p->backend = c->backend;
+    if (c->meta && !p->limit) p->limit = machine_memory();
+    if (!c->meta && !reserve(c, p)) {
         tp_free(p);
         tp_fail(c, TP_ENOMEM, "cannot reserve %zu bytes of address space", limit);
         return NULL;
@@ -63,9 +83,12 @@ tp_pool *tp_pool_new(tp_ctx *c, size_t limit) {
     return p;
 }
 
-void tp_pool_free(tp_pool *p) {
+void tp_pool_free(tp_ctx *c, tp_pool *p) {
     if (!p) return;
-    if (p->map) {
+    if (p->backend && p->base) {
+        if (p->poison) UNPOISON(p->base, p->limit);
+        p->backend->release(c, p->base);
+    } else if (p->map) {
         UNPOISON(p->base, p->peak);
         munmap(p->map, p->map_bytes);
     }
@@ -108,9 +131,10 @@ tp_status tp_pool_take(tp_ctx *c, size_t bytes, size_t *at, void **mem) {
     }
     p->used += want;
     *mem = p->base ? p->base + *at : NULL;
-    if (p->base) UNPOISON(p->base + *at, want - REDZONE);
+    if (p->poison) UNPOISON(p->base + *at, want - REDZONE);
 #if defined(TP_POISON)
-    if (p->base) memset(*mem, 0xff, want - REDZONE); /* NaN: reading what nobody wrote shows */
+    if (p->base && !p->backend)
+        memset(*mem, 0xff, want - REDZONE); /* NaN: reading what nobody wrote shows */
 #endif
     return TP_OK;
 }
@@ -120,9 +144,9 @@ void tp_pool_give(tp_ctx *c, size_t at, size_t bytes) {
     size_t want = rounded(bytes), i = p->nhole;
     p->used -= want;
 #if defined(TP_POISON)
-    if (p->base) memset(p->base + at, 0xff, want - REDZONE);
+    if (p->base && !p->backend) memset(p->base + at, 0xff, want - REDZONE);
 #endif
-    if (p->base) POISON(p->base + at, want);
+    if (p->poison) POISON(p->base + at, want);
     if (at + want == p->top) { /* the top comes down, over a hole that ends there too */
         p->top = at;
         if (i && p->hole[i - 1].at + p->hole[i - 1].bytes == at) p->top = p->hole[--p->nhole].at;

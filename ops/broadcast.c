@@ -41,14 +41,12 @@ enum {
     PACK = 512
 }; /* elements copied at a time where an operand is not dense: 2 KB, stays in L1 */
 
-/* The output's dimensions without those of size 1, and with neighbours merged where every operand
- * lies evenly: same shapes become one row, a bias becomes (rows, C) with stride 0 over rows. */
 typedef struct plan {
     const tp_call *k;
     tp_run_fn fn;
-    int nout, ndim;
+    int nout;
     tp_tensor *const *out;
-    int64_t shape[TP_MAXDIM], stride[TP_MAXIN][TP_MAXDIM];
+    tp_walk w;
 } plan;
 
 static int64_t stride_in(const tp_tensor *t, const tp_tensor *out, int d) {
@@ -56,27 +54,28 @@ static int64_t stride_in(const tp_tensor *t, const tp_tensor *out, int d) {
     return e < 0 || t->shape[e] == 1 ? 0 : t->stride[e];
 }
 
-static bool merges(const plan *p, const int64_t stride[TP_MAXIN], int64_t size) {
-    if (p->ndim == 0) return false;
-    for (int j = 0; j < p->k->nin; j++)
-        if (p->stride[j][p->ndim - 1] != stride[j] * size) return false;
+static bool merges(const tp_walk *w, int nin, const int64_t stride[TP_MAXIN], int64_t size) {
+    if (w->ndim == 0) return false;
+    for (int j = 0; j < nin; j++)
+        if (w->stride[j][w->ndim - 1] != stride[j] * size) return false;
     return true;
 }
 
-static void plan_dims(plan *p) {
-    const tp_tensor *out = p->out[0];
+tp_walk tp_walk_of(const tp_call *k, const tp_tensor *out) {
+    tp_walk w = {0};
     for (int d = 0; d < out->ndim; d++) {
         int64_t size = out->shape[d], stride[TP_MAXIN] = {0};
         if (size == 1) continue;
-        for (int j = 0; j < p->k->nin; j++)
-            if (p->k->in[j]) stride[j] = stride_in(p->k->in[j], out, d);
-        if (merges(p, stride, size))
-            p->shape[p->ndim - 1] *= size;
+        for (int j = 0; j < k->nin; j++)
+            if (k->in[j]) stride[j] = stride_in(k->in[j], out, d);
+        if (merges(&w, k->nin, stride, size))
+            w.shape[w.ndim - 1] *= size;
         else
-            p->shape[p->ndim++] = size;
-        for (int j = 0; j < p->k->nin; j++) p->stride[j][p->ndim - 1] = stride[j];
+            w.shape[w.ndim++] = size;
+        for (int j = 0; j < k->nin; j++) w.stride[j][w.ndim - 1] = stride[j];
     }
-    if (p->ndim == 0) p->shape[p->ndim++] = 1;
+    if (w.ndim == 0) w.shape[w.ndim++] = 1;
+    return w;
 }
 
 #define PACK_AS(type)                                                                              \
@@ -107,8 +106,9 @@ void tp_pack(void *dst, const void *src, int64_t step, int64_t n, size_t size) {
 static void walk_row(const plan *p, int64_t at, const int64_t from[TP_MAXIN], int64_t n) {
     const tp_call *k = p->k;
     _Alignas(64) char room[TP_MAXIN][PACK * 8]; /* only the slots in use are touched */
-    int last = p->ndim - 1, slot[TP_MAXIN], packed = 0;
-    for (int j = 0; j < k->nin; j++) slot[j] = k->in[j] && p->stride[j][last] != 1 ? packed++ : -1;
+    int last = p->w.ndim - 1, slot[TP_MAXIN], packed = 0;
+    for (int j = 0; j < k->nin; j++)
+        slot[j] = k->in[j] && p->w.stride[j][last] != 1 ? packed++ : -1;
     tp_run r = {.attr = k->attr};
     for (int64_t done = 0; done < n; done += r.n) {
         r.at = at + done;
@@ -116,7 +116,7 @@ static void walk_row(const plan *p, int64_t at, const int64_t from[TP_MAXIN], in
         for (int j = 0; j < k->nin; j++) {
             if (!k->in[j]) continue;
             size_t size = tp_dtype_size(k->in[j]->dtype);
-            int64_t step = p->stride[j][last];
+            int64_t step = p->w.stride[j][last];
             const char *src =
                 (const char *)k->in[j]->data + (from[j] + done * step) * (int64_t)size;
             r.in[j] = slot[j] < 0 ? src : room[slot[j]];
@@ -132,24 +132,24 @@ static void walk_row(const plan *p, int64_t at, const int64_t from[TP_MAXIN], in
 
 static void walk(void *arg, int64_t begin, int64_t end) {
     const plan *p = arg;
-    int last = p->ndim - 1;
-    int64_t cols = p->shape[last], row = begin / cols, col = begin % cols;
+    int last = p->w.ndim - 1;
+    int64_t cols = p->w.shape[last], row = begin / cols, col = begin % cols;
     int64_t index[TP_MAXDIM] = {0}, offset[TP_MAXIN] = {0}, from[TP_MAXIN];
-    for (int d = last - 1; d >= 0; row /= p->shape[d--]) {
-        index[d] = row % p->shape[d];
-        for (int j = 0; j < p->k->nin; j++) offset[j] += index[d] * p->stride[j][d];
+    for (int d = last - 1; d >= 0; row /= p->w.shape[d--]) {
+        index[d] = row % p->w.shape[d];
+        for (int j = 0; j < p->k->nin; j++) offset[j] += index[d] * p->w.stride[j][d];
     }
     while (begin < end) {
         int64_t n = cols - col < end - begin ? cols - col : end - begin;
-        for (int j = 0; j < p->k->nin; j++) from[j] = offset[j] + col * p->stride[j][last];
+        for (int j = 0; j < p->k->nin; j++) from[j] = offset[j] + col * p->w.stride[j][last];
         walk_row(p, begin, from, n);
         begin += n;
         col = 0;
         for (int d = last - 1; d >= 0; d--) { /* the next row: an odometer */
-            bool carry = ++index[d] == p->shape[d];
+            bool carry = ++index[d] == p->w.shape[d];
             if (carry) index[d] = 0;
             for (int j = 0; j < p->k->nin; j++)
-                offset[j] += p->stride[j][d] * (carry ? 1 - p->shape[d] : 1);
+                offset[j] += p->w.stride[j][d] * (carry ? 1 - p->w.shape[d] : 1);
             if (!carry) break;
         }
     }
@@ -159,7 +159,7 @@ void tp_elementwise(const tp_call *k, int nout, tp_tensor *const out[], tp_run_f
     int64_t n = tp_numel(out[0]);
     plan p = {.k = k, .fn = fn, .nout = nout, .out = out};
     if (n == 0) return;
-    plan_dims(&p);
+    p.w = tp_walk_of(k, out[0]);
     tp_parallel_for(k->ctx, n, TP_ELEMENT_GRAIN, walk, &p);
 }
 

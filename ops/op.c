@@ -80,9 +80,12 @@ static void mark_gradients(tp_call *k) {
                                    !((k->op->aux_out >> i) & 1);
 }
 
+static const char *op_name(int which) { return tp_ops[which]->name; }
+
 tp_status tp_op_run(tp_ctx *c, const tp_op *op, const void *attr, int nin, tp_tensor *const in[],
                     tp_tensor *out[]) {
     if (c->status) return c->status;
+    c->op_name = op_name;
     tp_status st = check_inputs(c, op, nin, in);
     if (st) return st;
     tp_call k = {.ctx = c, .op = op, .nin = nin, .backward = c->backward};

@@ -6,7 +6,6 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
-
 #if defined(__CUDACC__)
 #define TP_HD __host__ __device__
 #else
@@ -24,12 +23,11 @@ typedef struct tp_call {
     int nin, nout;
     tp_tensor *in[TP_MAXIN], *out[TP_MAXOUT]; /* an absent optional input is NULL */
     const void *attr;                         /* the op's own struct, copied to the step arena */
-    void *workspace;   /* kernel->workspace(call) bytes, 64-byte aligned, uninitialised */
-    const char *scope; /* "blk0.mlp" */
-    unsigned wants;    /* vjp only: bit i set = somebody reads din[i] */
+    void *workspace;     /* kernel->workspace(call) bytes, 64-byte aligned, uninitialised */
+    const char *scope;   /* "blk0.mlp" */
+    unsigned wants;      /* vjp only: bit i set = somebody reads din[i] */
     bool backward, last; /* last, vjp only: what was saved may be overwritten now */
 } tp_call;
-
 struct tp_kernel {
     const char *name;
     const char *(*decline)(const tp_call *); /* NULL fn: takes all. NULL: takes it. Else: why not */
@@ -76,7 +74,6 @@ typedef struct tp_attr {
     tp_attr_type type;
     size_t offset;
 } tp_attr;
-
 struct tp_op {
     const char *name, *synopsis, *doc; /* "gelu", "y = x*Phi(x)", a paragraph for docs/ops.md */
     tp_status (*infer)(tp_call *);     /* refuse bad input in words; create out[] headers */
@@ -126,7 +123,6 @@ const char *tp_decline_unless_f32(const tp_call *k);       /* every float in and
 const char *tp_decline_unless_f32_dense(const tp_call *k); /* … and everything is contiguous */
 /* ---- for vjps ------------------------------------------------------------------------------- */
 static inline bool tp_wants(const tp_call *k, int i) { return (k->wants >> i) & 1; }
-
 /* CPU kernels are compiled once per instruction set: write TP_CPU_KERNEL(gelu_cpu, …) in a file
  * whose name ends in _cpu.c, and list TP_CPU_KERNELS(gelu_cpu) in the op's .c file. */
 #ifndef TP_ISA
@@ -144,6 +140,10 @@ static inline bool tp_wants(const tp_call *k, int i) { return (k->wants >> i) & 
 #define TP_CPU_DECLARE(id) extern const tp_kernel id##_v1
 #define TP_CPU_LIST(id) &id##_v1
 #endif
+/* CUDA kernels, of .cu files (ops/cuda.h). Without CUDA their addresses are NULL. */
+#define TP_CUDA_DECLARE(id) extern const tp_kernel id __attribute__((weak))
+#define TP_CUDA_LIST(...)                                                                          \
+    (const tp_kernel *const[]) { __VA_ARGS__, NULL }
 #ifdef __cplusplus
 }
 #endif

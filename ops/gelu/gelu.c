@@ -16,6 +16,8 @@
 extern const tp_op op_gelu, op_gelu_backward, op_gelu_backward2;
 TP_CPU_DECLARE(gelu_cpu);
 TP_CPU_DECLARE(gelu_backward_cpu);
+TP_CUDA_DECLARE(gelu_cuda);
+TP_CUDA_DECLARE(gelu_backward_cuda);
 
 typedef struct gelu_terms {
     double y, dy, d2y;
@@ -87,7 +89,8 @@ const tp_op op_gelu = {
     .doc =
         "Gaussian error linear unit, tanh form: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).",
     .infer = tp_infer_unary,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(gelu_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(gelu_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&gelu_cuda)},
     .oracle = gelu_oracle,
     .vjp = gelu_vjp,
     .saves_in = 1,
@@ -99,7 +102,8 @@ const tp_op op_gelu_backward = {
     .synopsis = "dx = dy*(Phi(x)+x*phi(x))",
     .doc = "The derivative of gelu times dy.",
     .infer = tp_infer_binary,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(gelu_backward_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(gelu_backward_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&gelu_backward_cuda)},
     .oracle = gelu_backward_oracle,
     .vjp = gelu_backward_vjp,
     .saves_in = 3,

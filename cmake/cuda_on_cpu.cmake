@@ -1,0 +1,44 @@
+# The emulator that runs CUDA kernels on the CPU (tests/cuda_on_cpu/), and how .cu files are compiled
+# for it: as host C++, without a CUDA toolkit.
+include_guard()
+enable_language(CXX)
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1")
+set(CMAKE_CXX_FLAGS_DEBUG "-O1 -g")
+
+# The project's options, less what g++ takes for C only, and C++20.
+function(tapir_cxx_options target)
+  get_target_property(options ${target} COMPILE_OPTIONS)
+  list(REMOVE_ITEM options -Wstrict-prototypes -Wmissing-prototypes)
+  set_target_properties(${target} PROPERTIES COMPILE_OPTIONS "${options}" CXX_STANDARD 20
+                        CXX_STANDARD_REQUIRED ON CXX_EXTENSIONS ON)
+  target_compile_options(${target} PRIVATE -fno-exceptions -fno-rtti)
+endfunction()
+
+# The OBJECT library cuda_on_cpu.
+function(tapir_cuda_on_cpu)
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/cuda_on_cpu/*.cc)
+  add_library(cuda_on_cpu OBJECT ${sources})
+  target_include_directories(cuda_on_cpu BEFORE PUBLIC ${CMAKE_SOURCE_DIR}/tests/cuda_on_cpu
+                             ${CMAKE_SOURCE_DIR})
+  target_compile_definitions(cuda_on_cpu PUBLIC TP_CUDA_ON_CPU)
+  tapir_cxx_options(cuda_on_cpu)
+  tapir_cuda_on_cpu_tests()
+endfunction()
+
+# tapir_cuda_kernels_on_cpu(NAME a.cu b.cu ...): an OBJECT library of kernels. Programs link it and
+# cuda_on_cpu.
+function(tapir_cuda_kernels_on_cpu name)
+  set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX)
+  add_library(${name} OBJECT ${ARGN})
+  target_include_directories(${name} BEFORE PUBLIC ${CMAKE_SOURCE_DIR}/tests/cuda_on_cpu
+                             ${CMAKE_SOURCE_DIR})
+  target_compile_definitions(${name} PUBLIC TP_CUDA_ON_CPU)
+  tapir_cxx_options(${name})
+endfunction()
+
+function(tapir_cuda_on_cpu_tests)
+  add_executable(cuda_on_cpu_test ${CMAKE_SOURCE_DIR}/tests/cuda_on_cpu_test.cc)
+  target_link_libraries(cuda_on_cpu_test PRIVATE cuda_on_cpu)
+  tapir_cxx_options(cuda_on_cpu_test)
+  add_test(NAME cuda_on_cpu COMMAND cuda_on_cpu_test)
+endfunction()

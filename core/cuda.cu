@@ -1,0 +1,169 @@
+/* Owns the CUDA device of a context: its stream, memory, copies and failures. */
+#include "core/cuda.h"
+#include <stdlib.h>
+#include <string.h>
+
+tp_status tp_cuda_check(tp_ctx *c, cudaError_t e, const char *what) {
+    if (e == cudaSuccess) return TP_OK;
+    return tp_fail(c, e == cudaErrorMemoryAllocation ? TP_ENOMEM : TP_EINTERNAL, "%s: CUDA: %s",
+                   what, cudaGetErrorString(e));
+}
+
+/* ---- opening -------------------------------------------------------------------------------- */
+static tp_status take_device(tp_ctx *c, tp_cuda *g) {
+    int n = 0;
+    cudaError_t e = cudaGetDeviceCount(&n);
+    if (e != cudaSuccess || n == 0)
+        return tp_fail(c, TP_ENOKERNEL, "device: cuda needs an NVIDIA GPU and its driver (%s)",
+                       e != cudaSuccess ? cudaGetErrorString(e) : "no GPU was found");
+    const char *rank = getenv("OMPI_COMM_WORLD_LOCAL_RANK"); /* mpirun: a GPU for each rank */
+    g->device = rank ? atoi(rank) % n : 0;
+    cudaDeviceProp p;
+    tp_status st = tp_cuda_check(c, cudaSetDevice(g->device), "choosing the GPU");
+    if (!st) st = tp_cuda_check(c, cudaGetDeviceProperties(&p, g->device), "asking the GPU");
+    if (st) return st;
+    if (p.major < 8)
+        return tp_fail(c, TP_ENOKERNEL,
+                       "device: cuda needs compute capability 8.0 or later, %s has %d.%d", p.name,
+                       p.major, p.minor);
+    g->sm = 10 * p.major + p.minor;
+    g->multiprocessors = p.multiProcessorCount;
+    g->shared_optin = p.sharedMemPerBlockOptin;
+    return TP_OK;
+}
+
+static void cuda_close(tp_ctx *c) {
+    tp_cuda *g = tp_cuda_of(c);
+    if (!g) return;
+    if (g->stream) cudaStreamSynchronize(g->stream);
+    if (g->blas) g->blas_free(g->blas);
+    if (g->graph) cudaGraphExecDestroy(g->graph);
+    for (int i = 0; i < TP_STAGES; i++) {
+        if (g->staged[i]) cudaEventDestroy(g->staged[i]);
+        if (g->stage[i]) cudaFreeHost(g->stage[i]);
+    }
+    if (g->fault) cudaFree(g->fault);
+    if (g->stream) cudaStreamDestroy(g->stream);
+    tp_free(g);
+    c->on_device = NULL;
+}
+
+static tp_status cuda_open(tp_ctx *c) {
+    tp_cuda *g = (tp_cuda *)tp_calloc(c, 1, sizeof *g);
+    if (!g) return c->status;
+    c->on_device = g;
+    tp_status st = take_device(c, g);
+    if (!st)
+        st = tp_cuda_check(c, cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking),
+                           "making a stream");
+    if (!st) st = tp_cuda_check(c, cudaMalloc((void **)&g->fault, sizeof *g->fault), "memory");
+    if (!st)
+        st = tp_cuda_check(c, cudaMemsetAsync(g->fault, 0xff, sizeof *g->fault, g->stream),
+                           "memory");
+    for (int i = 0; i < TP_STAGES && !st; i++) {
+        st = tp_cuda_check(c, cudaMallocHost((void **)&g->stage[i], TP_STAGE_BYTES),
+                           "pinned memory");
+        if (!st)
+            st = tp_cuda_check(c, cudaEventCreateWithFlags(&g->staged[i], cudaEventDisableTiming),
+                               "making an event");
+    }
+    return st;
+}
+
+/* ---- memory --------------------------------------------------------------------------------- */
+/* What the driver, cuBLASLt and other processes may still need. */
+static const size_t LEFT_FREE = (size_t)512 << 20;
+
+static void *cuda_reserve(tp_ctx *c, size_t *bytes) {
+    size_t free_bytes = 0, all = 0;
+    void *range = NULL;
+    if (tp_cuda_check(c, cudaMemGetInfo(&free_bytes, &all), "asking for free memory")) return NULL;
+    size_t can = free_bytes > 2 * LEFT_FREE ? free_bytes - LEFT_FREE : free_bytes / 2;
+    if (!*bytes || *bytes > can) *bytes = can;
+    *bytes &= ~(size_t)255;
+    if (tp_cuda_check(c, cudaMalloc(&range, *bytes), "taking the GPU's memory")) return NULL;
+    return range;
+}
+
+static void cuda_release(tp_ctx *c, void *range) {
+    (void)c;
+    cudaFree(range);
+}
+
+/* ---- copies --------------------------------------------------------------------------------- */
+/* Through a ring of pinned blocks, so that the host goes on while the bytes travel. */
+static tp_status cuda_upload(tp_ctx *c, void *to, const void *host, size_t bytes) {
+    tp_cuda *g = tp_cuda_of(c);
+    tp_status st = TP_OK;
+    for (size_t done = 0, n; done < bytes && !st; done += n) {
+        int i = g->next_stage;
+        g->next_stage = (i + 1) % TP_STAGES;
+        n = bytes - done < TP_STAGE_BYTES ? bytes - done : TP_STAGE_BYTES;
+        if ((st = tp_cuda_check(c, cudaEventSynchronize(g->staged[i]), "upload"))) break;
+        memcpy(g->stage[i], (const char *)host + done, n);
+        st = tp_cuda_check(
+            c,
+            cudaMemcpyAsync((char *)to + done, g->stage[i], n, cudaMemcpyHostToDevice, g->stream),
+            "upload");
+        if (!st) st = tp_cuda_check(c, cudaEventRecord(g->staged[i], g->stream), "upload");
+    }
+    return st;
+}
+
+/* A fault's code is the op's place in its table and the position of the value (ops/cuda.h). */
+static tp_status report_fault(tp_ctx *c, unsigned long long first) {
+    tp_cuda *g = tp_cuda_of(c);
+    if (first == ~0ull) return TP_OK;
+    tp_status st = tp_cuda_check(c, cudaMemsetAsync(g->fault, 0xff, sizeof *g->fault, g->stream),
+                                 "clearing a fault");
+    if (st) return st;
+    const char *op = c->op_name ? c->op_name((int)(first >> 40)) : "a kernel";
+    return tp_fail(c, TP_EARG, "%s: value %llu of the indices is out of range", op,
+                   first & ((1ull << 40) - 1));
+}
+
+static tp_status cuda_sync(tp_ctx *c) {
+    tp_cuda *g = tp_cuda_of(c);
+    unsigned long long first = ~0ull;
+    tp_status st = tp_cuda_check(
+        c,
+        cudaMemcpyAsync(&first, &g->fault->first, sizeof first, cudaMemcpyDeviceToHost, g->stream),
+        "waiting for the GPU");
+    if (!st) st = tp_cuda_check(c, cudaStreamSynchronize(g->stream), "waiting for the GPU");
+    return st ? st : report_fault(c, first);
+}
+
+static tp_status cuda_download(tp_ctx *c, void *host, const void *from, size_t bytes) {
+    tp_cuda *g = tp_cuda_of(c);
+    tp_status st = tp_cuda_check(
+        c, cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, g->stream), "download");
+    return st ? st : cuda_sync(c);
+}
+
+static tp_status cuda_copy(tp_ctx *c, void *to, const void *from, size_t bytes) {
+    return tp_cuda_check(
+        c, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, tp_cuda_of(c)->stream),
+        "copy");
+}
+
+static tp_status cuda_fill(tp_ctx *c, void *to, int byte, size_t bytes) {
+    return tp_cuda_check(c, cudaMemsetAsync(to, byte, bytes, tp_cuda_of(c)->stream), "fill");
+}
+
+extern "C" const tp_backend tp_cuda_backend = {
+    .name = "cuda",
+    .open = cuda_open,
+    .close = cuda_close,
+    .reserve = cuda_reserve,
+    .release = cuda_release,
+    .upload = cuda_upload,
+    .download = cuda_download,
+    .copy = cuda_copy,
+    .fill = cuda_fill,
+    .sync = cuda_sync,
+#if defined(TP_CUDA_ON_CPU)
+    .poison = true,
+#else
+    .poison = false,
+#endif
+};

@@ -1,0 +1,39 @@
+/* The CUDA side of a context, for .cu files. Under TP_CUDA_ON_CPU the same names come from
+ * tests/cuda_on_cpu/, which runs kernels on the CPU. */
+#ifndef TP_CUDA_H
+#define TP_CUDA_H
+#include "core/ctx.h"
+#include "core/device.h"
+#if defined(TP_CUDA_ON_CPU)
+#include "cuda_on_cpu.h"
+#include "cuda_runtime.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#endif
+
+/* What kernels found wrong in their data (an id outside a table): the smallest code wins, so the
+ * sentence does not depend on which thread came first. Read at every sync. */
+typedef struct tp_cuda_fault {
+    unsigned long long first; /* ~0: nothing */
+} tp_cuda_fault;
+
+enum { TP_STAGES = 4, TP_STAGE_BYTES = 1 << 20 };
+typedef struct tp_cuda {
+    cudaStream_t stream;
+    int device, sm; /* sm: 80, 90 */
+    int multiprocessors;
+    size_t shared_optin; /* bytes of shared memory that a block may have */
+    tp_cuda_fault *fault;
+    char *stage[TP_STAGES]; /* pinned, for uploads that overlap with kernels */
+    cudaEvent_t staged[TP_STAGES];
+    int next_stage;
+    cudaGraphExec_t graph; /* the step, where it is captured */
+    void *blas;            /* ops/matmul's handle and plans */
+    void (*blas_free)(void *blas);
+} tp_cuda;
+
+static inline tp_cuda *tp_cuda_of(const tp_ctx *c) { return (tp_cuda *)c->on_device; }
+/* TP_OK for cudaSuccess; else fails with "what: CUDA's sentence". */
+tp_status tp_cuda_check(tp_ctx *c, cudaError_t e, const char *what);
+#endif

@@ -1,0 +1,38 @@
+/* What a device other than the CPU offers to a context. core/cuda.cu fills one for CUDA; a program
+ * has it when that file is linked in, so nothing else needs CUDA (and the tests link one that
+ * runs on the CPU). Every address handed out here is the device's: only kernels and the copies
+ * below may follow it. */
+#ifndef TP_DEVICE_H
+#define TP_DEVICE_H
+#include "core/core.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct tp_backend {
+    const char *name;
+    /* Takes the device and makes what c->on_device points to. Refuses in words. */
+    tp_status (*open)(tp_ctx *c);
+    void (*close)(tp_ctx *c);
+    /* The pool's one range. *bytes: wanted, 0 for what the device can give; then what it got. */
+    void *(*reserve)(tp_ctx *c, size_t *bytes);
+    void (*release)(tp_ctx *c, void *range);
+    /* All three in the order of the kernels. upload has taken the bytes when it returns; download
+     * waits, and so is where a kernel's failure comes to light. */
+    tp_status (*upload)(tp_ctx *c, void *to, const void *host, size_t bytes);
+    tp_status (*download)(tp_ctx *c, void *host, const void *from, size_t bytes);
+    tp_status (*copy)(tp_ctx *c, void *to, const void *from, size_t bytes);
+    tp_status (*fill)(tp_ctx *c, void *to, int byte, size_t bytes);
+    tp_status (*sync)(tp_ctx *c); /* waits for every kernel so far and reports what they met */
+    bool poison;                  /* freed blocks may be poisoned for AddressSanitizer */
+} tp_backend;
+
+#if defined(__GNUC__) && !defined(TP_CUDA_LINKED)
+extern const tp_backend tp_cuda_backend __attribute__((weak)); /* its address is NULL without */
+#else
+extern const tp_backend tp_cuda_backend;
+#endif
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,139 @@
+/* Work that asynchronous instructions leave for later (cp.async, wgmma, TMA): queues, the policy
+ * that says when, and in whose name the work then touches shared memory. */
+#include <setjmp.h>
+#include <stdlib.h>
+#include "internal.h"
+
+enum { ARG_BYTES = 256 };
+struct work {
+    work *next;
+    void (*fn)(void *);
+    int thread;      /* who deferred it */
+    long long group; /* how many commits the queue had seen */
+    uint32_t knows[NENT];
+    alignas(16) unsigned char arg[ARG_BYTES];
+};
+struct queue {
+    work *first, *last;
+    long long commits; /* groups closed so far */
+    int n;
+};
+static queue of_thread[MAX_THREADS][EMU_QUEUE_ENGINE], of_block[EMU_NQUEUE - EMU_QUEUE_ENGINE];
+static work *spare;
+static bool used;
+
+static emu_policy async;
+static bool async_set;
+static const char *const async_names[3] = {"late", "early", "random"};
+bool emu_set_async(const char *policy) {
+    async_set = true;
+    if (!policy) policy = getenv("TAPIR_EMU_ASYNC");
+    return emu_parse_policy(&async, policy && *policy ? policy : "late", async_names);
+}
+bool emu_async_random_now(void) {
+    return async.kind == emu_policy::RANDOM && used && emu_random(&async, 8) == 0;
+}
+
+static queue *queue_of(int q) {
+    if (q < 0 || q >= EMU_NQUEUE) {
+        emu_report("queue %d does not exist", q);
+        q = 0;
+    }
+    return q < EMU_QUEUE_ENGINE ? &of_thread[emu_block.current][q]
+                                : &of_block[q - EMU_QUEUE_ENGINE];
+}
+static void forget(queue *q) {
+    if (q->last) q->last->next = spare, spare = q->first;
+    *q = queue{nullptr, nullptr, 0, 0};
+}
+void emu_deferred_drop(void) {
+    if (!used) return;
+    for (int t = 0; t < emu_block.n; t++)
+        for (int q = 0; q < EMU_QUEUE_ENGINE; q++)
+            if (of_thread[t][q].commits || of_thread[t][q].first) forget(&of_thread[t][q]);
+    for (int q = 0; q < EMU_NQUEUE - EMU_QUEUE_ENGINE; q++) forget(&of_block[q]);
+    used = false;
+}
+void emu_deferred_begin_block(void) {
+    if (!async_set) emu_set_async(nullptr);
+}
+
+static jmp_buf *abandon;
+void emu_engine_abandon(void) {
+    if (abandon) longjmp(*abandon, 1);
+}
+
+/* Does the queue's first piece of work. */
+static void do_first(int id, queue *q) {
+    work *w = q->first;
+    q->first = w->next;
+    if (!q->first) q->last = nullptr;
+    q->n--;
+    emu_actor actor = {w->knows, 0, 0, true}, *before = emu_acting;
+    if (id >= EMU_QUEUE_ENGINE && id < EMU_QUEUE_GROUP) {
+        int k = id - EMU_QUEUE_ENGINE, e = MAX_WARPS + 8 + k; /* 32..39 are EMU_ENGINE(0..7) */
+        emu_tick(e); /* each piece has a time of its own: two of them are not ordered */
+        actor.clk = emu_clock[e][e];
+        actor.code = (unsigned)(MAX_THREADS + 8 + k);
+    } else { /* in the name of the thread that waits for it, which orders it with what follows */
+        int t = emu_block.current;
+        actor.clk = emu_clock[t / 32][t / 32];
+        actor.code = (unsigned)t;
+    }
+    emu_acting = &actor;
+    const uint32_t *group = emu_group_knows;
+    emu_group_knows = nullptr;
+    w->fn(w->arg);
+    emu_group_knows = group;
+    emu_acting = before;
+    w->next = spare, spare = w;
+}
+
+void emu_defer(int id, void (*fn)(void *), const void *arg, size_t bytes) {
+    queue *q = queue_of(id);
+    if (bytes > ARG_BYTES) {
+        emu_report("deferred work carries %zu bytes, more than %d", bytes, (int)ARG_BYTES);
+        return;
+    }
+    work *w = spare;
+    if (w) spare = w->next;
+    else if (!(w = (work *)malloc(sizeof *w))) {
+        emu_report("no memory for deferred work");
+        return;
+    }
+    used = true;
+    w->next = nullptr, w->fn = fn, w->thread = emu_block.current, w->group = q->commits;
+    memcpy(w->knows, emu_group_knows ? emu_group_knows : emu_clock[emu_block.current / 32],
+           sizeof w->knows);
+    if (bytes) memcpy(w->arg, arg, bytes);
+    if (q->last) q->last->next = w;
+    else q->first = w;
+    q->last = w;
+    q->n++;
+    bool now = async.kind == emu_policy::REVERSE /* early */ ||
+               (async.kind == emu_policy::RANDOM && emu_random(&async, 2));
+    while (now && q->first) do_first(id, q);
+}
+void emu_commit(int id) { queue_of(id)->commits++; }
+void emu_drain_to(int id, int groups) {
+    queue *q = queue_of(id);
+    while (q->first && (groups < 0 || q->first->group < q->commits - groups)) do_first(id, q);
+}
+void emu_drain(int id) { emu_drain_to(id, -1); }
+int emu_pending(int id) { return queue_of(id)->n; }
+
+bool emu_engine_step(bool may_choose) {
+    int n = EMU_QUEUE_GROUP - EMU_QUEUE_ENGINE;
+    int from = may_choose ? (int)emu_random(&async, (unsigned)n) : 0;
+    for (int i = 0; used && i < n; i++) {
+        int k = (from + i) % n;
+        if (!of_block[k].first) continue;
+        jmp_buf here, *before = abandon;
+        abandon = &here;
+        if (setjmp(here) == 0) do_first(EMU_QUEUE_ENGINE + k, &of_block[k]);
+        else emu_acting = nullptr;
+        abandon = before;
+        return true;
+    }
+    return false;
+}

@@ -1,0 +1,186 @@
+/* Device memory on the CPU: one reserved range of addresses that the host may not touch. A kernel, a
+ * copy or a fill opens it while it runs, so host code that follows a device pointer dies at once.
+ * First fit from a fixed address, so addresses repeat from run to run. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include "internal.h"
+#if defined(__SANITIZE_ADDRESS__)
+#define EMU_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define EMU_ASAN 1
+#endif
+#endif
+#ifdef EMU_ASAN
+#include <sanitizer/asan_interface.h>
+#else
+#define __asan_poison_memory_region(p, n) ((void)(p), (void)(n))
+#define __asan_unpoison_memory_region(p, n) ((void)(p), (void)(n))
+#endif
+
+static const size_t RANGE = (size_t)16 << 30, TOTAL = (size_t)8 << 30; /* addresses; memory told */
+enum { ALIGN = 256, GAP = 256, FILL_MAX = 64 << 20 };
+struct allocation { /* sorted by address */
+    size_t at, bytes;
+};
+static allocation *allocs;
+static size_t nallocs, allocs_room, used_bytes, high;
+static unsigned char *range;
+static int key = -1; /* protection key, where the CPU has them: opening then costs nothing */
+static int opened;
+
+static void protect(bool open) {
+#if defined(__x86_64__)
+    if (key >= 0) {
+        pkey_set(key, open ? 0 : PKEY_DISABLE_ACCESS);
+        return;
+    }
+#endif
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), n = (high + page - 1) / page * page;
+    if (n) mprotect(range, n, open ? PROT_READ | PROT_WRITE : PROT_NONE);
+}
+void emu_device_open(void) {
+    if (opened++ == 0 && range) protect(true);
+}
+void emu_device_close(void) {
+    if (--opened == 0 && range) protect(false);
+}
+
+static bool reserve(void) {
+    if (range) return true;
+    void *m = mmap((void *)0x200000000000, RANGE, PROT_NONE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (m == MAP_FAILED) return false;
+    range = (unsigned char *)m;
+#if defined(__x86_64__)
+    key = pkey_alloc(0, PKEY_DISABLE_ACCESS);
+    if (key >= 0 && pkey_mprotect(range, RANGE, PROT_READ | PROT_WRITE, key) != 0) {
+        pkey_free(key);
+        key = -1;
+    }
+#endif
+    __asan_poison_memory_region(range, RANGE);
+    return true;
+}
+
+bool emu_is_device(const void *p) {
+    const unsigned char *c = (const unsigned char *)p;
+    return range && c >= range && c < range + RANGE;
+}
+/* The last allocation that begins at or before `at`; -1: none. */
+static long find(size_t at) {
+    long lo = 0, hi = (long)nallocs;
+    while (lo < hi) {
+        long mid = (lo + hi) / 2;
+        if (allocs[mid].at <= at) lo = mid + 1;
+        else hi = mid;
+    }
+    return lo - 1;
+}
+bool emu_device_range(const void *p, size_t bytes) {
+    if (!emu_is_device(p)) return false;
+    size_t at = (size_t)((const unsigned char *)p - range);
+    long i = find(at);
+    return i >= 0 && at + bytes <= allocs[i].at + allocs[i].bytes;
+}
+
+extern "C" cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
+    *free_bytes = TOTAL - used_bytes;
+    *total_bytes = TOTAL;
+    return cudaSuccess;
+}
+
+extern "C" cudaError_t cudaMalloc(void **p, size_t bytes) {
+    *p = nullptr;
+    if (bytes == 0) return cudaSuccess;
+    size_t room = (bytes + ALIGN - 1) / ALIGN * ALIGN + GAP, at = 0, i = 0;
+    if (bytes > TOTAL - used_bytes || !reserve()) {
+        emu_record(cudaErrorMemoryAllocation, "cudaMalloc of %zu bytes: out of memory", bytes);
+        return cudaErrorMemoryAllocation;
+    }
+    for (; i < nallocs && allocs[i].at < at + room; i++)
+        at = (allocs[i].at + allocs[i].bytes + ALIGN - 1) / ALIGN * ALIGN + GAP;
+    if (nallocs == allocs_room) {
+        size_t more = allocs_room ? 2 * allocs_room : 64;
+        allocation *a = (allocation *)realloc(allocs, more * sizeof *a);
+        if (a) allocs = a, allocs_room = more;
+    }
+    if (at + room > RANGE || nallocs == allocs_room) {
+        emu_record(cudaErrorMemoryAllocation, "cudaMalloc of %zu bytes: no room", bytes);
+        return cudaErrorMemoryAllocation;
+    }
+    memmove(&allocs[i + 1], &allocs[i], (nallocs - i) * sizeof *allocs);
+    allocs[i] = allocation{at, bytes};
+    nallocs++;
+    used_bytes += bytes;
+    if (at + room > high) high = at + room;
+    __asan_unpoison_memory_region(range + at, bytes);
+    if (bytes <= FILL_MAX) { /* what is not written yet is NaN */
+        emu_device_open();
+        memset(range + at, 0xff, bytes);
+        emu_device_close();
+    }
+    *p = range + at;
+    return cudaSuccess;
+}
+
+extern "C" cudaError_t cudaFree(void *p) {
+    if (!p) return cudaSuccess;
+    long i = emu_is_device(p) ? find((size_t)((unsigned char *)p - range)) : -1;
+    if (i < 0 || range + allocs[i].at != p) {
+        emu_record(cudaErrorInvalidValue, "cudaFree of %p, which cudaMalloc did not give", p);
+        return cudaErrorInvalidValue;
+    }
+    size_t bytes = allocs[i].bytes;
+    __asan_poison_memory_region(p, bytes);
+    used_bytes -= bytes;
+    nallocs--;
+    memmove(&allocs[i], &allocs[i + 1], (nallocs - (size_t)i) * sizeof *allocs);
+    if (bytes > 1 << 20) { /* whole pages go back to the system */
+        size_t page = (size_t)sysconf(_SC_PAGESIZE), at = (size_t)((unsigned char *)p - range);
+        size_t from = (at + page - 1) / page * page, to = (at + bytes) / page * page;
+        madvise(range + from, to - from, MADV_DONTNEED);
+    }
+    return cudaSuccess;
+}
+
+/* ---- pinned host memory --------------------------------------------------------------------- */
+struct pinned {
+    unsigned char *p;
+    size_t bytes;
+    pinned *next;
+};
+static pinned *pins;
+extern "C" cudaError_t cudaMallocHost(void **p, size_t bytes) {
+    pinned *n = (pinned *)malloc(sizeof *n);
+    *p = nullptr;
+    if (!n || posix_memalign(p, 256, bytes ? bytes : 1) != 0) {
+        free(n);
+        emu_record(cudaErrorMemoryAllocation, "cudaMallocHost of %zu bytes: out of memory", bytes);
+        return cudaErrorMemoryAllocation;
+    }
+    *n = pinned{(unsigned char *)*p, bytes, pins};
+    pins = n;
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaFreeHost(void *p) {
+    if (!p) return cudaSuccess;
+    for (pinned **at = &pins; *at; at = &(*at)->next) {
+        if ((*at)->p != p) continue;
+        pinned *gone = *at;
+        *at = gone->next;
+        free(gone->p);
+        free(gone);
+        return cudaSuccess;
+    }
+    emu_record(cudaErrorInvalidValue, "cudaFreeHost of %p, which cudaMallocHost did not give", p);
+    return cudaErrorInvalidValue;
+}
+bool emu_is_pinned(const void *p, size_t bytes) {
+    const unsigned char *c = (const unsigned char *)p;
+    for (const pinned *n = pins; n; n = n->next)
+        if (c >= n->p && c + bytes <= n->p + n->bytes) return true;
+    return false;
+}
