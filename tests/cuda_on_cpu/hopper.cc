@@ -3,7 +3,6 @@
  * Addresses are offsets in shared memory, swizzles act on their bits, and what hardware does at its
  * own time is deferred work (emu.h). */
 #include <stdlib.h>
-#define TP_CUDA_ON_CPU
 #include "ops/cuda_hopper.h"
 
 enum { QUEUE_LOAD = EMU_QUEUE_ENGINE, LOADS = 4, QUEUE_STORE = 1, QUEUE_WGMMA = EMU_QUEUE_GROUP };
