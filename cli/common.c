@@ -152,9 +152,8 @@ static int say_why(const char *command, const char *why) {
     return EXIT_FAILED;
 }
 
-int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const words[], int n) {
+int tp_read_config(const char *command, tp_config *cfg, char *const words[], int n) {
     tp_config_defaults(cfg);
-    *c = NULL;
     if (n < 1) return tp_say(command, "which config? give a YAML file, then key=value words");
     tp_ctx *reader;
     tp_status st = tp_ctx_new(&reader, NULL);
@@ -164,9 +163,15 @@ int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const 
     if (!st) st = tp_config_resolve(reader, cfg);
     int code = st ? tp_say_failure(command, reader, st) : EXIT_DONE;
     tp_ctx_free(reader);
+    return code;
+}
+
+int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const words[], int n) {
+    *c = NULL;
+    int code = tp_read_config(command, cfg, words, n);
     if (code) return code;
     char why[TP_WHY_BYTES];
-    st = open_ctx(c, cfg, (int)cfg->threads, why);
+    tp_status st = open_ctx(c, cfg, (int)cfg->threads, why);
     return st ? say_why(command, why) : EXIT_DONE;
 }
 

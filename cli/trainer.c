@@ -317,6 +317,20 @@ static tp_status rehearse(tp_plan *p, tp_ctx *c, tp_trainer *t, const tp_config 
     return st;
 }
 
+tp_status tp_plan_fits(tp_ctx *c, const tp_plan *p) {
+    double have = (double)tp_pool_limit(c), need = (double)p->peak_bytes, mb = 1e6;
+    double state = (double)(p->parameter_bytes + p->gradient_bytes + p->optimizer_bytes);
+    if (need <= have) return TP_OK;
+    return tp_fail(c, TP_ENOMEM,
+                   "the run needs %.0f MB and %s has %.0f MB: weights %.0f, gradients %.0f, "
+                   "optimizer %.0f, activations of a micro-batch about %.0f (more "
+                   "train.micro_batches, a smaller train.batch, model.activation_checkpointing: "
+                   "true or train.optimizer_state_dtype: bf16 lower it)",
+                   need / mb, c->device == TP_CPU ? "the machine" : "the GPU", have / mb,
+                   (double)p->parameter_bytes / mb, (double)p->gradient_bytes / mb,
+                   (double)p->optimizer_bytes / mb, need > state ? (need - state) / mb : 0.0);
+}
+
 tp_status tp_plan_make(tp_plan *p, const tp_config *cfg, int ranks, char *error, size_t cap) {
     *p = (tp_plan){.ranks = ranks};
     tp_ctx *c = NULL;
