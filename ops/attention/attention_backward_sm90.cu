@@ -93,7 +93,9 @@ backward_produce(const backward_params &f, const backward_work &w, unsigned char
     tp_mbar_arrive_expect(bars.kv_full, 2 * M::KV_BYTES);
     sm90_load<D, BN>(shared + M::K, &f.k, bars.kv_full, w.n * BN, w.kv_head, w.b);
     sm90_load<D, BN>(shared + M::V, &f.v, bars.kv_full, w.n * BN, w.kv_head, w.b);
+#pragma unroll 1
     for (int h = w.kv_head * f.p.G; h < (w.kv_head + 1) * f.p.G; h++)
+#pragma unroll 1
         for (int m = w.blocks.first; m < w.blocks.last; m++, i++) {
             int s = i % STAGES;
             int64_t stat = ((int64_t)(w.b * f.p.H + h) * f.blocks + m) * 2 * M::BM;
@@ -116,7 +118,9 @@ static __device__ __forceinline__ void backward_add(const backward_params &f,
                                                     const backward_bars &bars) {
     typedef backward_memory<D> M;
     int i = 0;
+#pragma unroll 1
     for (int h = w.kv_head * f.p.G; h < (w.kv_head + 1) * f.p.G; h++)
+#pragma unroll 1
         for (int m = w.blocks.first; m < w.blocks.last; m++, i++) {
             int64_t at = (int64_t)(w.b * f.p.H + h) * f.blocks + m;
             int turn = backward_turn(f, m, M::BM, w.n);
@@ -132,7 +136,6 @@ static __device__ __forceinline__ void backward_add(const backward_params &f,
             tp_mbar_arrive(bars.dq_empty);
             tp_bulk_wait<0>(); /* not only read: the sums have landed */
             tp_fence_async_global();
-            __threadfence();
             tp_store_release(&f.turn[at], turn + 1);
         }
 }
@@ -186,11 +189,12 @@ static __device__ __forceinline__ void backward_scores(float (&d)[BM / 2], uint6
 /* d (64 keys, D) += w (64, BM) times the rows of a tile. Starts it. */
 template <int D, int BM>
 static __device__ __forceinline__ void
-backward_rows(float (&d)[D / 2], const uint32_t (&w)[BM / 16][4], uint64_t tile) {
+backward_rows(float (&d)[D / 2], const uint32_t (&w)[BM / 16][4], uint64_t tile, int add) {
     tp_wgmma_pin(d);
     tp_wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < BM / 16; i++) tp_wgmma_rs<D, 1>(d, w[i], tile + sm90_columns_step<D>(i), 1);
+    for (int i = 0; i < BM / 16; i++)
+        tp_wgmma_rs<D, 1>(d, w[i], tile + sm90_columns_step<D>(i), add || i > 0);
     tp_wgmma_commit();
 }
 
@@ -221,13 +225,11 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
     const int lane = threadIdx.x % 32, thread = threadIdx.x % 128, c = lane % 4 * 2;
     const int row = 64 * group + thread / 32 * 16 + lane / 4, j0 = w.n * BN + 64 * group;
     const uint64_t keys = sm90_rows_desc<D, BN>(shared + M::K, 64 * group);
-    const uint64_t values = sm90_rows_desc<D, BN>(shared + M::V, 64 * group);
+    const uint64_t values = keys + ((M::V - M::K) >> 4);
     /* dQ's product: D = 64: each warpgroup has 64 of the queries; D = 128: 64 of the columns */
     const uint64_t dq_keys =
         sm90_columns_desc<64, BN>(shared + M::K + (D == 128 ? group * BN * 128 : 0));
     float dk[D / 2], dv[D / 2];
-#pragma unroll
-    for (int x = 0; x < D / 2; x++) dk[x] = dv[x] = 0;
     tp_mbar_wait(bars.kv_full, 0);
     const int rounds = f.p.G * (w.blocks.last - w.blocks.first);
     for (int it = 0, m = w.blocks.first; it < rounds; it++) {
@@ -277,7 +279,7 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
                             ds[i / 2][i % 2 * 2 + r]);
             }
         tp_fence_async();
-        backward_rows<D, BM>(dv, p, sm90_columns_desc<D, BM>(d_o));
+        backward_rows<D, BM>(dv, p, sm90_columns_desc<D, BM>(d_o), it > 0);
         tp_bar_sync(1, 256); /* all of dS is there */
         float dq[32];
         const uint64_t dq_rows =
@@ -289,7 +291,7 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
             tp_wgmma_ss<64, 1, 1>(dq, dq_rows + sm90_columns_step<64>(i),
                                   dq_keys + sm90_columns_step<64>(i), i > 0);
         tp_wgmma_commit();
-        backward_rows<D, BM>(dk, ds, sm90_columns_desc<D, BM>(q));
+        backward_rows<D, BM>(dk, ds, sm90_columns_desc<D, BM>(q), it > 0);
         tp_wgmma_wait<1>();
         tp_wgmma_pin(dv);
         tp_wgmma_pin(dq);
@@ -309,6 +311,8 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
     }
     tp_wgmma_wait<0>();
     tp_wgmma_pin(dk);
+#pragma unroll
+    for (int x = 0; x < D / 2 && !rounds; x++) dk[x] = dv[x] = 0;
     tp_bar_sync(1, 256); /* nobody reads K and V any more */
     backward_out<D>(dk, f.scale, shared + M::K, row);
     backward_out<D>(dv, 1, shared + M::V, row);
@@ -348,13 +352,14 @@ static __global__ void __launch_bounds__(384, 1)
         tp_sts(ticket, atomicAdd(f.ticket, 1));
     }
     __syncthreads();
-    const backward_work w = backward_take<D>(f, tp_lds(ticket));
-    if (threadIdx.x < 128) {
+    if (threadIdx.x < 128) { /* 24 registers: nothing is unrolled here */
         tp_registers_fewer<24>();
+        const backward_work w = backward_take<D>(f, tp_lds(ticket));
         if (threadIdx.x == 0) backward_produce<D>(f, w, shared, bars);
         if (threadIdx.x == 32) backward_add<D>(f, w, shared, bars);
     } else {
         tp_registers_more<240>();
+        const backward_work w = backward_take<D>(f, tp_lds(ticket));
         backward_consume<D>(f, w, shared, bars, threadIdx.x / 128 - 1);
     }
 #endif
