@@ -93,12 +93,13 @@ static void cuda_release(tp_ctx *c, void *range) {
 /* ---- copies --------------------------------------------------------------------------------- */
 /* Through a ring of pinned blocks, so that the host goes on while the bytes travel. */
 static tp_status cuda_upload(tp_ctx *c, void *to, const void *host, size_t bytes) {
+    const size_t STAGE = TP_STAGE_BYTES;
     tp_cuda *g = tp_cuda_of(c);
     tp_status st = TP_OK;
     for (size_t done = 0, n; done < bytes && !st; done += n) {
         int i = g->next_stage;
         g->next_stage = (i + 1) % TP_STAGES;
-        n = bytes - done < TP_STAGE_BYTES ? bytes - done : TP_STAGE_BYTES;
+        n = bytes - done < STAGE ? bytes - done : STAGE;
         if ((st = tp_cuda_check(c, cudaEventSynchronize(g->staged[i]), "upload"))) break;
         memcpy(g->stage[i], (const char *)host + done, n);
         st = tp_cuda_check(
