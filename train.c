@@ -95,11 +95,17 @@ static tp_status plan(run *r) {
     char error[512] = "", peak[32];
     tp_status st = tp_plan_make(&r->plan, &r->cfg, r->ranks, error, sizeof error);
     if (st) return tp_fail(r->c, st, "%s", error);
-    r->peak_flops = tp_measure_peak(r->c) * r->ranks;
+    if ((st = tp_plan_fits(r->c, &r->plan))) return st;
+    r->peak_flops = tp_measure_peak(r->c, &r->cfg) * r->ranks;
     if (!r->root) return TP_OK;
     tp_plan_print(stderr, &r->cfg, &r->plan);
-    fprintf(stderr, "MFU is measured against %sFLOP/s, this machine's on %d thread%s",
-            tp_count(peak, r->peak_flops), tp_threads(r->c), tp_threads(r->c) == 1 ? "" : "s");
+    tp_count(peak, r->peak_flops);
+    if (r->cfg.device == TP_CUDA)
+        fprintf(stderr, "MFU is measured against %sFLOP/s, this GPU's in %s", peak,
+                r->cfg.dtype == TP_CFG_BF16 ? "bf16" : "f32");
+    else
+        fprintf(stderr, "MFU is measured against %sFLOP/s, this machine's on %d thread%s", peak,
+                tp_threads(r->c), tp_threads(r->c) == 1 ? "" : "s");
     fprintf(stderr, r->ranks > 1 ? " in each of %d ranks (%s)\n" : "\n", r->ranks,
             tp_comm_name(r->comm));
     return TP_OK;
@@ -225,7 +231,7 @@ static tp_status put_everything(run *r, tp_checkpoint_writer *w) {
     for (int i = 0; i < COUNTERS && !st; i++)
         st = k[i].i64 ? tp_checkpoint_put_i64(w, k[i].name, *k[i].i64)
                       : tp_checkpoint_put_f64(w, k[i].name, *k[i].f64);
-    if (!st) st = tp_save_weights(w, tp_model_params(r->trainer.model));
+    if (!st) st = tp_save_weights(r->c, w, tp_model_params(r->trainer.model));
     return st ? st : each_state(r, w, put_state);
 }
 

@@ -94,6 +94,7 @@ static int side_open(const char *command, side *s, bool second) {
                      "--against compares two trainings of one process, not of %d ranks", ranks);
     if (!st && (st = tp_plan_make(&s->plan, &s->cfg, ranks, error, sizeof error)))
         st = tp_fail(s->c, st, "%s", error);
+    if (!st) st = tp_plan_fits(s->c, &s->plan);
     if (!st && !json && !n_against && root) tp_plan_print(stdout, &s->cfg, &s->plan);
     if (!st) st = tp_trainer_new(&s->t, s->c, &s->cfg, s->comm);
     if (!st) st = fake(s->c, &s->cfg, s->comm, &s->f);
@@ -119,6 +120,7 @@ static tp_status side_step(side *s) {
     if (s->step == warmup) s->allocs = tp_system_allocs(s->c);
     double start = tp_now();
     tp_status st = tp_trainer_step(&s->t, &in, &out);
+    if (!st) st = tp_sync(s->c);
     if (s->step >= warmup) s->took[s->step - warmup] = tp_now() - start;
     s->step++;
     return !st && out.interrupted ? TP_EINTERRUPT : st;
@@ -132,7 +134,7 @@ static int by_value(const void *a, const void *b) {
 /* ---- one setting ---------------------------------------------------------------------------- */
 static void report(side *s) {
     tp_ctx *c = s->c;
-    double waited, sent, peak = tp_measure_peak(c) * tp_comm_size(s->comm);
+    double waited, sent, peak = tp_measure_peak(c, &s->cfg) * tp_comm_size(s->comm);
     int ranks = tp_comm_size(s->comm);
     tp_comm_traffic(s->comm, &waited, &sent);
     if (tp_comm_rank(s->comm) > 0) return;

@@ -51,7 +51,8 @@ const char *tp_count(char out[32], double n);          /* "124.4M" */
 
 /* ---- configs -------------------------------------------------------------------------------- */
 /* Reads the first word as the file and the others as key=value; resolves. Returns 0 and a ctx with
- * the config's seed and threads, or an exit code, the failure told, and *c NULL. */
+ * the config's device, seed and threads, or an exit code, the failure told, and *c NULL. */
+int tp_read_config(const char *command, tp_config *cfg, char *const words[], int n); /* no ctx */
 int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const words[], int n);
 
 /* Joins the other ranks that mpirun or srun started (alone: *comm NULL). threads: 0 then means this
@@ -77,7 +78,7 @@ typedef struct tp_run {
 tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best);
 void tp_run_close(tp_run *r);
 tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p);
-tp_status tp_save_weights(tp_checkpoint_writer *w, const tp_params *p);
+tp_status tp_save_weights(tp_ctx *c, tp_checkpoint_writer *w, const tp_params *p);
 
 /* ---- evaluating ----------------------------------------------------------------------------- */
 typedef struct tp_eval_result {
@@ -93,6 +94,6 @@ tp_status tp_same_tokenizer(tp_ctx *c, const tp_tokenizer *t, const tp_corpus *c
 
 /* Peak single-precision FLOP/s of this machine on this many threads, from a loop of independent
  * fused multiply-adds in registers (about 0.2 s). */
-double tp_measure_peak(tp_ctx *c);
+double tp_measure_peak(tp_ctx *c, const tp_config *cfg);
 double tp_peak_rss_mb(void);
 #endif

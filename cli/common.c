@@ -139,9 +139,21 @@ double tp_peak_rss_mb(void) {
 /* ---- configs
  * ------------------------------------------------------------------------------------------------
  */
-int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const words[], int n) {
+static tp_status open_ctx(tp_ctx **c, const tp_config *cfg, int threads, char why[TP_WHY_BYTES]) {
+    return tp_ctx_new(c, &(tp_ctx_opts){.device = cfg->device,
+                                        .threads = threads,
+                                        .fast = cfg->numerics == TP_CFG_FAST,
+                                        .seed = (uint64_t)cfg->seed,
+                                        .why = why});
+}
+
+static int say_why(const char *command, const char *why) {
+    tp_say(command, "%s", why);
+    return EXIT_FAILED;
+}
+
+int tp_read_config(const char *command, tp_config *cfg, char *const words[], int n) {
     tp_config_defaults(cfg);
-    *c = NULL;
     if (n < 1) return tp_say(command, "which config? give a YAML file, then key=value words");
     tp_ctx *reader;
     tp_status st = tp_ctx_new(&reader, NULL);
@@ -149,15 +161,18 @@ int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const 
     st = tp_config_load(reader, cfg, words[0]);
     for (int i = 1; i < n && !st; i++) st = tp_config_set(reader, cfg, words[i]);
     if (!st) st = tp_config_resolve(reader, cfg);
-    if (!st && cfg->device != TP_CPU)
-        st = tp_fail(reader, TP_EARG, "device: this build has the CPU only");
     int code = st ? tp_say_failure(command, reader, st) : EXIT_DONE;
     tp_ctx_free(reader);
+    return code;
+}
+
+int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const words[], int n) {
+    *c = NULL;
+    int code = tp_read_config(command, cfg, words, n);
     if (code) return code;
-    st = tp_ctx_new(c, &(tp_ctx_opts){.threads = (int)cfg->threads,
-                                      .fast = cfg->numerics == TP_CFG_FAST,
-                                      .seed = (uint64_t)cfg->seed});
-    return st ? tp_say_failure(command, NULL, st) : EXIT_DONE;
+    char why[TP_WHY_BYTES];
+    tp_status st = open_ctx(c, cfg, (int)cfg->threads, why);
+    return st ? say_why(command, why) : EXIT_DONE;
 }
 
 int tp_open_ranks(const char *command, const tp_config *cfg, tp_ctx **c, tp_comm **comm) {
@@ -177,10 +192,9 @@ int tp_open_ranks(const char *command, const tp_config *cfg, tp_ctx **c, tp_comm
     if (tp_comm_rank(*comm) > 0) tp_progress_off();
     if (cfg->threads || local == 1) return EXIT_DONE;
     tp_ctx_free(*c);
-    st = tp_ctx_new(c, &(tp_ctx_opts){.threads = threads > 0 ? threads : 1,
-                                      .fast = cfg->numerics == TP_CFG_FAST,
-                                      .seed = (uint64_t)cfg->seed});
+    char why[TP_WHY_BYTES];
+    st = open_ctx(c, cfg, threads > 0 ? threads : 1, why);
     if (!st) return EXIT_DONE;
-    tp_comm_close(*comm, tp_status_name(st));
-    return tp_say_failure(command, NULL, st);
+    tp_comm_close(*comm, why);
+    return say_why(command, why);
 }

@@ -74,8 +74,9 @@ int cmd_plan(int argc, char **argv) {
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_config cfg;
     tp_ctx *c;
-    int code = tp_open_config(argv[0], &cfg, &c, words, n_words);
+    int code = tp_read_config(argv[0], &cfg, words, n_words);
     if (code) return code;
+    if (tp_ctx_new(&c, NULL)) return tp_say_failure(argv[0], NULL, TP_ENOMEM); /* no GPU needed */
     tp_plan p;
     char error[512] = "";
     tp_status st = tp_config_vocab(c, &cfg);

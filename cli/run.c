@@ -1,33 +1,60 @@
 /* Owns opening a run: its config, tokenizer and weights from a checkpoint. */
 #include "cli/cli.h"
+#include "core/ctx.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
-tp_status tp_save_weights(tp_checkpoint_writer *w, const tp_params *p) {
+/* Where a parameter's bytes pass between a file and the device: the tensor itself on the CPU, else
+ * room that grows with the largest. */
+typedef struct passage {
+    void *room;
+    size_t bytes;
+} passage;
+
+static void *bytes_at(tp_ctx *c, passage *p, const tp_tensor *t, size_t n) {
+    if (!c->backend) return t->data;
+    if (n > p->bytes) {
+        tp_free(p->room);
+        p->bytes = 0;
+        if ((p->room = tp_malloc(c, n))) p->bytes = n;
+    }
+    return p->room;
+}
+
+tp_status tp_save_weights(tp_ctx *c, tp_checkpoint_writer *w, const tp_params *p) {
     tp_status st = TP_OK;
+    passage pass = {0};
     for (int i = 0; i < p->n && !st; i++) {
         char name[TP_CHECKPOINT_NAME];
         const tp_tensor *t = p->p[i].t;
         snprintf(name, sizeof name, "weights/%s", p->p[i].name);
-        st = tp_checkpoint_put(w, name, t->dtype, t->ndim, t->shape, t->data,
-                               (size_t)tp_numel(t) * tp_dtype_size(t->dtype));
+        size_t n = (size_t)tp_numel(t) * tp_dtype_size(t->dtype);
+        void *bytes = bytes_at(c, &pass, t, n);
+        if (c->backend) st = tp_download(c, t, bytes);
+        if (!st) st = tp_checkpoint_put(w, name, t->dtype, t->ndim, t->shape, bytes, n);
     }
+    tp_free(pass.room);
     return st;
 }
 
 tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p) {
-    for (int i = 0; i < p->n; i++) {
+    tp_status st = TP_OK;
+    passage pass = {0};
+    for (int i = 0; i < p->n && !st; i++) {
         char name[TP_CHECKPOINT_NAME];
         tp_tensor *t = p->p[i].t;
         snprintf(name, sizeof name, "weights/%s", p->p[i].name);
-        tp_status st = tp_checkpoint_get(from, name, t->dtype, t->ndim, t->shape, t->data,
-                                         (size_t)tp_numel(t) * tp_dtype_size(t->dtype));
-        if (st) return st;
+        size_t n = (size_t)tp_numel(t) * tp_dtype_size(t->dtype);
+        void *bytes = bytes_at(c, &pass, t, n);
+        st = tp_error_status(c);
+        if (!st) st = tp_checkpoint_get(from, name, t->dtype, t->ndim, t->shape, bytes, n);
+        if (!st && c->backend) st = tp_upload(c, t, bytes);
         tp_touch(t);
     }
-    return tp_error_status(c);
+    tp_free(pass.room);
+    return st ? st : tp_error_status(c);
 }
 
 static tp_status open_checkpoint(tp_run *r, const char *path, bool best) {

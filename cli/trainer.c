@@ -2,10 +2,12 @@
 #include "cli/trainer.h"
 #include "autograd/autograd.h"
 #include "core/ctx.h"
+#include <stdio.h>
 #include <string.h>
 
-static tp_model_cfg model_config(const tp_config *f) {
+static tp_model_cfg model_config(const tp_config *f, bool bf16) {
     return (tp_model_cfg){
+        .compute = bf16 ? TP_BF16 : TP_F32,
         .family = f->model.family == TP_CFG_LLAMA ? TP_FAMILY_LLAMA : TP_FAMILY_GPT2,
         .layers = f->model.layers,
         .heads = f->model.heads,
@@ -32,7 +34,7 @@ static tp_model_cfg model_config(const tp_config *f) {
 
 tp_status tp_trainer_model(tp_trainer *t, tp_ctx *c, const tp_config *cfg) {
     *t = (tp_trainer){.c = c, .cfg = *cfg, .ranks = 1};
-    tp_model_cfg m = model_config(cfg);
+    tp_model_cfg m = model_config(cfg, c->device == TP_CUDA && cfg->dtype == TP_CFG_BF16);
     return tp_model_new(&t->model, c, &m);
 }
 
@@ -121,8 +123,7 @@ void tp_trainer_clear(tp_trainer *t) {
  */
 static tp_tensor *ints(tp_ctx *c, const tp_batch *b, int64_t T, const int32_t *src) {
     tp_tensor *t = tp_tensor_new(c, TP_I32, TP_SHAPE(b->rows, T));
-    if (t && t->data) memcpy(t->data, src, (size_t)(b->rows * T) * sizeof *src);
-    return t;
+    return t && !tp_upload(c, t, src) ? t : NULL;
 }
 
 typedef struct loaded {
@@ -140,13 +141,21 @@ static loaded load(tp_trainer *t, const tp_batch *b, bool training) {
 }
 
 /* Row by row, so that no split of the batch changes the sum over rows. */
-static void row_nll(const tp_tensor *logprob, double nll[]) {
+static tp_status row_nll(tp_ctx *c, const tp_tensor *logprob, double nll[]) {
     int64_t rows = logprob->shape[0], T = logprob->shape[1];
-    for (int64_t r = 0; r < rows && logprob->data; r++) {
+    const float *p = logprob->data;
+    float *host = NULL;
+    tp_status st = TP_OK;
+    if (c->backend) {
+        p = host = tp_arena_alloc(c, (size_t)(rows * T) * sizeof *host);
+        st = host ? tp_download(c, logprob, host) : c->status;
+    }
+    for (int64_t r = 0; r < rows && p && !st; r++) {
         double sum = 0;
-        for (int64_t i = 0; i < T; i++) sum -= tp_f32(logprob)[r * T + i];
+        for (int64_t i = 0; i < T; i++) sum -= p[r * T + i];
         nll[r] = sum;
     }
+    return st;
 }
 
 static tp_batch rows_of(const tp_batch *b, int64_t T, int64_t from, int64_t n) {
@@ -170,7 +179,7 @@ static tp_status pass(tp_trainer *t, const tp_step_in *in, const tp_batch *b) {
         .z_loss = t->cfg.train.z_loss, .scale = 1.0 / (double)in->targets, .gradient = true};
     tp_model_out y = tp_model_loss(c, t->model, &l.in, l.targets, &o);
     if (y.loss && !st) st = tp_backward(c, y.loss);
-    if (!st && y.loss) row_nll(y.logprob, t->nll + b->sample % t->cfg.train.batch);
+    if (!st && y.loss) st = row_nll(c, y.logprob, t->nll + b->sample % t->cfg.train.batch);
     tp_tape_off(c);
     tp_step_end(c);
     return tp_error_status(c);
@@ -248,7 +257,7 @@ tp_status tp_trainer_eval(tp_trainer *t, const tp_batch *b, double nll[]) {
     loaded l = load(t, b, false);
     tp_model_out y =
         tp_model_loss(c, t->model, &l.in, l.targets, &(tp_model_loss_opts){.scale = 1});
-    if (y.loss) row_nll(y.logprob, nll);
+    if (y.loss) row_nll(c, y.logprob, nll);
     tp_step_end(c);
     return tp_error_status(c);
 }
@@ -308,16 +317,36 @@ static tp_status rehearse(tp_plan *p, tp_ctx *c, tp_trainer *t, const tp_config 
     return st;
 }
 
+tp_status tp_plan_fits(tp_ctx *c, const tp_plan *p) {
+    double have = (double)tp_pool_limit(c), need = (double)p->peak_bytes, mb = 1e6;
+    double state = (double)(p->parameter_bytes + p->gradient_bytes + p->optimizer_bytes);
+    if (need <= have) return TP_OK;
+    return tp_fail(c, TP_ENOMEM,
+                   "the run needs %.0f MB and %s has %.0f MB: weights %.0f, gradients %.0f, "
+                   "optimizer %.0f, activations of a micro-batch about %.0f (more "
+                   "train.micro_batches, a smaller train.batch, model.activation_checkpointing: "
+                   "true or train.optimizer_state_dtype: bf16 lower it)",
+                   need / mb, c->device == TP_CPU ? "the machine" : "the GPU", have / mb,
+                   (double)p->parameter_bytes / mb, (double)p->gradient_bytes / mb,
+                   (double)p->optimizer_bytes / mb, need > state ? (need - state) / mb : 0.0);
+}
+
 tp_status tp_plan_make(tp_plan *p, const tp_config *cfg, int ranks, char *error, size_t cap) {
     *p = (tp_plan){.ranks = ranks};
     tp_ctx *c = NULL;
     tp_comm *comm = NULL;
     tp_trainer t = {0};
-    tp_status st = tp_ctx_new(&c, &(tp_ctx_opts){.meta = true,
+    char why[TP_WHY_BYTES];
+    tp_status st = tp_ctx_new(&c, &(tp_ctx_opts){.why = why,
+                                                 .device = cfg->device,
+                                                 .meta = true,
                                                  .threads = (int)cfg->threads,
                                                  .fast = cfg->numerics == TP_CFG_FAST,
                                                  .memory_limit = (size_t)1 << 50});
-    if (st) return st;
+    if (st) {
+        if (error && cap) snprintf(error, cap, "%s", why);
+        return st;
+    }
     if (ranks > 1)
         st = tp_comm_open(&comm, c, &(tp_comm_opts){.kind = TP_COMM_PLAN, .plan_ranks = ranks});
     if (!st) st = rehearse(p, c, &t, cfg, comm);

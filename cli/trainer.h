@@ -64,6 +64,8 @@ typedef struct tp_plan {
     size_t parameter_bytes, optimizer_bytes, gradient_bytes, peak_bytes;
     double forward_flops, step_flops; /* of a whole batch, recomputation not counted */
 } tp_plan;
+/* Refuses in words, with what takes how much, a plan that is over the memory of c's device. */
+tp_status tp_plan_fits(tp_ctx *c, const tp_plan *p);
 tp_status tp_plan_make(tp_plan *p, const tp_config *cfg, int ranks, char *error, size_t cap);
 
 /* Batches of pseudo-random tokens, always the same, for bench and plan. */

@@ -36,7 +36,9 @@ static tp_status open_device(tp_ctx *c) {
 /* There is no ctx to ask afterwards, so the sentence goes out another way. */
 static tp_status refused(tp_ctx *c, char *why) {
     tp_status st = c->status ? c->status : TP_ENOMEM;
-    if (why) snprintf(why, TP_WHY_BYTES, "%.*s", TP_WHY_BYTES - 1, c->status ? c->message : "out of memory");
+    if (why)
+        snprintf(why, TP_WHY_BYTES, "%.*s", TP_WHY_BYTES - 1,
+                 c->status ? c->message : "out of memory");
     tp_ctx_free(c);
     return st;
 }

@@ -61,6 +61,8 @@ tp_pool *tp_pool_new(tp_ctx *c, size_t limit); /* 0: what the device has */
 void tp_pool_free(tp_ctx *c, tp_pool *p);
 tp_status tp_pool_take(tp_ctx *c, size_t bytes, size_t *at, void **mem);
 void tp_pool_give(tp_ctx *c, size_t at, size_t bytes);
+size_t tp_pool_limit(const tp_ctx *c);
+void tp_pool_forget_peak(tp_ctx *c); /* tp_memory_peak counts from here on */
 
 /* Bytes of the device (to/from as in memcpy), in the order of its kernels; nothing under META. */
 tp_status tp_upload_bytes(tp_ctx *c, void *to, const void *host, size_t n);

@@ -181,3 +181,5 @@ void tp_pool_give(tp_ctx *c, size_t at, size_t bytes) {
 
 size_t tp_memory_used(const tp_ctx *c) { return c->pool->used; }
 size_t tp_memory_peak(const tp_ctx *c) { return c->pool->peak; }
+size_t tp_pool_limit(const tp_ctx *c) { return c->pool->limit; }
+void tp_pool_forget_peak(tp_ctx *c) { c->pool->peak = c->pool->top; }

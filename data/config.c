@@ -108,6 +108,10 @@ tp_status tp_config_check(tp_ctx *c, const tp_config *cfg) {
     char at[WHERE];
     tp_status st;
     if ((st = check_heads(c, cfg)) || (st = check_schedule(c, cfg))) return st;
+    if (cfg->dtype == TP_CFG_BF16 && cfg->device == TP_CPU)
+        return tp_fail(c, TP_EARG,
+                       "%s: bf16 needs device: cuda (on CPUs its products are slower than f32)",
+                       tp_config_where(at, sizeof at, cfg, "dtype"));
     if (cfg->train.optimizer_in_bwd &&
         (cfg->train.max_grad_norm > 0 || cfg->train.micro_batches > 1))
         return tp_fail(

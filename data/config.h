@@ -15,6 +15,7 @@ extern "C" {
 enum { TP_CONFIG_TEXT = 1024, TP_CONFIG_KEYS = 96 }; /* bytes of a text with its NUL; most keys */
 
 typedef enum tp_cfg_auto { TP_CFG_AUTO, TP_CFG_FALSE, TP_CFG_TRUE } tp_cfg_auto;
+typedef enum tp_cfg_dtype { TP_CFG_F32, TP_CFG_BF16 } tp_cfg_dtype;
 typedef enum tp_cfg_numerics { TP_CFG_EXACT, TP_CFG_FAST } tp_cfg_numerics;
 typedef enum tp_cfg_backend {
     TP_CFG_BACKEND_AUTO,
@@ -37,6 +38,7 @@ typedef enum tp_cfg_schedule {
 typedef struct tp_config {
     int64_t seed, threads;
     tp_device device;
+    tp_cfg_dtype dtype;
     tp_cfg_numerics numerics;
     struct {
         char dir[TP_CONFIG_TEXT];

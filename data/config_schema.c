@@ -5,6 +5,7 @@
 #include <string.h>
 
 static const char *const devices[] = {"cpu", "cuda", NULL};
+static const char *const dtypes[] = {"f32", "bf16", NULL};
 static const char *const numerics[] = {"exact", "fast", NULL};
 static const char *const packings[] = {"stream", "documents", NULL};
 static const char *const families[] = {"gpt2", "llama", NULL};
@@ -54,6 +55,9 @@ typedef char text_member[TP_CONFIG_TEXT];
 const tp_key tp_config_keys[] = {
     I64(seed, "1", 0, ANY, "", "keys every random number of the run"),
     CHOICE(device, tp_device, devices, "cpu", "where tensors live and kernels run"),
+    CHOICE(dtype, tp_cfg_dtype, dtypes, "f32",
+           "of products and activations: bf16 needs device: cuda; weights, their gradients and the "
+           "optimizer stay f32"),
     I64(threads, "0", 0, 4096, "", "CPU threads; 0: every core this process may use"),
     CHOICE(
         numerics, tp_cfg_numerics, numerics, "exact",

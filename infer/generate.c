@@ -1,15 +1,16 @@
 /* Owns the loop that writes text: one forward over the context per token. */
 #include "infer/infer.h"
+#include "ops/cast/cast.h"
 #include "ops/slice/slice.h"
-#include <string.h>
 
 static tp_status next_logits(tp_ctx *c, tp_model *m, const int32_t *ids, int64_t n, float *logits) {
     tp_tensor *in = tp_tensor_new(c, TP_I32, TP_SHAPE(1, n));
     if (!in) return tp_error_status(c);
-    memcpy(in->data, ids, (size_t)n * sizeof *ids);
+    if (tp_upload(c, in, ids)) return tp_error_status(c);
     tp_tensor *h = tp_model_hidden(c, m, &(tp_model_in){.ids = in});
     tp_tensor *y = h ? tp_model_logits(c, m, tp_slice(c, h, 1, n - 1, 1)) : NULL;
-    if (y) memcpy(logits, y->data, (size_t)tp_model_config(m)->vocab * sizeof *logits);
+    if (y) y = tp_cast(c, y, TP_F32);
+    if (y) tp_download(c, y, logits);
     tp_step_end(c);
     return tp_error_status(c);
 }

@@ -21,7 +21,8 @@ static bool is_llama(const tp_model *m) { return m->cfg.family == TP_FAMILY_LLAM
 /* x (B,T,in) times a weight in its family's layout. */
 static tp_tensor *linear(tp_ctx *c, const tp_model *m, tp_tensor *x, tp_tensor *w,
                          tp_tensor *bias) {
-    return tp_matmul(c, x, w, &(tp_matmul_opts){.trans_b = is_llama(m), .bias = bias});
+    return tp_matmul(c, x, tp_weight(c, m, w),
+                     &(tp_matmul_opts){.trans_b = is_llama(m), .bias = tp_weight(c, m, bias)});
 }
 
 static tp_tensor *heads(tp_ctx *c, tp_tensor *x, int64_t n, int64_t d) /* (B,T,n*d) -> (B,T,n,d) */
@@ -42,7 +43,7 @@ static qkv gpt2_qkv(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor *
 
 static tp_tensor *rotate(tp_ctx *c, const tp_model *m, tp_tensor *x, tp_tensor *norm,
                          const tp_model_in *in) {
-    if (norm) x = tp_rmsnorm(c, x, norm, m->cfg.norm_eps);
+    if (norm) x = tp_rmsnorm(c, x, tp_weight(c, m, norm), m->cfg.norm_eps);
     return tp_rope(c, x, &(tp_rope_opts){.theta = m->cfg.rope_theta, .positions = in->positions});
 }
 
@@ -84,9 +85,9 @@ static tp_tensor *mlp(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor
 
 tp_stream tp_block_forward(tp_ctx *c, tp_model *m, int layer, tp_stream x, const tp_model_in *in) {
     const tp_block *b = &m->block[layer];
-    tp_tensor *n = tp_stream_norm(c, &m->cfg, &x, b->norm1, b->norm1_bias);
+    tp_tensor *n = tp_stream_norm(c, m, &x, b->norm1, b->norm1_bias);
     x.branch = attend(c, m, b, n, in);
-    n = tp_stream_norm(c, &m->cfg, &x, b->norm2, b->norm2_bias);
+    n = tp_stream_norm(c, m, &x, b->norm2, b->norm2_bias);
     x.branch = mlp(c, m, b, n, in);
     return x;
 }

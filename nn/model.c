@@ -3,6 +3,7 @@
 #include "autograd/autograd.h"
 #include "nn/model.h"
 #include "ops/add/add.h"
+#include "ops/cast/cast.h"
 #include "ops/dropout/dropout.h"
 #include "ops/embedding/embedding.h"
 #include "ops/fill/fill.h"
@@ -94,8 +95,15 @@ int64_t tp_model_numel(const tp_model *m) {
 }
 
 /* ---- forward -------------------------------------------------------------------------------- */
-tp_tensor *tp_stream_norm(tp_ctx *c, const tp_model_cfg *f, tp_stream *x, tp_tensor *weight,
+tp_tensor *tp_weight(tp_ctx *c, const tp_model *m, tp_tensor *w) {
+    return w && m->cfg.compute == TP_BF16 ? tp_cast(c, w, TP_BF16) : w;
+}
+
+tp_tensor *tp_stream_norm(tp_ctx *c, const tp_model *m, tp_stream *x, tp_tensor *weight,
                           tp_tensor *bias) {
+    const tp_model_cfg *f = &m->cfg;
+    weight = tp_weight(c, m, weight);
+    bias = tp_weight(c, m, bias);
     bool llama = f->family == TP_FAMILY_LLAMA;
     tp_tensor *a = x->branch, *s = x->sum;
     x->branch = NULL;
@@ -114,6 +122,7 @@ static tp_tensor *embed(tp_ctx *c, tp_model *m, const tp_model_in *in) {
                                        : tp_slice(c, m->wpe, 0, 0, tp_dim(in->ids, -1));
         x = tp_add(c, x, pos);
     }
+    if (m->cfg.compute == TP_BF16) x = tp_cast(c, x, TP_BF16);
     if (in->training && m->cfg.dropout > 0) x = tp_dropout(c, x, m->cfg.dropout);
     return tp_scope_close(c, s, x);
 }
@@ -171,13 +180,14 @@ tp_tensor *tp_model_hidden(tp_ctx *c, tp_model *m, const tp_model_in *in) {
         tp_scope_close_n(c, b, (tp_tensor *const[]){x.sum, x.branch}, 2);
     }
     tp_scope n = tp_scope_open(c, "norm");
-    tp_tensor *y = tp_stream_norm(c, &m->cfg, &x, m->final_norm, m->final_norm_bias);
+    tp_tensor *y = tp_stream_norm(c, m, &x, m->final_norm, m->final_norm_bias);
     return tp_scope_close(c, s, tp_scope_close(c, n, y));
 }
 
 tp_tensor *tp_model_logits(tp_ctx *c, tp_model *m, tp_tensor *hidden) {
     tp_scope s = tp_scope_open(c, "head");
-    tp_tensor *y = tp_matmul(c, hidden, m->head, &(tp_matmul_opts){.trans_b = true});
+    tp_tensor *y =
+        tp_matmul(c, hidden, tp_weight(c, m, m->head), &(tp_matmul_opts){.trans_b = true});
     double cap = m->cfg.logit_softcap;
     if (cap > 0) y = tp_scale(c, tp_tanh(c, tp_scale(c, y, 1 / cap, 0)), cap, 0);
     return tp_scope_close(c, s, y);
@@ -189,13 +199,15 @@ tp_model_out tp_model_loss(tp_ctx *c, tp_model *m, const tp_model_in *in, tp_ten
     tp_tensor *x = tp_model_hidden(c, m, in);
     if (!x) return out;
     tp_scope s = tp_scope_open(c, "loss");
+    tp_tensor *head = tp_weight(c, m, m->head);
     tp_lce_opts lo = {.softcap = m->cfg.logit_softcap, .z_loss = o->z_loss};
     if (o->gradient) {
-        tp_tensor *coef = tp_full(c, x->dtype, o->scale, targets->ndim, targets->shape);
-        tp_lce_sum r = tp_linear_cross_entropy_train(c, x, m->head, targets, coef, &lo);
+        tp_tensor *coef = tp_full(c, x->dtype == TP_F64 ? TP_F64 : TP_F32, o->scale, targets->ndim,
+                                  targets->shape);
+        tp_lce_sum r = tp_linear_cross_entropy_train(c, x, head, targets, coef, &lo);
         out = (tp_model_out){r.loss, r.logprob, r.entropy};
     } else {
-        tp_lce r = tp_linear_cross_entropy(c, x, m->head, targets, &lo);
+        tp_lce r = tp_linear_cross_entropy(c, x, head, targets, &lo);
         tp_tensor *sum = tp_scale(c, tp_sum(c, r.loss, TP_ALL_DIMS, false), o->scale, 0);
         out = (tp_model_out){sum, r.logprob, r.entropy};
     }

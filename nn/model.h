@@ -37,6 +37,10 @@ tp_tensor *tp_model_add(tp_ctx *c, tp_model *m, const tp_param_spec *s, const ch
 tp_status tp_gpt2_params(tp_ctx *c, tp_model *m);
 tp_status tp_llama_params(tp_ctx *c, tp_model *m);
 
+/* A parameter as the forward pass reads it: cast to cfg.compute, by a node of the tape, so that its
+ * gradient arrives in f32. NULL stays NULL. */
+tp_tensor *tp_weight(tp_ctx *c, const tp_model *m, tp_tensor *w);
+
 /* What a block reads and what it leaves: the residual stream and the branch still to be added to
  * it, so that the addition and the next norm are one op. */
 typedef struct tp_stream {
@@ -49,6 +53,6 @@ typedef struct tp_stage { /* one block, one input: what checkpointing replays */
 } tp_stage;
 tp_stream tp_block_forward(tp_ctx *c, tp_model *m, int layer, tp_stream x, const tp_model_in *in);
 /* sum += branch, then the family's norm of it; sum is updated in *x. */
-tp_tensor *tp_stream_norm(tp_ctx *c, const tp_model_cfg *cfg, tp_stream *x, tp_tensor *weight,
+tp_tensor *tp_stream_norm(tp_ctx *c, const tp_model *m, tp_stream *x, tp_tensor *weight,
                           tp_tensor *bias);
 #endif

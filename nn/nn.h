@@ -20,7 +20,9 @@ typedef struct tp_model_cfg {
     bool qk_norm;                  /* RMSNorm on queries and keys, per head (Qwen 3) */
     bool attention_bias, mlp_bias; /* Llama style: biases of q, k, v (Qwen 2) and of the MLP */
     bool activation_checkpointing; /* recompute each block in the backward pass */
-    tp_dtype dtype;                /* TP_F32, or TP_F64: every op runs as its oracle (slow) */
+    tp_dtype dtype;   /* of the weights: TP_F32, or TP_F64: every op runs as its oracle (slow) */
+    tp_dtype compute; /* TP_BF16: products and activations in bf16 from f32 weights (CUDA); 0: as
+                         the weights */
 } tp_model_cfg;
 
 typedef struct tp_model tp_model;

@@ -5,18 +5,19 @@
 #include <string.h>
 
 typedef struct init_job {
-    tp_tensor *dst;
+    void *to; /* the host's; a GPU's tensor gets it in one piece */
+    tp_dtype dtype;
     double std;
     uint64_t seed, name;
     int64_t n;
 } init_job;
 
 /* A model in f64 begins with the f32 model's values. */
-static void put(tp_tensor *t, int64_t i, double v) {
-    if (t->dtype == TP_F64)
-        tp_f64(t)[i] = (float)v;
+static void put(const init_job *j, int64_t i, double v) {
+    if (j->dtype == TP_F64)
+        ((double *)j->to)[i] = (float)v;
     else
-        tp_f32(t)[i] = (float)v;
+        ((float *)j->to)[i] = (float)v;
 }
 
 /* Two normals a call of Philox, by Box and Muller. */
@@ -28,8 +29,8 @@ static void init_range(void *arg, int64_t begin, int64_t end) {
         double u = ((double)(((uint64_t)w[0] << 21) ^ (w[1] >> 11)) + 0.5) * 0x1p-53;
         double v = ((double)(((uint64_t)w[2] << 21) ^ (w[3] >> 11)) + 0.5) * 0x1p-53;
         double r = j->std * sqrt(-2 * log(u)), a = 6.283185307179586476925286766559 * v;
-        put(j->dst, 2 * i, r * cos(a));
-        if (2 * i + 1 < j->n) put(j->dst, 2 * i + 1, r * sin(a));
+        put(j, 2 * i, r * cos(a));
+        if (2 * i + 1 < j->n) put(j, 2 * i + 1, r * sin(a));
     }
 }
 
@@ -40,17 +41,31 @@ static uint64_t hash_name(const char *s) /* FNV-1a */
     return h;
 }
 
-static void init(tp_ctx *c, const tp_model *m, tp_init kind, tp_tensor *t) {
-    int64_t n = tp_numel(t);
-    if (!t->data) return;
+static void init_values(tp_ctx *c, const tp_model *m, tp_init kind, const init_job *j) {
     if (kind == TP_INIT_ZERO || kind == TP_INIT_ONE) {
-        for (int64_t i = 0; i < n; i++) put(t, i, kind == TP_INIT_ONE);
+        for (int64_t i = 0; i < j->n; i++) put(j, i, kind == TP_INIT_ONE);
         return;
     }
-    double std = m->cfg.init_std;
-    if (kind == TP_INIT_RESIDUAL) std /= sqrt(2.0 * (double)m->cfg.layers);
-    init_job j = {t, std, c->seed, hash_name(t->name), n};
-    tp_parallel_for(c, (n + 1) / 2, 1 << 14, init_range, &j);
+    init_job normal = *j;
+    normal.std = m->cfg.init_std;
+    if (kind == TP_INIT_RESIDUAL) normal.std /= sqrt(2.0 * (double)m->cfg.layers);
+    tp_parallel_for(c, (j->n + 1) / 2, 1 << 14, init_range, &normal);
+}
+
+static tp_status init(tp_ctx *c, const tp_model *m, tp_init kind, tp_tensor *t) {
+    init_job j = {.to = t->data,
+                  .dtype = t->dtype,
+                  .seed = c->seed,
+                  .name = hash_name(t->name),
+                  .n = tp_numel(t)};
+    if (!t->data) return TP_OK;
+    void *host = NULL;
+    if (c->backend && !(j.to = host = tp_malloc(c, (size_t)j.n * tp_dtype_size(t->dtype))))
+        return c->status;
+    init_values(c, m, kind, &j);
+    tp_status st = host ? tp_upload(c, t, host) : TP_OK;
+    tp_free(host);
+    return st;
 }
 
 tp_tensor *tp_model_add(tp_ctx *c, tp_model *m, const tp_param_spec *s, const char *fmt, ...) {
@@ -75,8 +90,7 @@ tp_tensor *tp_model_add(tp_ctx *c, tp_model *m, const tp_param_spec *s, const ch
     unsigned flags = s->flags | (s->ndim > 1 ? TP_P_DECAY : 0);
     m->params.p[m->params.n++] =
         (tp_param){kept, t, flags, s->blocks ? s->blocks : 1, s->out_first};
-    init(c, m, s->init, t);
-    return t;
+    return init(c, m, s->init, t) ? NULL : t;
 }
 
 /* ---- shapes, short -------------------------------------------------------------------------- */

@@ -14,6 +14,8 @@ tp_status optim_squares_new(tp_optim *o) {
     for (int i = 0; i < n; i++)
         o->chunk[i + 1] =
             o->chunk[i] + (tp_numel(o->params->p[i].t) + TP_SQUARES_CHUNK - 1) / TP_SQUARES_CHUNK;
+    o->sums = tp_tensor_keep(o->c, TP_F64, 1, &o->chunk[n]);
+    if (!o->sums || tp_zero(o->c, o->sums)) return o->c->status;
     o->squares = tp_calloc(o->c, (size_t)o->chunk[n] + 1, sizeof *o->squares);
     return o->c->status;
 }
@@ -22,20 +24,21 @@ tp_status optim_measure(tp_optim *o, int i) {
     tp_ctx *c = o->c;
     optim_state *s = &o->state[i];
     tp_tensor *g = optim_grad(o, i);
-    double *sum = o->squares + o->chunk[i];
     s->measured = true;
     if (!g || !s->own.n) return TP_OK;
     tp_scope scope = tp_scope_open(c, "%s", "grad_norm");
     tp_tensor *y = tp_sum_squares(c, g);
     if (y && y->data)
-        memcpy(sum + s->own.first / TP_SQUARES_CHUNK, y->data, (size_t)tp_numel(y) * sizeof *sum);
+        tp_copy_bytes(c, tp_f64(o->sums) + o->chunk[i] + s->own.first / TP_SQUARES_CHUNK, y->data,
+                      (size_t)tp_numel(y) * sizeof(double));
     tp_scope_close(c, scope, NULL);
     return c->status;
 }
 
 tp_status optim_grad_norm(tp_optim *o, double *norm, int *bad) {
     int64_t chunks = o->chunk[o->params->n];
-    tp_status st = optim_sharded(o) ? tp_comm_sum_f64(o->comm, o->c, o->squares, chunks) : TP_OK;
+    tp_status st = tp_download(o->c, o->sums, o->squares);
+    if (!st && optim_sharded(o)) st = tp_comm_sum_f64(o->comm, o->c, o->squares, chunks);
     double sum = 0;
     *bad = -1;
     for (int i = 0; i < o->params->n && !st; i++) {

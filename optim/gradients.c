@@ -124,7 +124,8 @@ static tp_status shard(tp_gradients *g, int param, const tp_tensor *whole, tp_te
     size_t bytes = (size_t)own.n * sizeof(float);
     if (!(out->storage = tp_storage_new(g->c, bytes))) return g->c->status;
     out->data = bytes ? out->storage->base : NULL;
-    if (out->data && whole->data) memcpy(out->data, tp_f32(whole) + own.first, bytes);
+    if (out->data && whole->data)
+        return tp_copy_bytes(g->c, out->data, tp_f32(whole) + own.first, bytes);
     return TP_OK;
 }
 
@@ -247,8 +248,8 @@ tp_status tp_gradients_begin(tp_gradients *g, int64_t step, int64_t passes) {
     return st;
 }
 
-/* A bucket that waited for the next pass would hold whole gradients through it, which ZeRO 2 is there
- * to avoid. A failure stays in the ctx. */
+/* A bucket that waited for the next pass would hold whole gradients through it, which ZeRO 2 is
+ * there to avoid. A failure stays in the ctx. */
 void tp_gradients_pass(tp_gradients *g, int64_t samples) {
     if (g->ranks > 1 && g->zero_stage == 2) {
         tp_status st = launch(g);

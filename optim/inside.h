@@ -12,7 +12,7 @@ typedef struct optim_state {
     tp_optim_kind rule; /* what moves this parameter */
     optim_slot slot[OPTIM_SLOTS];
     int nslots;
-    tp_cut cut;       /* how the parameter is cut among the ranks */
+    tp_cut cut;           /* how the parameter is cut among the ranks */
     tp_range own;         /* what this rank moves; all of it without ZeRO */
     tp_tensor part;       /* that range of the parameter; unused where it is all */
     bool whole;           /* this rank owns all of it */
@@ -27,6 +27,7 @@ struct tp_optim {
     optim_state *state; /* one per parameter */
     int nstate;         /* slots in all */
     double *squares;  /* sums of squares of the gradients, a number per chunk of 4096 values … */
+    tp_tensor *sums;  /* … where the device leaves them: one download for all … */
     int64_t *chunk;   /* … of parameter i from squares[chunk[i]] to squares[chunk[i+1]-1] */
     tp_piece *gather; /* the all-gather that is being put together */
     int ngather;

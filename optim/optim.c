@@ -100,10 +100,8 @@ static tp_status add_slot(tp_optim *o, int i, const char *what) {
     bool bf16 = s->rule == TP_OPTIM_ADAMW && o->o.adam_state == TP_BF16;
     tp_dtype dtype = bf16 ? TP_BF16 : p->t->dtype;
     if (!(slot->t = tp_tensor_keep(c, dtype, like->ndim, like->shape))) return c->status;
-    if (slot->t->data)
-        memset(slot->t->data, 0, (size_t)tp_numel(slot->t) * tp_dtype_size(slot->t->dtype));
     o->nstate++;
-    return TP_OK;
+    return tp_zero(c, slot->t);
 }
 
 static tp_status add_state(tp_optim *o) {
@@ -221,6 +219,10 @@ tp_status tp_optim_measure(tp_optim *o, int i) {
 tp_status tp_optim_move(tp_optim *o, int64_t step, int i) {
     tp_ctx *c = o->c;
     tp_status st = tp_optim_measure(o, i);
+    int64_t first = o->chunk[i], n = o->chunk[i + 1] - first;
+    if (!st && n && o->sums->data)
+        st = tp_download_bytes(c, o->squares + first, tp_f64(o->sums) + first,
+                               (size_t)n * sizeof(double));
     for (int64_t j = o->chunk[i]; j < o->chunk[i + 1] && !st; j++)
         if (!isfinite(o->squares[j]))
             st = tp_fail(
@@ -245,7 +247,7 @@ tp_status tp_optim_step(tp_optim *o, int64_t step, tp_optim_report *r) {
     tp_status st = move_all(o, step, r);
     c->record = record;
     for (int i = 0; i < o->params->n; i++) o->state[i].measured = o->state[i].moved = false;
-    memset(o->squares, 0, (size_t)o->chunk[o->params->n] * sizeof *o->squares);
+    tp_zero(c, o->sums);
     r->bad_in_a_row = o->counters.bad_in_a_row;
     r->bad_total = o->counters.bad_total;
     return st;
@@ -290,8 +292,9 @@ tp_status tp_optim_state_get(tp_optim *o, int i, void *whole) {
     const tp_tensor *t = slot_at(o, i, &param)->t;
     const optim_state *s = &o->state[param];
     size_t each = tp_dtype_size(t->dtype);
-    if (s->own.n)
-        memcpy((char *)whole + (size_t)s->own.first * each, t->data, (size_t)s->own.n * each);
+    if (tp_download_bytes(o->c, (char *)whole + (size_t)s->own.first * each, t->data,
+                          (size_t)s->own.n * each))
+        return o->c->status;
     return optim_sharded(o) ? optim_gather_state(o, param, t->dtype, whole) : TP_OK;
 }
 
@@ -301,7 +304,8 @@ void tp_optim_state_put(tp_optim *o, int i, const void *whole) {
     const optim_state *s = &o->state[param];
     size_t each = tp_dtype_size(t->dtype);
     if (!s->own.n) return;
-    memcpy(t->data, (const char *)whole + (size_t)s->own.first * each, (size_t)s->own.n * each);
+    tp_upload_bytes(o->c, t->data, (const char *)whole + (size_t)s->own.first * each,
+                    (size_t)s->own.n * each);
     tp_touch(t);
 }
 

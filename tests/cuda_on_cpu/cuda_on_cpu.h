@@ -28,10 +28,14 @@ constexpr int warpSize = 32;
 
 /* ---- vector types --------------------------------------------------------------------------- */
 #define EMU_VEC(t, T)                                                                              \
-    struct alignas(2 * sizeof(t)) T##2 { t x, y; };                                                \
-    struct alignas(4 * sizeof(t)) T##4 { t x, y, z, w; };                                          \
-    static inline T##2 make_##T##2(t x, t y) { return T##2{x, y}; }                                \
-    static inline T##4 make_##T##4(t x, t y, t z, t w) { return T##4{x, y, z, w}; }
+    struct alignas(2 * sizeof(t)) T##2 {                                                           \
+        t x, y;                                                                                    \
+    };                                                                                             \
+    struct alignas(4 * sizeof(t)) T##4 {                                                           \
+        t x, y, z, w;                                                                              \
+    };                                                                                             \
+    static inline T##2 make_##T##2(t x, t y) { return T##2 {x, y}; }                               \
+    static inline T##4 make_##T##4(t x, t y, t z, t w) { return T##4 {x, y, z, w}; }
 EMU_VEC(int, int)
 EMU_VEC(unsigned, uint)
 EMU_VEC(float, float)
@@ -39,12 +43,20 @@ EMU_VEC(short, short)
 EMU_VEC(unsigned short, ushort)
 EMU_VEC(unsigned char, uchar)
 #undef EMU_VEC
-struct float3 { float x, y, z; };
+struct float3 {
+    float x, y, z;
+};
 static inline float3 make_float3(float x, float y, float z) { return float3{x, y, z}; }
-struct alignas(16) double2 { double x, y; };
+struct alignas(16) double2 {
+    double x, y;
+};
 static inline double2 make_double2(double x, double y) { return double2{x, y}; }
-struct alignas(16) longlong2 { long long x, y; };
-struct alignas(16) ulonglong2 { unsigned long long x, y; };
+struct alignas(16) longlong2 {
+    long long x, y;
+};
+struct alignas(16) ulonglong2 {
+    unsigned long long x, y;
+};
 
 /* ---- bits and rounding ---------------------------------------------------------------------- */
 template <typename To, typename From> static inline To emu_bits(From v) {
@@ -107,8 +119,12 @@ static inline double min(double a, double b) { return fmin(a, b); }
 static inline double max(double a, double b) { return fmax(a, b); }
 
 /* ---- bf16: stored in 16 bits, computed with in float ---------------------------------------- */
-struct alignas(2) __nv_bfloat16 { unsigned short bits; };
-struct alignas(4) __nv_bfloat162 { __nv_bfloat16 x, y; };
+struct alignas(2) __nv_bfloat16 {
+    unsigned short bits;
+};
+struct alignas(4) __nv_bfloat162 {
+    __nv_bfloat16 x, y;
+};
 typedef __nv_bfloat16 nv_bfloat16;
 typedef __nv_bfloat162 nv_bfloat162;
 static inline float __bfloat162float(__nv_bfloat16 h) {
@@ -141,19 +157,22 @@ static inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 h) { return h.bi
 static inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short b) { return __nv_bfloat16{b}; }
 
 /* ---- meeting of threads --------------------------------------------------------------------- */
-static inline void __syncthreads(const char *file = __builtin_FILE(),
-                                 int line = __builtin_LINE()) {
+static inline void __syncthreads(const char *file = __builtin_FILE(), int line = __builtin_LINE()) {
     emu_syncthreads(file, line);
 }
 static inline void __syncwarp(unsigned mask = 0xffffffffu) {
     emu_warp_mask(mask, "__syncwarp", nullptr, nullptr, nullptr);
 }
-unsigned __activemask(void) __attribute__((unavailable("the warp need not be converged: pass masks")));
+unsigned __activemask(void)
+    __attribute__((unavailable("the warp need not be converged: pass masks")));
 static inline void __threadfence(void) {}
 static inline void __threadfence_block(void) {}
 static inline void __nanosleep(unsigned) { emu_yield(); }
 
-struct emu_shuffle { unsigned long long in, out; int src; }; /* src: -1: named no lane in the mask */
+struct emu_shuffle {
+    unsigned long long in, out;
+    int src;
+}; /* src: -1: named no lane in the mask */
 void emu_shuffle_all(void *const lane[32], void *what);
 void emu_ballot_all(void *const lane[32], void *);
 template <typename T>
@@ -168,8 +187,7 @@ static inline T emu_shuffle_from(unsigned mask, T v, int src, const char *what) 
 }
 /* CUDA C++ Programming Guide, "Warp Shuffle Functions": lanes are counted within segments of
  * `width`; a source outside the segment gives the lane's own value (except __shfl: modulo). */
-template <typename T>
-static inline T __shfl_sync(unsigned mask, T v, int src, int width = 32) {
+template <typename T> static inline T __shfl_sync(unsigned mask, T v, int src, int width = 32) {
     int lane = emu_thread() & 31, first = lane & ~(width - 1);
     return emu_shuffle_from(mask, v, first + (src & (width - 1)), "__shfl_sync");
 }
@@ -199,13 +217,41 @@ static inline int __all_sync(unsigned mask, int p) { return __ballot_sync(mask, 
 
 /* ---- atomics: integers only, since a float sum would depend on who comes first --------------- */
 #define EMU_ATOMICS(t)                                                                             \
-    static inline t atomicAdd(t *p, t v) { t o = *p; *p = (t)(o + v); return o; }                  \
-    static inline t atomicExch(t *p, t v) { t o = *p; *p = v; return o; }                          \
-    static inline t atomicMax(t *p, t v) { t o = *p; if (v > o) *p = v; return o; }                \
-    static inline t atomicMin(t *p, t v) { t o = *p; if (v < o) *p = v; return o; }                \
-    static inline t atomicOr(t *p, t v) { t o = *p; *p = o | v; return o; }                        \
-    static inline t atomicAnd(t *p, t v) { t o = *p; *p = o & v; return o; }                       \
-    static inline t atomicCAS(t *p, t c, t v) { t o = *p; if (o == c) *p = v; return o; }
+    static inline t atomicAdd(t *p, t v) {                                                         \
+        t o = *p;                                                                                  \
+        *p = (t)(o + v);                                                                           \
+        return o;                                                                                  \
+    }                                                                                              \
+    static inline t atomicExch(t *p, t v) {                                                        \
+        t o = *p;                                                                                  \
+        *p = v;                                                                                    \
+        return o;                                                                                  \
+    }                                                                                              \
+    static inline t atomicMax(t *p, t v) {                                                         \
+        t o = *p;                                                                                  \
+        if (v > o) *p = v;                                                                         \
+        return o;                                                                                  \
+    }                                                                                              \
+    static inline t atomicMin(t *p, t v) {                                                         \
+        t o = *p;                                                                                  \
+        if (v < o) *p = v;                                                                         \
+        return o;                                                                                  \
+    }                                                                                              \
+    static inline t atomicOr(t *p, t v) {                                                          \
+        t o = *p;                                                                                  \
+        *p = o | v;                                                                                \
+        return o;                                                                                  \
+    }                                                                                              \
+    static inline t atomicAnd(t *p, t v) {                                                         \
+        t o = *p;                                                                                  \
+        *p = o & v;                                                                                \
+        return o;                                                                                  \
+    }                                                                                              \
+    static inline t atomicCAS(t *p, t c, t v) {                                                    \
+        t o = *p;                                                                                  \
+        if (o == c) *p = v;                                                                        \
+        return o;                                                                                  \
+    }
 EMU_ATOMICS(int)
 EMU_ATOMICS(unsigned)
 EMU_ATOMICS(unsigned long long)
@@ -217,7 +263,8 @@ double atomicAdd(double *, double) = delete;
 void emu_check_global(const void *p, size_t bytes, size_t align);
 /* Alignment that a single load or store of T needs: its size for 1, 2, 4, 8 and 16 bytes. */
 template <typename T> constexpr size_t emu_align_of() {
-    static_assert(__is_trivially_copyable(T) && sizeof(T) <= 16, "one access moves at most 16 bytes");
+    static_assert(__is_trivially_copyable(T) && sizeof(T) <= 16,
+                  "one access moves at most 16 bytes");
     return (sizeof(T) & (sizeof(T) - 1)) == 0 ? sizeof(T) : alignof(T);
 }
 template <typename T> static inline T tp_ldg(const T *p) {

@@ -1,7 +1,7 @@
 /* The part of the CUDA runtime's host API that Tapir calls, on the CPU: same names, same values of
- * the constants that may be printed (CUDA Runtime API reference). Work is done at once, in the order
- * of the calls. Device memory cannot be read by the host: a kernel, a copy or a fill opens it for as
- * long as it runs. C and C++. */
+ * the constants that may be printed (CUDA Runtime API reference). Work is done at once, in the
+ * order of the calls. Device memory cannot be read by the host: a kernel, a copy or a fill opens it
+ * for as long as it runs. C and C++. */
 #ifndef TP_EMU_CUDA_RUNTIME_H
 #define TP_EMU_CUDA_RUNTIME_H
 #include <stddef.h>
@@ -164,10 +164,9 @@ static inline cudaError_t cudaFuncSetAttribute(void (*f)(A...), cudaFuncAttribut
     return cudaFuncSetAttribute((const void *)f, a, value);
 }
 template <typename... A>
-static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks,
-                                                                        void (*f)(A...),
-                                                                        int threads,
-                                                                        size_t smem_bytes) {
+static inline cudaError_t
+cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void (*f)(A...), int threads,
+                                              size_t smem_bytes) {
     return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, (const void *)f, threads,
                                                          smem_bytes);
 }

@@ -30,9 +30,8 @@ bool emu_set_async(const char *policy) {
     if (!policy) policy = getenv("TAPIR_EMU_ASYNC");
     return emu_parse_policy(&async, policy && *policy ? policy : "late", async_names);
 }
-bool emu_async_random_now(void) {
-    return async.kind == emu_policy::RANDOM && used && emu_random(&async, 8) == 0;
-}
+bool emu_async_by_chance;
+bool emu_async_random_now(void) { return emu_random(&async, 8) == 0; }
 
 static queue *queue_of(int q) {
     if (q < 0 || q >= EMU_NQUEUE) {
@@ -52,7 +51,7 @@ void emu_deferred_drop(void) {
         for (int q = 0; q < EMU_QUEUE_ENGINE; q++)
             if (of_thread[t][q].commits || of_thread[t][q].first) forget(&of_thread[t][q]);
     for (int q = 0; q < EMU_NQUEUE - EMU_QUEUE_ENGINE; q++) forget(&of_block[q]);
-    used = false;
+    used = emu_async_by_chance = false;
 }
 void emu_deferred_begin_block(void) {
     if (!async_set) emu_set_async(nullptr);
@@ -65,11 +64,12 @@ void emu_engine_abandon(void) {
 
 /* Does the queue's first piece of work. */
 static void do_first(int id, queue *q) {
-    work *w = q->first;
+    work *w = q->first, job = *w;
     q->first = w->next;
     if (!q->first) q->last = nullptr;
     q->n--;
-    emu_actor actor = {w->knows, 0, 0, true}, *before = emu_acting;
+    w->next = spare, spare = w; /* now, since a report does not come back here */
+    emu_actor actor = {job.knows, 0, 0, true}, *before = emu_acting;
     if (id >= EMU_QUEUE_ENGINE && id < EMU_QUEUE_GROUP) {
         int k = id - EMU_QUEUE_ENGINE, e = MAX_WARPS + 8 + k; /* 32..39 are EMU_ENGINE(0..7) */
         emu_tick(e); /* each piece has a time of its own: two of them are not ordered */
@@ -83,10 +83,9 @@ static void do_first(int id, queue *q) {
     emu_acting = &actor;
     const uint32_t *group = emu_group_knows;
     emu_group_knows = nullptr;
-    w->fn(w->arg);
+    job.fn(job.arg);
     emu_group_knows = group;
     emu_acting = before;
-    w->next = spare, spare = w;
 }
 
 void emu_defer(int id, void (*fn)(void *), const void *arg, size_t bytes) {
@@ -96,18 +95,22 @@ void emu_defer(int id, void (*fn)(void *), const void *arg, size_t bytes) {
         return;
     }
     work *w = spare;
-    if (w) spare = w->next;
+    if (w)
+        spare = w->next;
     else if (!(w = (work *)malloc(sizeof *w))) {
         emu_report("no memory for deferred work");
         return;
     }
     used = true;
+    emu_async_by_chance = async.kind == emu_policy::RANDOM;
     w->next = nullptr, w->fn = fn, w->thread = emu_block.current, w->group = q->commits;
     memcpy(w->knows, emu_group_knows ? emu_group_knows : emu_clock[emu_block.current / 32],
            sizeof w->knows);
     if (bytes) memcpy(w->arg, arg, bytes);
-    if (q->last) q->last->next = w;
-    else q->first = w;
+    if (q->last)
+        q->last->next = w;
+    else
+        q->first = w;
     q->last = w;
     q->n++;
     bool now = async.kind == emu_policy::REVERSE /* early */ ||
@@ -130,8 +133,10 @@ bool emu_engine_step(bool may_choose) {
         if (!of_block[k].first) continue;
         jmp_buf here, *before = abandon;
         abandon = &here;
-        if (setjmp(here) == 0) do_first(EMU_QUEUE_ENGINE + k, &of_block[k]);
-        else emu_acting = nullptr;
+        if (setjmp(here) == 0)
+            do_first(EMU_QUEUE_ENGINE + k, &of_block[k]);
+        else
+            emu_acting = nullptr;
         abandon = before;
         return true;
     }

@@ -39,9 +39,9 @@ int emu_thread(void); /* index in its block, x fastest; its warp is this / 32 */
 int emu_threads(void);
 
 /* ---- meeting of threads --------------------------------------------------------------------- */
-/* All 32 lanes of the warp must arrive, each with its own `mine`; the last to come runs fn once over
- * the lanes' pointers; then all go on. Orders shared memory accesses within the warp. `what` is the
- * instruction's name, for reports; lanes that meet must agree in it. */
+/* All 32 lanes of the warp must arrive, each with its own `mine`; the last to come runs fn once
+ * over the lanes' pointers; then all go on. Orders shared memory accesses within the warp. `what`
+ * is the instruction's name, for reports; lanes that meet must agree in it. */
 void emu_warp_named(const char *what, void *mine, void (*fn)(void *const lane[32], void *arg),
                     void *arg);
 /* The same among the lanes of `mask`; lane[i] is NULL outside it. fn may be NULL. */
@@ -113,7 +113,8 @@ int emu_pending(int queue);
 
 /* ---- launches (C++ callers use the templates of cuda_on_cpu.h) ------------------------------ */
 /* Runs, or records in the capturing stream, call(closure) for every thread. closure is copied.
- * func: the kernel's address, for cudaFuncSetAttribute's limit; NULL: unknown, limit not checked. */
+ * func: the kernel's address, for cudaFuncSetAttribute's limit; NULL: unknown, limit not checked.
+ */
 int emu_launch_closure(const char *name, const void *func, const unsigned grid[3],
                        const unsigned block[3], size_t smem_bytes, void *stream,
                        void (*call)(const void *closure), const void *closure,

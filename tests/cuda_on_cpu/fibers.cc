@@ -27,34 +27,41 @@ block_now emu_block = {};
 
 /* ---- the context switch --------------------------------------------------------------------- */
 /* Pushes the registers that a called function must preserve, stores the stack pointer in *save and
- * continues where `load` was stored (System V AMD64 ABI; AAPCS64). swapcontext would also switch the
- * signal mask, which is a system call. */
-extern "C" void emu_switch(void **save, void *load);
+ * continues where `load` was stored (System V AMD64 ABI; AAPCS64). swapcontext would also switch
+ * the signal mask, which is a system call. */
 #if defined(__x86_64__)
-asm(R"(
-    .text
-    .globl emu_switch
-    .type emu_switch, @function
-emu_switch:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    movq %rsp, (%rdi)
-    movq %rsi, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
-    ret
-    .size emu_switch, .-emu_switch
-)");
-enum { FRAME_WORDS = 8, ENTRY_WORD = 6 }; /* 6 registers, the return address, 0 above it */
+/* Inline, without a call: the processor predicts a return by the calls it saw, and threads that
+ * wait at the same place return to the same callers. */
+static inline __attribute__((always_inline)) void emu_switch(void **save, void *load) {
+    asm volatile("leaq -128(%%rsp), %%rsp\n\t" /* the red zone */
+                 "pushq %%rbp\n\t"
+                 "pushq %%rbx\n\t"
+                 "leaq 1f(%%rip), %%rax\n\t"
+                 "pushq %%rax\n\t"
+                 "movq %%rsp, (%%rdi)\n\t"
+                 "movq %%rsi, %%rsp\n\t"
+                 "popq %%rax\n\t"
+                 "jmpq *%%rax\n"
+                 "1:\n\t"
+                 "popq %%rbx\n\t"
+                 "popq %%rbp\n\t"
+                 "leaq 128(%%rsp), %%rsp"
+                 : "+D"(save), "+S"(load)
+                 :
+                 : "rax", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+                   "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",
+                   "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
+#ifdef __AVX512F__
+                   ,
+                   "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24",
+                   "xmm25", "xmm26", "xmm27", "xmm28", "xmm29", "xmm30", "xmm31", "k1", "k2", "k3",
+                   "k4", "k5", "k6", "k7"
+#endif
+    );
+}
+enum { FRAME_WORDS = 2, ENTRY_WORD = 0 }; /* the address to go on at; 0 in the caller's place */
 #elif defined(__aarch64__)
+extern "C" void emu_switch(void **save, void *load);
 asm(R"(
     .text
     .globl emu_switch
@@ -138,7 +145,9 @@ static bool prepare(fiber *f) {
     __asan_unpoison_memory_region(f->stack, STACK_BYTES); /* a dropped fiber left its frames */
     f->fake_stack = nullptr;
 #endif
-    void **sp = (void **)(void *)(f->stack + STACK_BYTES) - FRAME_WORDS;
+    /* Tops at different offsets in their pages: else all of them compete for a few cache sets. */
+    size_t colour = (size_t)(f - emu_block.fibers) % 64 * 64;
+    void **sp = (void **)(void *)(f->stack + STACK_BYTES - colour) - FRAME_WORDS;
     memset(sp, 0, FRAME_WORDS * sizeof *sp);
     sp[ENTRY_WORD] = (void *)fiber_main;
     f->sp = sp;
@@ -192,13 +201,21 @@ void emu_report(const char *fmt, ...) {
 static const char *doing(int t, char *buf, size_t bytes) {
     const fiber *f = &emu_block.fibers[t];
     switch (f->state) {
-    case DONE: snprintf(buf, bytes, "thread %d has returned", t); break;
+    case DONE:
+        snprintf(buf, bytes, "thread %d has returned", t);
+        break;
     case AT_BARRIER:
         snprintf(buf, bytes, "thread %d waits at __syncthreads (%s:%d)", t, f->file, f->line);
         break;
-    case AT_NAMED: snprintf(buf, bytes, "thread %d waits at named barrier %d", t, f->barrier); break;
-    case READY: snprintf(buf, bytes, "thread %d spins", t); break;
-    default: snprintf(buf, bytes, "thread %d waits for %s", t, f->what); break;
+    case AT_NAMED:
+        snprintf(buf, bytes, "thread %d waits at named barrier %d", t, f->barrier);
+        break;
+    case READY:
+        snprintf(buf, bytes, "thread %d spins", t);
+        break;
+    default:
+        snprintf(buf, bytes, "thread %d waits for %s", t, f->what);
+        break;
     }
     return buf;
 }
@@ -227,8 +244,10 @@ static void report_stuck(void) {
         for (int l = 0; l < 32; l++) {
             int o = first + l;
             if (!(fs[t].mask >> l & 1) || (o < emu_block.n && fs[o].state == IN_WARP)) continue;
-            if (o < emu_block.n) doing(o, why, sizeof why);
-            else snprintf(why, sizeof why, "thread %d does not exist", o);
+            if (o < emu_block.n)
+                doing(o, why, sizeof why);
+            else
+                snprintf(why, sizeof why, "thread %d does not exist", o);
             emu_report("lane missing in %s: warp %d, mask 0x%08x: %s", fs[t].what, t / 32,
                        fs[t].mask, why);
             return;
@@ -246,8 +265,9 @@ static void report_stuck(void) {
     for (int t = 0; t < emu_block.n; t++) {
         if (fs[t].state != AT_NAMED) continue;
         named_barrier *b = &named[fs[t].barrier];
-        emu_report("deadlock: named barrier %d waits for %d threads, %d came (thread %d among them)",
-                   fs[t].barrier, b->count, b->arrived, t);
+        emu_report(
+            "deadlock: named barrier %d waits for %d threads, %d came (thread %d among them)",
+            fs[t].barrier, b->count, b->arrived, t);
         return;
     }
     for (int t = 0; t < emu_block.n; t++) {
@@ -263,7 +283,8 @@ void emu_syncthreads(const char *file, int line) {
     const char *slash = strrchr(file, '/');
     file = slash ? slash + 1 : file;
     const fiber *first = &fs[first_at_barrier]; /* the others agree with it */
-    if (at_barrier == 0) first_at_barrier = emu_block.current;
+    if (at_barrier == 0)
+        first_at_barrier = emu_block.current;
     else if (first->line != line || strcmp(first->file, file) != 0)
         emu_report("barrier divergence: thread %d waits at __syncthreads (%s:%d), thread %d at "
                    "another (%s:%d)",
@@ -323,16 +344,19 @@ void emu_warp_mask(unsigned mask, const char *what, void *mine,
         emu_report("lane %d calls %s with mask 0x%08x, which does not name it", l, what, mask);
     warp_meeting *m = &meeting[w];
     unsigned here = 1u << l | m->pending;
-    if (!m->pending) m->mask = mask, m->what = what, m->mixed = false;
-    else if (m->mixed || m->mask != mask || m->what != what) m->mixed = true, here = 1u << l;
+    if (!m->pending)
+        m->mask = mask, m->what = what, m->mixed = false;
+    else if (m->mixed || m->mask != mask || m->what != what)
+        m->mixed = true, here = 1u << l;
     for (int o = 0; o < nlanes && m->mixed; o++) {
         if (lanes[o].state != IN_WARP) continue;
         if (lanes[o].mask == mask && (lanes[o].what == what || !strcmp(lanes[o].what, what)))
             here |= 1u << o;
         else if ((lanes[o].mask & mask) != 0)
-            emu_report("lanes of warp %d diverge: thread %d is in %s with mask 0x%08x, thread %d in "
-                       "%s with mask 0x%08x",
-                       w, w * 32 + o, lanes[o].what, lanes[o].mask, t, what, mask);
+            emu_report(
+                "lanes of warp %d diverge: thread %d is in %s with mask 0x%08x, thread %d in "
+                "%s with mask 0x%08x",
+                w, w * 32 + o, lanes[o].what, lanes[o].mask, t, what, mask);
     }
     me->mine = mine, me->mask = mask, me->what = what;
     if (here != mask) {
@@ -412,9 +436,10 @@ void emu_shuffle_all(void *const lane[32], void *what) {
         emu_shuffle *s = (emu_shuffle *)lane[l];
         if (!s) continue;
         if (!lane[s->src & 31])
-            emu_report("%s: lane %d reads lane %d, which the mask does not name", (const char *)what,
-                       l, s->src & 31);
-        else s->out = ((emu_shuffle *)lane[s->src & 31])->in;
+            emu_report("%s: lane %d reads lane %d, which the mask does not name",
+                       (const char *)what, l, s->src & 31);
+        else
+            s->out = ((emu_shuffle *)lane[s->src & 31])->in;
     }
 }
 void emu_ballot_all(void *const lane[32], void *arg) {
@@ -467,42 +492,65 @@ void emu_permute(emu_policy *p, int *order, int n) {
 /* Passes in which every thread only yields, after which that counts as a deadlock. */
 enum { MAX_SPINS = 20000 };
 
+struct turn {
+    bool went, spun; /* somebody got further; somebody only yielded */
+    int live;
+};
+/* Gives each of these threads that can go on one turn. False: a report ended the launch. */
+static bool one_pass(const int *threads, int n, turn *r) {
+    fiber *fs = emu_block.fibers;
+    *r = turn{false, false, 0};
+    for (int i = 0; i < n; i++) {
+        fiber *f = &fs[threads[i]];
+        if (f->state == DONE) continue;
+        r->live++;
+        if (f->state == WAITING && f->ready(f->ready_arg)) f->state = READY;
+        if (f->state != READY) continue;
+        f->yielded = false;
+        resume(threads[i]);
+        if (f->yielded)
+            r->spun = true;
+        else
+            r->went = true;
+        if (emu_block.failed) return false;
+        if (emu_async_by_chance && emu_async_random_now()) emu_engine_step(true);
+        if (emu_block.failed) return false;
+    }
+    return true;
+}
+
 static bool run_block(void) {
     int order[MAX_THREADS], spins = 0;
-    fiber *fs = emu_block.fibers;
+    bool shuffled = thread_order.kind == emu_policy::RANDOM;
     at_barrier = 0;
     memset(named, 0, sizeof named);
     memset(meeting, 0, sizeof meeting);
     emu_permute(&thread_order, order, emu_block.n);
+    /* Each warp goes on while it can, as its stacks are then in the cache. Shuffled: one step each.
+     */
+    int each = shuffled ? emu_block.n : 32;
     for (;;) {
-        bool went = false, spun = false;
-        int live = 0;
-        for (int i = 0; i < emu_block.n; i++) {
-            int t = order[i];
-            fiber *f = &fs[t];
-            if (f->state == DONE) continue;
-            live++;
-            if (f->state == WAITING && f->ready(f->ready_arg)) f->state = READY;
-            if (f->state != READY) continue;
-            f->yielded = false;
-            resume(t);
-            if (emu_block.failed) return false;
-            if (f->yielded) spun = true;
-            else went = true;
-            if (emu_async_random_now()) emu_engine_step(true);
-            if (emu_block.failed) return false;
+        turn all = {false, false, 0};
+        for (int from = 0; from < emu_block.n; from += each) {
+            int n = emu_block.n - from < each ? emu_block.n - from : each;
+            turn now;
+            do {
+                if (!one_pass(order + from, n, &now)) return false;
+                all.went |= now.went, all.spun |= now.spun;
+            } while (now.went && !shuffled);
+            all.live += now.live;
         }
-        if (live == 0) return true;
-        spins = went ? 0 : spins + spun;
-        if (!went) {
+        if (all.live == 0) return true;
+        spins = all.went ? 0 : spins + all.spun;
+        if (!all.went) {
             bool stepped = emu_engine_step(false);
             if (emu_block.failed) return false;
-            if (!stepped && (!spun || spins > MAX_SPINS)) {
+            if (!stepped && (!all.spun || spins > MAX_SPINS)) {
                 report_stuck();
                 return false;
             }
         }
-        if (thread_order.kind == emu_policy::RANDOM) emu_permute(&thread_order, order, emu_block.n);
+        if (shuffled) emu_permute(&thread_order, order, emu_block.n);
     }
 }
 
@@ -553,12 +601,12 @@ bool emu_run_grid(const char *name, dim3 grid, dim3 block, size_t smem_bytes,
     emu_device_open();
     bool ok = true;
     for (long long i = 0; ok && i < nblocks; i++) {
-        long long b = order                                        ? order[i]
+        long long b = order                                     ? order[i]
                       : block_order.kind == emu_policy::REVERSE ? nblocks - 1 - i
-                                                                   : i;
+                                                                : i;
         ok = run_one(uint3{(unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y),
-                                 (unsigned)(b / grid.x / grid.y)},
-                           call, closure);
+                           (unsigned)(b / grid.x / grid.y)},
+                     call, closure);
     }
     emu_device_close();
     free(order);

@@ -64,21 +64,22 @@ struct emu_actor {
     unsigned code;         /* thread index, or 1024 + engine */
     bool deferred;
 };
-extern emu_actor *emu_acting;              /* NULL: the running thread */
-extern uint32_t emu_clock[NENT][NENT];     /* [e]: what e knows; [e][e]: its own time */
+extern emu_actor *emu_acting;          /* NULL: the running thread */
+extern uint32_t emu_clock[NENT][NENT]; /* [e]: what e knows; [e][e]: its own time */
 void emu_shared_begin_launch(size_t dynamic_bytes);
 void emu_shared_end_launch(void);
 void emu_shared_begin_block(void);
-void emu_tick(int entity);                 /* what it did so far precedes what it does next */
-void emu_join_block(void);                 /* __syncthreads: everybody knows everything */
+void emu_tick(int entity); /* what it did so far precedes what it does next */
+void emu_join_block(void); /* __syncthreads: everybody knows everything */
 void emu_learn(uint32_t *to, const uint32_t *from); /* elementwise maximum */
 
 /* ---- deferred.cc ---------------------------------------------------------------------------- */
 void emu_deferred_begin_block(void);
-void emu_deferred_drop(void);  /* what belongs to threads and groups is forgotten */
-bool emu_engine_step(bool may_choose); /* does one piece of engine work; false: there is none */
-void emu_engine_abandon(void); /* leaves the engine work that is being done, if any */
-bool emu_async_random_now(void);
+void emu_deferred_drop(void);           /* what belongs to threads and groups is forgotten */
+bool emu_engine_step(bool may_choose);  /* does one piece of engine work; false: there is none */
+void emu_engine_abandon(void);          /* leaves the engine work that is being done, if any */
+extern bool emu_async_by_chance;        /* deferred work of this block is done at random: then */
+bool emu_async_random_now(void);        /* tosses whether to do some now */
 extern const uint32_t *emu_group_knows; /* within emu_group's fn: what all participants know */
 
 /* ---- runtime.cc ----------------------------------------------------------------------------- */

@@ -1,5 +1,5 @@
-/* Device memory on the CPU: one reserved range of addresses that the host may not touch. A kernel, a
- * copy or a fill opens it while it runs, so host code that follows a device pointer dies at once.
+/* Device memory on the CPU: one reserved range of addresses that the host may not touch. A kernel,
+ * a copy or a fill opens it while it runs, so host code that follows a device pointer dies at once.
  * First fit from a fixed address, so addresses repeat from run to run. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,20 +26,13 @@ struct allocation { /* sorted by address */
     size_t at, bytes;
 };
 static allocation *allocs;
-static size_t nallocs, allocs_room, used_bytes, high;
+static size_t nallocs, allocs_room, used_bytes;
+static size_t high; /* whole pages from the range's start that were ever in use */
 static unsigned char *range;
-static int key = -1; /* protection key, where the CPU has them: opening then costs nothing */
 static int opened;
 
 static void protect(bool open) {
-#if defined(__x86_64__)
-    if (key >= 0) {
-        pkey_set(key, open ? 0 : PKEY_DISABLE_ACCESS);
-        return;
-    }
-#endif
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), n = (high + page - 1) / page * page;
-    if (n) mprotect(range, n, open ? PROT_READ | PROT_WRITE : PROT_NONE);
+    if (high) mprotect(range, high, open ? PROT_READ | PROT_WRITE : PROT_NONE);
 }
 void emu_device_open(void) {
     if (opened++ == 0 && range) protect(true);
@@ -54,14 +47,7 @@ static bool reserve(void) {
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (m == MAP_FAILED) return false;
     range = (unsigned char *)m;
-#if defined(__x86_64__)
-    key = pkey_alloc(0, PKEY_DISABLE_ACCESS);
-    if (key >= 0 && pkey_mprotect(range, RANGE, PROT_READ | PROT_WRITE, key) != 0) {
-        pkey_free(key);
-        key = -1;
-    }
-#endif
-    __asan_poison_memory_region(range, RANGE);
+    madvise(range, RANGE, MADV_HUGEPAGE); /* few pages to open and close */
     return true;
 }
 
@@ -74,8 +60,10 @@ static long find(size_t at) {
     long lo = 0, hi = (long)nallocs;
     while (lo < hi) {
         long mid = (lo + hi) / 2;
-        if (allocs[mid].at <= at) lo = mid + 1;
-        else hi = mid;
+        if (allocs[mid].at <= at)
+            lo = mid + 1;
+        else
+            hi = mid;
     }
     return lo - 1;
 }
@@ -115,13 +103,16 @@ extern "C" cudaError_t cudaMalloc(void **p, size_t bytes) {
     allocs[i] = allocation{at, bytes};
     nallocs++;
     used_bytes += bytes;
-    if (at + room > high) high = at + room;
-    __asan_unpoison_memory_region(range + at, bytes);
-    if (bytes <= FILL_MAX) { /* what is not written yet is NaN */
-        emu_device_open();
-        memset(range + at, 0xff, bytes);
-        emu_device_close();
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), to = (at + room + page - 1) / page * page;
+    __asan_poison_memory_region(range + at + bytes, room - bytes); /* the gap behind it */
+    if (to > high) { /* beyond `to`, nothing is mapped */
+        __asan_poison_memory_region(range + at + room, to - at - room);
+        high = to;
     }
+    __asan_unpoison_memory_region(range + at, bytes);
+    emu_device_open(); /* what is not written yet is NaN */
+    memset(range + at, 0xff, bytes <= FILL_MAX ? bytes : 1 << 20);
+    emu_device_close();
     *p = range + at;
     return cudaSuccess;
 }
@@ -134,7 +125,7 @@ extern "C" cudaError_t cudaFree(void *p) {
         return cudaErrorInvalidValue;
     }
     size_t bytes = allocs[i].bytes;
-    __asan_poison_memory_region(p, bytes);
+    __asan_poison_memory_region(p, bytes <= FILL_MAX ? bytes : 1 << 20);
     used_bytes -= bytes;
     nallocs--;
     memmove(&allocs[i], &allocs[i + 1], (nallocs - (size_t)i) * sizeof *allocs);

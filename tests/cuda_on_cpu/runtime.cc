@@ -44,19 +44,32 @@ extern "C" cudaError_t cudaGetLastError(void) {
 }
 extern "C" const char *cudaGetErrorName(cudaError_t e) {
     switch (e) {
-    case cudaSuccess: return "cudaSuccess";
-    case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
-    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
-    case cudaErrorInvalidConfiguration: return "cudaErrorInvalidConfiguration";
-    case cudaErrorInvalidMemcpyDirection: return "cudaErrorInvalidMemcpyDirection";
-    case cudaErrorNoDevice: return "cudaErrorNoDevice";
-    case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
-    case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
-    case cudaErrorNotReady: return "cudaErrorNotReady";
-    case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
-    case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
-    case cudaErrorStreamCaptureInvalidated: return "cudaErrorStreamCaptureInvalidated";
-    default: return "cudaErrorUnknown";
+    case cudaSuccess:
+        return "cudaSuccess";
+    case cudaErrorInvalidValue:
+        return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation:
+        return "cudaErrorMemoryAllocation";
+    case cudaErrorInvalidConfiguration:
+        return "cudaErrorInvalidConfiguration";
+    case cudaErrorInvalidMemcpyDirection:
+        return "cudaErrorInvalidMemcpyDirection";
+    case cudaErrorNoDevice:
+        return "cudaErrorNoDevice";
+    case cudaErrorInvalidDevice:
+        return "cudaErrorInvalidDevice";
+    case cudaErrorInvalidResourceHandle:
+        return "cudaErrorInvalidResourceHandle";
+    case cudaErrorNotReady:
+        return "cudaErrorNotReady";
+    case cudaErrorLaunchFailure:
+        return "cudaErrorLaunchFailure";
+    case cudaErrorStreamCaptureUnsupported:
+        return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureInvalidated:
+        return "cudaErrorStreamCaptureInvalidated";
+    default:
+        return "cudaErrorUnknown";
     }
 }
 extern "C" const char *cudaGetErrorString(cudaError_t e) {
@@ -101,21 +114,50 @@ extern "C" cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int d) {
 extern "C" cudaError_t cudaDeviceGetAttribute(int *v, cudaDeviceAttr a, int d) {
     if (d != 0) return fail(cudaErrorInvalidDevice, "there is one device, 0");
     switch (a) {
-    case cudaDevAttrMaxThreadsPerBlock: *v = MAX_THREADS; break;
-    case cudaDevAttrMaxSharedMemoryPerBlock: *v = 49152; break;
-    case cudaDevAttrWarpSize: *v = 32; break;
-    case cudaDevAttrMaxRegistersPerBlock: *v = 65536; break;
-    case cudaDevAttrClockRate: *v = 1000000; break;
-    case cudaDevAttrMultiProcessorCount: *v = 4; break;
-    case cudaDevAttrMemoryClockRate: *v = 1000000; break;
-    case cudaDevAttrGlobalMemoryBusWidth: *v = 5120; break;
-    case cudaDevAttrL2CacheSize: *v = 40 << 20; break;
-    case cudaDevAttrMaxThreadsPerMultiProcessor: *v = 2048; break;
-    case cudaDevAttrComputeCapabilityMajor: *v = emu_sm() / 10; break;
-    case cudaDevAttrComputeCapabilityMinor: *v = 0; break;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *v = optin() + 1024; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *v = optin(); break;
-    default: return fail(cudaErrorInvalidValue, "cudaDeviceGetAttribute: not emulated");
+    case cudaDevAttrMaxThreadsPerBlock:
+        *v = MAX_THREADS;
+        break;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+        *v = 49152;
+        break;
+    case cudaDevAttrWarpSize:
+        *v = 32;
+        break;
+    case cudaDevAttrMaxRegistersPerBlock:
+        *v = 65536;
+        break;
+    case cudaDevAttrClockRate:
+        *v = 1000000;
+        break;
+    case cudaDevAttrMultiProcessorCount:
+        *v = 4;
+        break;
+    case cudaDevAttrMemoryClockRate:
+        *v = 1000000;
+        break;
+    case cudaDevAttrGlobalMemoryBusWidth:
+        *v = 5120;
+        break;
+    case cudaDevAttrL2CacheSize:
+        *v = 40 << 20;
+        break;
+    case cudaDevAttrMaxThreadsPerMultiProcessor:
+        *v = 2048;
+        break;
+    case cudaDevAttrComputeCapabilityMajor:
+        *v = emu_sm() / 10;
+        break;
+    case cudaDevAttrComputeCapabilityMinor:
+        *v = 0;
+        break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+        *v = optin() + 1024;
+        break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+        *v = optin();
+        break;
+    default:
+        return fail(cudaErrorInvalidValue, "cudaDeviceGetAttribute: not emulated");
     }
     return cudaSuccess;
 }
@@ -163,8 +205,10 @@ static bool perform(const node *d) {
     emu_device_open();
     for (size_t r = 0; r < d->height; r++) {
         char *to = (char *)d->dst + r * d->dpitch;
-        if (d->kind == NODE_FILL) memset(to, d->value, d->bytes);
-        else memcpy(to, (const char *)d->src + r * d->spitch, d->bytes);
+        if (d->kind == NODE_FILL)
+            memset(to, d->value, d->bytes);
+        else
+            memcpy(to, (const char *)d->src + r * d->spitch, d->bytes);
     }
     emu_device_close();
     return true;
@@ -192,8 +236,10 @@ static bool append(CUgraph_st *g, const node *d, size_t closure_bytes) {
     n->closure = closure;
     n->bytes = d->kind == NODE_LAUNCH ? closure_bytes : d->bytes;
     if (closure_bytes) memcpy(closure, d->closure, closure_bytes);
-    if (g->last) g->last->next = n;
-    else g->first = n;
+    if (g->last)
+        g->last->next = n;
+    else
+        g->first = n;
     g->last = n;
     g->n++;
     return true;
@@ -219,8 +265,8 @@ extern "C" cudaError_t cudaFuncSetAttribute(const void *func, cudaFuncAttribute 
     if (a != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
     if (value < 0 || value > optin()) {
         emu_record(cudaErrorInvalidValue,
-                   "cudaFuncSetAttribute: %d bytes of dynamic shared memory, the device has %d", value,
-                   optin());
+                   "cudaFuncSetAttribute: %d bytes of dynamic shared memory, the device has %d",
+                   value, optin());
         return cudaErrorInvalidValue;
     }
     func_limit *l = limits;
@@ -242,7 +288,8 @@ static int limit_of(const void *func) {
 extern "C" cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const void *func,
                                                                      int threads, size_t smem) {
     (void)func;
-    int by_smem = smem ? optin() / (int)(smem + 1024) : 32, by_threads = 2048 / (threads ? threads : 1);
+    int by_smem = smem ? optin() / (int)(smem + 1024) : 32,
+        by_threads = 2048 / (threads ? threads : 1);
     *blocks = by_smem < by_threads ? by_smem : by_threads;
     return cudaSuccess;
 }
@@ -254,8 +301,9 @@ extern "C" int emu_launch_closure(const char *name, const void *func, const unsi
     unsigned long long threads = (unsigned long long)b[0] * b[1] * b[2];
     if (threads == 0 || threads > MAX_THREADS || b[2] > 64 || g[0] == 0 || g[1] == 0 || g[2] == 0 ||
         g[0] > 0x7fffffffu || g[1] > 65535 || g[2] > 65535) {
-        emu_record(cudaErrorInvalidConfiguration, "%s: grid (%u,%u,%u) of blocks (%u,%u,%u) cannot run",
-                   name, g[0], g[1], g[2], b[0], b[1], b[2]);
+        emu_record(cudaErrorInvalidConfiguration,
+                   "%s: grid (%u,%u,%u) of blocks (%u,%u,%u) cannot run", name, g[0], g[1], g[2],
+                   b[0], b[1], b[2]);
         return cudaErrorInvalidConfiguration;
     }
     if (smem > (size_t)limit_of(func)) {
@@ -281,23 +329,26 @@ extern "C" int emu_launch_closure(const char *name, const void *func, const unsi
 static size_t span(size_t pitch, size_t width, size_t height) {
     return height ? (height - 1) * pitch + width : 0;
 }
-static bool check_side(const char *what, const char *side, const void *p, size_t bytes, bool device) {
+static bool check_side(const char *what, const char *side, const void *p, size_t bytes,
+                       bool device) {
     if (bytes == 0) return true;
     if (device && !emu_device_range(p, bytes))
         emu_record(cudaErrorInvalidValue, "%s: the %s, %zu bytes at %p, %s", what, side, bytes, p,
                    emu_is_device(p) ? "is not inside one allocation of device memory"
                                     : "should be device memory and is not");
     else if (!device && emu_is_device(p))
-        emu_record(cudaErrorInvalidValue, "%s: the %s at %p should be host memory and is the device's",
-                   what, side, p);
-    else return true;
+        emu_record(cudaErrorInvalidValue,
+                   "%s: the %s at %p should be host memory and is the device's", what, side, p);
+    else
+        return true;
     return false;
 }
 static cudaError_t copy(const char *what, node *d, enum cudaMemcpyKind kind, cudaStream_t s) {
     bool from = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
     bool to = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
     if (kind == cudaMemcpyDefault) from = emu_is_device(d->src), to = emu_is_device(d->dst);
-    if ((unsigned)kind > 4) return fail(cudaErrorInvalidMemcpyDirection, "cudaMemcpy: unknown kind");
+    if ((unsigned)kind > 4)
+        return fail(cudaErrorInvalidMemcpyDirection, "cudaMemcpy: unknown kind");
     if (!check_side(what, "source", d->src, span(d->spitch, d->bytes, d->height), from) ||
         !check_side(what, "destination", d->dst, span(d->dpitch, d->bytes, d->height), to))
         return cudaErrorInvalidValue;
@@ -438,7 +489,8 @@ extern "C" cudaError_t cudaStreamIsCapturing(cudaStream_t s, cudaStreamCaptureSt
                              : cudaStreamCaptureStatusActive;
     return cudaSuccess;
 }
-extern "C" cudaError_t cudaGraphInstantiate(cudaGraphExec_t *x, cudaGraph_t g, unsigned long long f) {
+extern "C" cudaError_t cudaGraphInstantiate(cudaGraphExec_t *x, cudaGraph_t g,
+                                            unsigned long long f) {
     (void)f;
     *x = (cudaGraphExec_t)calloc(1, sizeof **x);
     bool ok = *x != nullptr;

@@ -1,8 +1,8 @@
 /* Shared memory and who may touch it: placement of arrays, bounds, alignment, and a shadow that
  * finds reads of what nobody wrote and races.
  *
- * Races are found as FastTrack does (Flanagan and Freund, PLDI 2009), with a warp as the entity that
- * has a clock, plus engines for asynchronous copies. A warp's time advances at each of its
+ * Races are found as FastTrack does (Flanagan and Freund, PLDI 2009), with a warp as the entity
+ * that has a clock, plus engines for asynchronous copies. A warp's time advances at each of its
  * collectives, barriers and releases. Two conflicting accesses are a race
  *   - by different entities, if the later one has not synchronised with the earlier one's time;
  *   - by different lanes of a warp, if they happened at the same time of that warp.
@@ -196,7 +196,8 @@ uint32_t emu_smem_offset(const void *p) {
 void *emu_smem_ptr(uint32_t off) {
     if (off >= DYNAMIC_AT && off < DYNAMIC_AT + dynamic_room && emu_block.dynamic)
         return emu_block.dynamic + (off - DYNAMIC_AT);
-    if (off >= static_at && off < static_at + STATIC_BYTES) return static_memory + (off - static_at);
+    if (off >= static_at && off < static_at + STATIC_BYTES)
+        return static_memory + (off - static_at);
     emu_report("shared memory offset %u lies outside the block's", off);
     return nullptr;
 }
@@ -206,15 +207,19 @@ static int entity(unsigned code) {
     return code < FIRST_ENGINE ? (int)(code / 32) : MAX_WARPS + (int)(code - FIRST_ENGINE);
 }
 static const char *who(unsigned code, char *buf, size_t n) {
-    if (code & SEVERAL) snprintf(buf, n, "several threads of warp %u", (code & ~SEVERAL) / 32);
-    else if (code < FIRST_ENGINE) snprintf(buf, n, "thread %u", code);
-    else snprintf(buf, n, "asynchronous engine %u", code - FIRST_ENGINE);
+    if (code & SEVERAL)
+        snprintf(buf, n, "several threads of warp %u", (code & ~SEVERAL) / 32);
+    else if (code < FIRST_ENGINE)
+        snprintf(buf, n, "thread %u", code);
+    else
+        snprintf(buf, n, "asynchronous engine %u", code - FIRST_ENGINE);
     return buf;
 }
 /* "buf[3]" or "dynamic shared memory at byte 1040" */
 static const char *where(uint32_t off, char *buf, size_t n) {
     const array_now *a = array_at(off);
-    if (!a) snprintf(buf, n, "dynamic shared memory at byte %u", off - DYNAMIC_AT);
+    if (!a)
+        snprintf(buf, n, "dynamic shared memory at byte %u", off - DYNAMIC_AT);
     else
         snprintf(buf, n, "%s[%u] (byte %u)", a->name, (unsigned)((off - a->begin) / a->elem),
                  off - a->begin);
@@ -229,14 +234,15 @@ static inline bool ordered(uint32_t clk, unsigned code, const emu_actor *a) {
 }
 static void race(const char *did, unsigned before, bool write, const emu_actor *a, uint32_t off) {
     char w[64], b[64], now[64];
-    bool lanes = entity(before & ~SEVERAL) == entity(a->code) && before < FIRST_ENGINE;
+    bool lanes = entity(before & ~SEVERAL) == entity(a->code) && entity(a->code) < MAX_WARPS;
     emu_report("race on %s: %s by %s, %s by %s%s, no %s between", where(off, w, sizeof w), did,
                who(before, b, sizeof b), write ? "written" : "read", who(a->code, now, sizeof now),
-               a->deferred ? " (asynchronously)" : "", lanes ? "__syncwarp" : "barrier");
+               a->deferred ? " (asynchronously)" : "", lanes ? "__syncwarp or barrier" : "barrier");
 }
 static uint32_t new_readers(void) {
     uint32_t i = many_free;
-    if (i) many_free = many[i].next_free;
+    if (i)
+        many_free = many[i].next_free;
     else {
         if (many_used >= many_room) {
             uint32_t room = many_room ? 2 * many_room : 1024;
@@ -293,7 +299,8 @@ static void write_cell(cell *c, const emu_actor *a, uint32_t off) {
                 if (r->clk[e] >= base && !ordered(r->clk[e], r->code[e], a))
                     race("read", r->code[e], true, a, off);
             r->next_free = many_free, many_free = c->readers;
-        } else if (!ordered(c->rclk, c->rcode, a)) race("read", c->rcode, true, a, off);
+        } else if (!ordered(c->rclk, c->rcode, a))
+            race("read", c->rcode, true, a, off);
     }
     *c = cell{a->clk, 0, (uint16_t)a->code, 0, 0};
 }
@@ -303,8 +310,10 @@ static void touch(uint32_t off, size_t bytes, bool write, const emu_actor *a) {
         uint32_t w = at / 4;
         bool whole = at % 4 == 0 && end - at >= 4;
         if (!split[w] && whole) {
-            if (write) write_cell(&words[w], a, at);
-            else read_cell(&words[w], a, at);
+            if (write)
+                write_cell(&words[w], a, at);
+            else
+                read_cell(&words[w], a, at);
             at += 4;
             continue;
         }
@@ -322,8 +331,10 @@ static void touch(uint32_t off, size_t bytes, bool write, const emu_actor *a) {
         }
         uint32_t stop = whole ? at + 4 : (w + 1) * 4 < end ? (w + 1) * 4 : end;
         for (uint32_t i = at; i < stop; i++) {
-            if (write) write_cell(&bytes_of[i], a, i);
-            else read_cell(&bytes_of[i], a, i);
+            if (write)
+                write_cell(&bytes_of[i], a, i);
+            else
+                read_cell(&bytes_of[i], a, i);
         }
         if (whole && write) split[w] = 0, words[w] = bytes_of[at];
         at = stop;
@@ -350,7 +361,8 @@ static uint32_t in_bounds(const void *p, size_t bytes, bool write) {
         if (a)
             emu_report("out of bounds: %s of %zu bytes at byte %u of %u of %s", verb, bytes,
                        off - a->begin, a->end - a->begin, a->name);
-        else emu_report("out of bounds: %s of %zu bytes between shared arrays", verb, bytes);
+        else
+            emu_report("out of bounds: %s of %zu bytes between shared arrays", verb, bytes);
         return 0;
     }
     return off;
@@ -375,8 +387,8 @@ void emu_smem_access_as(int e, const void *p, size_t bytes, bool write) {
         return;
     }
     uint32_t off = in_bounds(p, bytes, write);
-    const emu_actor engine = {emu_clock[e], emu_clock[e][e], FIRST_ENGINE + (unsigned)(e - MAX_WARPS),
-                              false};
+    const emu_actor engine = {emu_clock[e], emu_clock[e][e],
+                              FIRST_ENGINE + (unsigned)(e - MAX_WARPS), false};
     if (off) touch(off, bytes, write, &engine);
 }
 void emu_smem_check(const void *p, size_t bytes, size_t align, bool write) {
@@ -389,14 +401,13 @@ void emu_smem_check(const void *p, size_t bytes, size_t align, bool write) {
 }
 
 void emu_check_aligned(const void *p, size_t bytes, const char *what) {
-    if ((uintptr_t)p % bytes)
-        emu_report("misaligned: %s of %zu bytes at %p", what, bytes, p);
+    if ((uintptr_t)p % bytes) emu_report("misaligned: %s of %zu bytes at %p", what, bytes, p);
 }
 void emu_check_global(const void *p, size_t bytes, size_t align) {
     if ((uintptr_t)p % align) emu_report("misaligned: global access of %zu bytes at %p", bytes, p);
     if (!emu_device_range(p, bytes) && !emu_is_pinned(p, bytes))
         emu_report("global access of %zu bytes at %p, which is %s", bytes, p,
-                   emu_is_smem(p)       ? "shared memory"
+                   emu_is_smem(p)     ? "shared memory"
                    : emu_is_device(p) ? "device memory that is not allocated"
-                                        : "not device memory");
+                                      : "not device memory");
 }

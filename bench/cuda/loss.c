@@ -1,0 +1,59 @@
+/* linear_cross_entropy with its gradients on the GPU: milliseconds, and the memory that it takes
+ * over its inputs and outputs, against that of the whole logits. bf16, 16384 tokens.
+ *
+ *     bench_cuda_loss [--small] [C V]… */
+#include "bench.h"
+#include "core/ctx.h"
+#include "ops/fill/fill.h"
+#include "ops/linear_cross_entropy/linear_cross_entropy.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct problem {
+    tp_tensor *x, *w, *targets, *coef;
+} problem;
+
+static tp_status run(tp_ctx *c, void *arg) {
+    problem *p = arg;
+    tp_linear_cross_entropy_train(c, p->x, p->w, p->targets, p->coef, NULL);
+    return tp_error_status(c);
+}
+
+static int measure(int64_t rows, int64_t T, int64_t C, int64_t V) {
+    tp_ctx *c;
+    if (bench_open(&c)) return 1;
+    problem p = {bench_normal(c, TP_BF16, 1, 1, 3, (int64_t[]){rows, T, C}),
+                 bench_normal(c, TP_BF16, 2, 0.02, 2, (int64_t[]){V, C}),
+                 bench_ids(c, V, 2, (int64_t[]){rows, T}),
+                 tp_tensor_keep(c, TP_F32, 2, (int64_t[]){rows, T})};
+    /* the tape must hold x and w for gradients to be made */
+    if (p.x) p.x->requires_grad = p.w->requires_grad = true;
+    size_t before = tp_memory_used(c);
+    tp_pool_forget_peak(c);
+    double s = tp_error_status(c) ? 0 : bench_seconds(c, run, &p);
+    if (tp_error_status(c)) {
+        fprintf(stderr, "C=%lld V=%lld: %s\n", (long long)C, (long long)V, tp_error(c));
+        tp_ctx_free(c);
+        return 1;
+    }
+    double n = (double)(rows * T), outputs = (double)(V * C) * 4 + n * (double)C * 4;
+    double extra = (double)(tp_memory_peak(c) - before) - outputs, logits = n * (double)V * 2;
+    printf(
+        "tapir loss C=%-4lld V=%-6lld %.3f ms (%.1f TFLOP/s)  extra memory %.1f MB, 1/%.0f of the "
+        "logits' %.0f MB\n",
+        (long long)C, (long long)V, 1e3 * s, 6 * n * (double)C * (double)V / s / 1e12, extra / 1e6,
+        extra > 0 ? logits / extra : INFINITY, logits / 1e6);
+    tp_ctx_free(c);
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1 && !strcmp(argv[1], "--small")) return measure(2, 32, 32, 300);
+    if (argc % 2 == 0) return fprintf(stderr, "usage: bench_cuda_loss [--small] [C V]…\n"), 2;
+    for (int i = 1; i + 1 < argc; i += 2)
+        if (measure(16, 1024, atoll(argv[i]), atoll(argv[i + 1]))) return 1;
+    if (argc > 1) return 0;
+    return measure(16, 1024, 768, 50304) || measure(16, 1024, 2048, 128256);
+}

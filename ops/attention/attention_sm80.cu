@@ -1,0 +1,298 @@
+/* Flash attention, forward, on tensor cores (mma.sync, sm_80 and later). Dao, arXiv 2307.08691.
+ *
+ * A block owns M queries of one head, a warp 16 MT of them. It walks the tiles of N keys, counted
+ * from key 0, in order: while tile j is computed, tile j + 1 is copied to the other half of the K
+ * and V buffers. Per tile and row, with c = scale log2(e): m' = max(m, max_j s_j)   p_j = 2^(c s_j
+ * - c m')   f = 2^(c m - c m') l = f l + sum_j p_j      o = f o + sum_j bf16(p_j) v_j A row is on
+ * its own: a key that it does not see adds exact zeros, and a tile without visible keys changes
+ * nothing. So its bits do not depend on the queries that it is computed with. */
+#include "ops/attention/attention_math.h"
+#include "ops/attention/attention_tile_sm80.h"
+
+/* Tiles by head size. MT > 1 lets a fragment of K or V serve several products; beyond D = 64 the
+ * queries do not fit into registers beside two such tiles of outputs. N_EXTRA: keys per tile with
+ * softcap or segments, whose arithmetic wants registers as well. */
+template <int D> struct forward_shape;
+template <> struct forward_shape<64> {
+    enum { MT = 2, WARPS = 4, N = 64, N_EXTRA = 64, BLOCKS = 2 };
+};
+template <> struct forward_shape<96> {
+    enum { MT = 2, WARPS = 4, N = 64, N_EXTRA = 64, BLOCKS = 2 };
+};
+template <> struct forward_shape<128> {
+    enum { MT = 2, WARPS = 4, N = 64, N_EXTRA = 32, BLOCKS = 2 };
+};
+template <> struct forward_shape<256> {
+    enum { MT = 1, WARPS = 8, N = 32, N_EXTRA = 32, BLOCKS = 1 };
+};
+
+template <int D, bool EXTRA> struct forward_size {
+    typedef forward_shape<D> S;
+    enum {
+        N = EXTRA ? (int)S::N_EXTRA : (int)S::N,
+        ROWS = 16 * S::MT * S::WARPS,
+        THREADS = 32 * S::WARPS,
+        SHARED = (ROWS + 4 * N) * D * 2 /* Q, two stages of K and V */
+    };
+};
+
+/* Which queries a block owns: heads in sections of `section`, so that the keys and values of those
+ * in flight stay in the second-level cache; within a section the last queries, which see most,
+ * first. */
+typedef struct forward_grid {
+    int heads, section, blocks; /* (b,h) pairs; row blocks per head */
+} forward_grid;
+
+static __device__ __forceinline__ void forward_place(const forward_grid g, int id, int *head,
+                                                     int *block) {
+    int per = g.section * g.blocks, s = id / per, first = s * g.section;
+    int in = min(g.section, g.heads - first), rest = id - s * per;
+    *head = first + rest % in;
+    *block = g.blocks - 1 - rest / in;
+}
+
+/* What a thread knows of its rows: row r = 2i + half is query t + 16 i + 8 half. */
+template <int MT> struct forward_row_state {
+    float m[2 * MT], l[2 * MT]; /* c times the running maximum; this thread's part of the sum */
+};
+
+/* Scores become -inf where keys from j0 on are not seen. */
+template <int MT, int NT, bool EXTRA>
+static __device__ __forceinline__ void forward_mask(float (&s)[MT][NT][4],
+                                                    const attention_params &p, attention_band band,
+                                                    int b, int t, int j0, int lane) {
+    int segment[2 * MT] = {};
+    if (EXTRA && p.segments)
+#pragma unroll
+        for (int r = 0; r < 2 * MT; r++)
+            if (t + 8 * r < p.T)
+                segment[r] = p.segments[b * p.segments_b + (t + 8 * r) * p.segments_t];
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            int j = j0 + 8 * n + lane % 4 * 2 + e, other = 0;
+            if (EXTRA && p.segments && j < p.S)
+                other = p.segments[b * p.segments_b + j * p.segments_t];
+#pragma unroll
+            for (int i = 0; i < MT; i++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    int d = j - (t + 16 * i + 8 * half);
+                    bool sees = d >= band.lo && d <= band.hi && j < p.S;
+                    if (EXTRA) sees = sees && segment[2 * i + half] == other;
+                    if (!sees) s[i][n][2 * half + e] = -INFINITY;
+                }
+        }
+}
+
+/* Scores become weights; returns through `o` what was summed before, shrunk. */
+template <int MT, int NT, int OT>
+static __device__ __forceinline__ void forward_softmax(float (&s)[MT][NT][4], float (&o)[MT][OT][4],
+                                                       forward_row_state<MT> &row, float c) {
+#pragma unroll
+    for (int i = 0; i < MT; i++) {
+        float f[2];
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int r = 2 * i + half, at = 2 * half;
+            float top = s[i][0][at];
+#pragma unroll
+            for (int n = 0; n < NT; n++) top = fmaxf(top, fmaxf(s[i][n][at], s[i][n][at + 1]));
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+            float m = fmaxf(row.m[r], top * c);
+            float base = m == -INFINITY ? 0.0f : m; /* -inf - -inf would be NaN */
+            f[half] = tp_exp2f(row.m[r] - base);
+            float sum = 0;
+#pragma unroll
+            for (int n = 0; n < NT; n++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    s[i][n][at + e] = tp_exp2f(fmaf(s[i][n][at + e], c, -base));
+                    sum += s[i][n][at + e];
+                }
+            row.l[r] = fmaf(row.l[r], f[half], sum);
+            row.m[r] = m;
+        }
+        /* Once the maximum stands, the factor is exactly 1. */
+        if (__any_sync(0xffffffffu, f[0] != 1.0f || f[1] != 1.0f))
+#pragma unroll
+            for (int n = 0; n < OT; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) o[i][n][e] *= f[e / 2];
+    }
+}
+
+/* o += P V: the weights, as they lie in the accumulators of Q K', are fragments of A. */
+template <int MT, int NT, int OT, int D>
+static __device__ __forceinline__ void
+forward_values(float (&o)[MT][OT][4], const float (&s)[MT][NT][4], tp_smem v, int lane) {
+#pragma unroll
+    for (int k = 0; k < NT; k += 2) {
+        unsigned a[MT][4];
+#pragma unroll
+        for (int i = 0; i < MT; i++) {
+            a[i][0] = tp_pack_bf16x2(s[i][k][0], s[i][k][1]);
+            a[i][1] = tp_pack_bf16x2(s[i][k][2], s[i][k][3]);
+            a[i][2] = tp_pack_bf16x2(s[i][k + 1][0], s[i][k + 1][1]);
+            a[i][3] = tp_pack_bf16x2(s[i][k + 1][2], s[i][k + 1][3]);
+        }
+#pragma unroll
+        for (int n = 0; n < OT; n += 2) {
+            unsigned fb[4];
+            tile_b<D, true>(fb, v, 8 * k, 8 * n, lane);
+#pragma unroll
+            for (int i = 0; i < MT; i++) {
+                tp_mma_bf16_16x8x16(o[i][n], a[i], fb, o[i][n]);
+                tp_mma_bf16_16x8x16(o[i][n + 1], a[i], fb + 2, o[i][n + 1]);
+            }
+        }
+    }
+}
+
+/* o/l and lse of the warp's rows; its part of the queries' tile serves as the way out. */
+template <int MT, int OT, int D>
+static __device__ __forceinline__ void
+forward_finish(float (&o)[MT][OT][4], forward_row_state<MT> &row, const attention_params &p, int b,
+               int h, int t0, tp_smem tile, int warp, int lane) {
+    const int first = warp * 16 * MT;
+#pragma unroll
+    for (int r = 0; r < 2 * MT; r++) {
+        float l = row.l[r];
+        l += __shfl_xor_sync(0xffffffffu, l, 1);
+        l += __shfl_xor_sync(0xffffffffu, l, 2);
+        float inverse = l == 0 ? 0.0f : 1.0f / l; /* 0: no key was seen */
+        int t = t0 + first + 8 * r + lane / 4;
+        if (lane % 4 == 0 && t < p.T)
+            p.lse[((int64_t)b * p.H + h) * p.T + t] =
+                l == 0 ? -INFINITY : fmaf(row.m[r], LN2, tp_logf(l));
+#pragma unroll
+        for (int n = 0; n < OT; n++) {
+            o[r / 2][n][r % 2 * 2] *= inverse;
+            o[r / 2][n][r % 2 * 2 + 1] *= inverse;
+        }
+    }
+    tile_store<MT, OT, D>(o, tile, first, 0, lane);
+    __syncwarp();
+    int64_t stride = (int64_t)p.H * p.D;
+    uint16_t *to = (uint16_t *)p.o + ((int64_t)b * p.T + t0 + first) * stride + h * p.D;
+    tile_write<16 * MT, D>(to, stride, tile, first, p.T - t0 - first, p.D, lane, 32);
+}
+
+/* EXTRA: softcap or segments. */
+template <int D, bool EXTRA>
+__global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>::BLOCKS)
+    attention_sm80_kernel(const attention_params p, const forward_grid grid) {
+    typedef forward_size<D, EXTRA> size;
+    constexpr int MT = forward_shape<D>::MT, N = size::N, NT = N / 8, OT = D / 8;
+    constexpr int M = size::ROWS, THREADS = size::THREADS;
+    TP_SHARED_DYNAMIC(shared);
+    const tp_smem q_tile = tp_smem_addr(shared), kv_tile = q_tile + M * D * 2;
+    constexpr int V_AT = N * D * 2, STAGE = 2 * V_AT;
+    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    int head, block, lo, hi;
+    forward_place(grid, (int)blockIdx.x, &head, &block);
+    const int b = head / p.H, h = head % p.H, t0 = block * M;
+    const int w0 = t0 + warp * 16 * MT; /* the warp's first query */
+    const attention_band band = attention_band_of(&p, b);
+    attention_keys(band, t0, min(t0 + M, p.T), p.S, &lo, &hi);
+    int j0 = lo / N * N;
+    const uint16_t *queries = (const uint16_t *)p.q.x + b * p.q.b + h * p.q.h + t0 * p.q.t;
+    const uint16_t *keys = (const uint16_t *)p.k.x + b * p.k.b + h / p.G * p.k.h + j0 * p.k.t;
+    const uint16_t *values = (const uint16_t *)p.v.x + b * p.v.b + h / p.G * p.v.h + j0 * p.v.t;
+    queries = tile_from<D, THREADS>(queries, p.q.t);
+    keys = tile_from<D, THREADS>(keys, p.k.t);
+    values = tile_from<D, THREADS>(values, p.v.t);
+    tile_load<M, D, THREADS>(q_tile, queries, p.q.t, p.T - t0, p.D);
+    if (j0 < hi) {
+        tile_load<N, D, THREADS>(kv_tile, keys, p.k.t, p.S - j0, p.D);
+        tile_load<N, D, THREADS>(kv_tile + V_AT, values, p.v.t, p.S - j0, p.D);
+    }
+    tp_cp_async_commit();
+
+    float o[MT][OT][4];
+    forward_row_state<MT> row;
+    tile_zero(o);
+#pragma unroll
+    for (int r = 0; r < 2 * MT; r++) {
+        row.m[r] = -INFINITY;
+        row.l[r] = 0;
+    }
+    const bool capped = EXTRA && p.softcap > 0;
+    const float c = capped ? LOG2E : p.scale * LOG2E;
+
+    for (int stage = 0; j0 < hi; j0 += N, stage ^= 1) {
+        const tp_smem k_tile = kv_tile + stage * STAGE, v_tile = k_tile + V_AT;
+        tp_cp_async_wait<0>();
+#if !defined(MUTANT_NO_BARRIER)
+        __syncthreads(); /* tile j0 is there for all, and all are done with the one before */
+#endif
+        if (j0 + N < hi) {
+            const tp_smem next = kv_tile + (stage ^ 1) * STAGE;
+            keys += N * p.k.t;
+            values += N * p.v.t;
+            tile_load<N, D, THREADS>(next, keys, p.k.t, p.S - j0 - N, p.D);
+            tile_load<N, D, THREADS>(next + V_AT, values, p.v.t, p.S - j0 - N, p.D);
+        }
+        tp_cp_async_commit();
+        if (j0 > w0 + 16 * MT - 1 + band.hi || j0 + N - 1 < w0 + band.lo) continue;
+
+        const int at = tp_fresh(lane);
+        float s[MT][NT][4];
+        tile_zero(s);
+        tile_product<MT, NT, D, D, false, D, false>(s, q_tile, warp * 16 * MT, k_tile, 0, at);
+        if (capped)
+#pragma unroll
+            for (int i = 0; i < MT; i++)
+#pragma unroll
+                for (int n = 0; n < NT; n++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        s[i][n][e] = attention_softcap(s[i][n][e] * p.scale, p.softcap);
+        const bool whole = j0 + N <= p.S && j0 + N - 1 <= w0 + band.hi &&
+                           j0 >= w0 + 16 * MT - 1 + band.lo && !(EXTRA && p.segments);
+        if (!whole) forward_mask<MT, NT, EXTRA>(s, p, band, b, w0 + at / 4, j0, at);
+        forward_softmax(s, o, row, c);
+        forward_values<MT, NT, OT, D>(o, s, v_tile, at);
+    }
+    tp_cp_async_wait<0>();
+    /* Found again rather than kept in registers all along. */
+    forward_place(grid, tp_fresh((int)blockIdx.x), &head, &block);
+    forward_finish<MT, OT, D>(o, row, p, head / p.H, head % p.H, block * M, q_tile, warp, lane);
+}
+
+/* ---- on the host ---------------------------------------------------------------------------- */
+template <int D, bool EXTRA>
+static tp_status forward_launch(const tp_call *k, const attention_params &p) {
+    typedef forward_size<D, EXTRA> size;
+    /* 16 MB of keys and values at a time: a third of the second-level cache of an H100. */
+    double bytes = 4.0 * D * p.S / p.G;
+    forward_grid g = {p.B * p.H, (int)(16e6 / (bytes + 1)), (int)tp_blocks(p.T, size::ROWS)};
+    g.section = g.section < p.G ? p.G : g.section / p.G * p.G; /* they share keys */
+    if (g.section > g.heads) g.section = g.heads;
+    return TP_LAUNCH(k, (attention_sm80_kernel<D, EXTRA>), (unsigned)(g.heads * g.blocks),
+                     size::THREADS, size::SHARED, p, g);
+}
+
+template <int D> static tp_status forward_run_d(const tp_call *k, const attention_params &p) {
+    return p.softcap > 0 || p.segments ? forward_launch<D, true>(k, p)
+                                       : forward_launch<D, false>(k, p);
+}
+
+static tp_status forward_run(const tp_call *k) {
+    attention_params p = attention_params_of(k, k->in[ATTENTION_SEGMENTS], k->in[ATTENTION_STARTS]);
+    p.o = k->out[0]->data;
+    p.lse = tp_f32(k->out[1]);
+    if (p.B == 0 || p.H == 0 || p.T == 0) return TP_OK;
+    if (p.D <= 64) return forward_run_d<64>(k, p);
+    if (p.D <= 96) return forward_run_d<96>(k, p);
+    if (p.D <= 128) return forward_run_d<128>(k, p);
+    return forward_run_d<256>(k, p);
+}
+
+static const char *forward_decline(const tp_call *k) {
+    return attention_sm80_decline(k, tp_cuda_of(k->ctx)->sm);
+}
+
+TP_CUDA_KERNEL(attention_sm80, .decline = forward_decline, .run = forward_run);

@@ -1,0 +1,162 @@
+/* What the Hopper kernels of attention share: the problem as the device sees it, which tiles of
+ * keys a block of queries sees, masks, the layout of tiles in shared memory, tensor maps, and the
+ * reasons to decline. */
+#ifndef TP_ATTENTION_SM90_H
+#define TP_ATTENTION_SM90_H
+#include "ops/attention/attention_problem.h"
+#include "ops/cuda.h"
+#include "ops/cuda_hopper.h"
+
+/* attention_problem in 32 bits. */
+typedef struct sm90_problem {
+    int B, T, S, H, G;
+    int q_offset, window, causal;
+    const int32_t *segments; /* (B,T) or NULL */
+    int64_t segment_stride[2];
+} sm90_problem;
+
+/* The keys [lo, hi) that position alone shows query t: attention_range, on the device. */
+static inline TP_HD int sm90_lo(const sm90_problem *p, int t) {
+    int lo = t + p->q_offset - p->window + 1;
+    return lo > 0 ? lo : 0;
+}
+static inline TP_HD int sm90_hi(const sm90_problem *p, int t) {
+    int hi = t + p->q_offset + 1;
+    return p->causal && hi < p->S ? hi : p->S;
+}
+
+/* The tiles of `keys` keys that some of the queries t0 .. t0+rows-1 see: [first, last). Tiles are
+ * counted from key 0, so what a row adds up, and in which order, depends on its position only. */
+typedef struct sm90_range {
+    int first, last;
+} sm90_range;
+static inline TP_HD sm90_range sm90_key_tiles(const sm90_problem *p, int t0, int rows, int keys) {
+    int t1 = (t0 + rows < p->T ? t0 + rows : p->T) - 1;
+    int lo = sm90_lo(p, t0), hi = sm90_hi(p, t1);
+    sm90_range r = {0, 0};
+    if (lo >= hi) return r; /* also hi <= 0 */
+    r.first = lo / keys;
+    r.last = (hi + keys - 1) / keys;
+    return r;
+}
+/* The blocks of `rows` queries of which some see keys of tile n: the inverse of the above. */
+static inline TP_HD sm90_range sm90_query_blocks(const sm90_problem *p, int n, int rows, int keys) {
+    int j0 = n * keys, j1 = (j0 + keys < p->S ? j0 + keys : p->S) - 1;
+    int t0 = p->causal ? j0 - p->q_offset : 0, t1 = j1 + p->window - 1 - p->q_offset;
+    sm90_range r = {0, 0};
+    if (t0 < 0) t0 = 0;
+    if (t1 > p->T - 1) t1 = p->T - 1;
+    if (t0 > t1) return r;
+    r.first = t0 / rows;
+    r.last = t1 / rows + 1;
+    return r;
+}
+
+/* ---- tiles in shared memory ------------------------------------------------------------------ */
+/* A tile of R rows of D values lies as D/COLS boxes of (R, COLS), each swizzled by rows. 64 columns
+ * (128 bytes) where they divide D, else 32. */
+template <int D> struct sm90_layout {
+    static constexpr int COLS = D % 64 == 0 ? 64 : 32, ROW = COLS * 2, BOXES = D / COLS;
+    static constexpr enum tp_swizzle SWIZZLE = COLS == 64 ? TP_SWIZZLE_128B : TP_SWIZZLE_64B;
+};
+
+#if TP_HOPPER
+/* Descriptor of a tile of R rows. Read along its rows (k contiguous), from row `row` on: */
+template <int D, int R>
+static __device__ __forceinline__ uint64_t sm90_rows_desc(const unsigned char *tile, int row) {
+    typedef sm90_layout<D> L;
+    return tp_wgmma_desc(tile + row * L::ROW, 16, 8 * L::ROW, L::SWIZZLE);
+}
+/* … and the steps of 16 columns within it. */
+template <int D, int R> static __device__ __forceinline__ uint64_t sm90_rows_step(int k) {
+    typedef sm90_layout<D> L;
+    int column = 16 * k;
+    return (uint64_t)((column / L::COLS * R * L::ROW + column % L::COLS * 2) >> 4);
+}
+/* Read across its rows (m or n contiguous, k = the row): steps of 16 rows are 16*ROW bytes. */
+template <int D, int R>
+static __device__ __forceinline__ uint64_t sm90_columns_desc(const unsigned char *tile) {
+    typedef sm90_layout<D> L;
+    return tp_wgmma_desc(tile, R * L::ROW, 8 * L::ROW, L::SWIZZLE);
+}
+template <int D> static __device__ __forceinline__ uint64_t sm90_columns_step(int k) {
+    return (uint64_t)((16 * k * sm90_layout<D>::ROW) >> 4);
+}
+
+/* Loads rows row.. of head h, sequence b into a tile of R rows; map's box is (R, COLS). */
+template <int D, int R>
+static __device__ __forceinline__ void sm90_load(unsigned char *tile, const tp_tma_map *map,
+                                                 uint64_t *bar, int row, int h, int b) {
+    typedef sm90_layout<D> L;
+    for (int i = 0; i < L::BOXES; i++)
+        tp_tma_load_4d(tile + i * R * L::ROW, map, bar, i * L::COLS, row, h, b);
+}
+
+/* A ring of STAGES buffers: use number i lies in buffer i % STAGES, and its barriers' phase is: */
+template <int STAGES> static __device__ __forceinline__ int sm90_phase(int i) {
+    return i / STAGES & 1;
+}
+#endif
+
+/* ---- host ------------------------------------------------------------------------------------ */
+/* log2(e): softmax is computed as a power of two, which is what the hardware has. */
+#define SM90_LOG2E 1.4426950408889634
+
+static inline const char *sm90_decline_tensor(const tp_tensor *t, int64_t dmax) {
+    if (!t) return NULL;
+    if (t->dtype != TP_BF16) return "not bf16";
+    if (!tp_numel(t)) return "empty";
+    if (t->shape[3] > dmax) return dmax == 128 ? "head size over 128" : "head size over 256";
+    if (t->shape[3] % 8) return "head size not a multiple of 8";
+    if (t->shape[3] > 1 && t->stride[3] != 1) return "innermost stride is not 1";
+    if (!tp_aligned(t->data, 16)) return "not 16-byte aligned";
+    for (int i = 0; i < 3; i++)
+        if (t->shape[i] > 1 && (t->stride[i] <= 0 || t->stride[i] % 8))
+            return "rows not 16-byte aligned";
+    return NULL;
+}
+
+/* What both directions decline. */
+static inline const char *sm90_decline(const tp_call *k, const attention_problem *p, int64_t dmax) {
+    const int64_t far = INT64_C(1) << 28;
+    const char *no = tp_cuda_of(k->ctx)->sm == 90 ? NULL : "needs Hopper (sm_90a)";
+    for (int i = 0; i < 3 && !no; i++) no = sm90_decline_tensor(k->in[i], dmax);
+    if (no) return no;
+    if (p->starts) return "a start for each sequence";
+    if (p->softcap > 0) return "softcap";
+    if (!(p->scale > 0)) return "scale is not positive";
+    if (p->T > far || p->S > far || p->q_offset > far || p->q_offset < -far) return "too long";
+    if (p->B * p->H > INT32_MAX / 4096) return "too many heads";
+    return NULL;
+}
+
+static inline sm90_problem sm90_problem_of(const attention_problem *p) {
+    sm90_problem d = {(int)p->B, (int)p->T, (int)p->S, (int)p->H, (int)p->G};
+    d.q_offset = (int)p->q_offset;
+    d.window = (int)(p->window < 1 << 30 ? p->window : 1 << 30);
+    d.causal = p->causal;
+    if (p->segments) {
+        d.segments = tp_i32(p->segments);
+        d.segment_stride[0] = p->segments->stride[0];
+        d.segment_stride[1] = p->segments->stride[1];
+    }
+    return d;
+}
+
+/* The map of t (B,time,heads,D) whose box is `rows` times of one head by the tile's COLS. */
+template <int D>
+static inline tp_status sm90_map(const tp_call *k, tp_tma_map *out, const tp_tensor *t, int rows) {
+    typedef sm90_layout<D> L;
+    int64_t dense = t->shape[3]; /* a stride that no index uses must be valid all the same */
+    tp_tma_shape s = {t->data, {t->shape[3], t->shape[1], t->shape[2], t->shape[0]}};
+    static const int axis[4] = {3, 1, 2, 0};
+    s.stride[0] = 1;
+    for (int i = 1; i < 4; i++) s.stride[i] = t->shape[axis[i]] > 1 ? t->stride[axis[i]] : dense;
+    s.box[0] = L::COLS;
+    s.box[1] = rows;
+    s.box[2] = s.box[3] = 1;
+    s.swizzle = L::SWIZZLE;
+    const char *no = tp_tma_map_bf16(out, &s);
+    return no ? tp_fail(k->ctx, TP_EARG, "%s: %s", k->op->name, no) : TP_OK;
+}
+#endif

@@ -1,0 +1,739 @@
+/* The emulator of tests/cuda_on_cpu/: kernels that are right give the right numbers in every order
+ * of threads and blocks; kernels with one mistake each are reported, in words that name it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+extern "C" {
+#include <cmocka.h>
+}
+#include "cuda_on_cpu.h"
+
+#define LAUNCH(grid, block, smem, ...)                                                             \
+    emu_launch(#__VA_ARGS__, dim3(grid), dim3(block), smem, [=] { __VA_ARGS__; })
+
+static const char *const orders[] = {"forward", "reverse", "random:1", "random:2", "random:3"};
+static const char *const policies[] = {"late", "early", "random:1", "random:2", "random:3"};
+
+/* The launch went well. */
+static void assert_fine(void) {
+    if (cudaGetLastError() != cudaSuccess) fail_msg("%s", emu_last_error());
+}
+/* The launch failed with a sentence that has all of `parts`. */
+static void assert_reported(const char *const *parts) {
+    if (cudaGetLastError() == cudaSuccess) fail_msg("not reported; expected \"%s\"", parts[0]);
+    for (; *parts; parts++)
+        if (!strstr(emu_last_error(), *parts))
+            fail_msg("\"%s\" is not in \"%s\"", *parts, emu_last_error());
+    emu_clear_error();
+}
+#define REPORTED(...)                                                                              \
+    do {                                                                                           \
+        const char *const parts_[] = {__VA_ARGS__, nullptr};                                       \
+        assert_reported(parts_);                                                                   \
+    } while (0)
+
+static float *on_device(const float *h, size_t n) {
+    float *d;
+    assert_int_equal(cudaMalloc(&d, n * sizeof *d), cudaSuccess);
+    if (h) assert_int_equal(cudaMemcpy(d, h, n * 4, cudaMemcpyHostToDevice), cudaSuccess);
+    return d;
+}
+static void to_host(void *h, const void *d, size_t bytes) {
+    assert_int_equal(cudaMemcpy(h, d, bytes, cudaMemcpyDeviceToHost), cudaSuccess);
+}
+
+/* ---- right kernels, and mutants of them ------------------------------------------------------ */
+enum mutant {
+    RIGHT,
+    NO_BARRIER,
+    NO_BARRIER_BEHIND,
+    DIVERGENT,
+    TWO_BARRIERS,
+    PAST_END,
+    BEFORE_START,
+    UNWRITTEN,
+    LANE_MISSING,
+    LANE_RETURNED,
+    NOT_IN_MASK,
+    FOREIGN_LANE,
+    MISALIGNED,
+    MISALIGNED_GLOBAL,
+    NO_SYNCWARP,
+    ALL_WRITE,
+    NO_WAIT,
+    NO_RELEASE,
+    TOO_EARLY,
+    WRONG_COUNT,
+    SPIN
+};
+
+/* sum[b] = sum of x[b*blockDim.x ...], through a tree in shared memory */
+template <mutant M> static void block_sum(const float *x, float *sum) {
+    TP_SHARED(float, part, 256);
+    unsigned t = threadIdx.x, n = blockDim.x;
+    if (M != UNWRITTEN || t != 5) part[t + (M == PAST_END && t == n - 1)] = x[blockIdx.x * n + t];
+    if (M != NO_BARRIER) __syncthreads();
+    for (unsigned s = n / 2; s > 0; s /= 2) {
+        if (t < s) part[t] += (float)part[t + s];
+        if (M == DIVERGENT && t >= 32) return;
+        if (M == TWO_BARRIERS && t < 64)
+            __syncthreads();
+        else if (M != NO_BARRIER_BEHIND || s != 4)
+            __syncthreads();
+    }
+    if (t == 0) sum[blockIdx.x] = part[M == BEFORE_START ? -1 : 0];
+}
+
+static void test_block_sum(void **state) {
+    (void)state;
+    enum { BLOCKS = 7, N = 256 };
+    float x[BLOCKS * N], got[BLOCKS], first[BLOCKS];
+    for (int i = 0; i < BLOCKS * N; i++) x[i] = 1.0f / (float)(i + 1);
+    float *dx = on_device(x, BLOCKS * N), *dy = on_device(nullptr, BLOCKS);
+    for (size_t o = 0; o < 5; o++) {
+        emu_set_order(orders[o]);
+        LAUNCH(BLOCKS, N, 0, block_sum<RIGHT>(dx, dy));
+        assert_fine();
+        to_host(got, dy, sizeof got);
+        for (int b = 0; b < BLOCKS; b++) {
+            double want = 0;
+            for (int i = 0; i < N; i++) want += x[b * N + i];
+            assert_true(fabs(got[b] - want) <= 1e-6 * want);
+        }
+        if (o == 0) memcpy(first, got, sizeof got);
+        assert_memory_equal(first, got, sizeof got);
+
+        LAUNCH(BLOCKS, N, 0, block_sum<NO_BARRIER_BEHIND>(dx, dy));
+        REPORTED("block_sum<NO_BARRIER_BEHIND>", "race on part[", "written by", "read by",
+                 "no __syncwarp or barrier between");
+        LAUNCH(BLOCKS, N, 0, block_sum<DIVERGENT>(dx, dy));
+        REPORTED("barrier that not all threads reach: 32 of 256 wait at __syncthreads",
+                 "cuda_on_cpu_test.cc:", "has returned");
+        LAUNCH(BLOCKS, N, 0, block_sum<TWO_BARRIERS>(dx, dy));
+        REPORTED("barrier divergence: thread", "waits at __syncthreads", "at another");
+        LAUNCH(BLOCKS, N, 0, block_sum<PAST_END>(dx, dy));
+        REPORTED("out of bounds: part[256] of an array of 256", "thread 255");
+        LAUNCH(BLOCKS, N, 0, block_sum<BEFORE_START>(dx, dy));
+        REPORTED("out of bounds: part[-1]", "thread 0");
+        LAUNCH(BLOCKS, N, 0, block_sum<UNWRITTEN>(dx, dy));
+        REPORTED("read of part[5] (byte 20), which nobody wrote in this block");
+        LAUNCH(BLOCKS, N, 0, block_sum<NO_BARRIER>(dx, dy));
+        REPORTED("part["); /* what comes first, the read or the write, is the order's choice */
+        LAUNCH(1, 512, 0, block_sum<RIGHT>(dx, dy)); /* more threads than the array has room for */
+        REPORTED("out of bounds: part[");
+    }
+    cudaFree(dx), cudaFree(dy);
+}
+
+/* Two warps: everyone writes, and reads what the other warp's thread wrote. */
+template <mutant M> static void exchange(int *out) {
+    TP_SHARED(int, box, 64);
+    int t = (int)threadIdx.x;
+    box[t] = -1;
+    __syncthreads();
+    box[M == ALL_WRITE ? 0 : t] = t;
+    if (M != NO_BARRIER) __syncthreads();
+    out[t] = box[(t + 32) % 64];
+    if (M == NO_BARRIER_BEHIND) box[t] = 0;
+}
+static void test_races(void **state) {
+    (void)state;
+    int *out, h[64];
+    cudaMalloc(&out, sizeof h);
+    for (size_t o = 0; o < 5; o++) {
+        emu_set_order(orders[o]);
+        LAUNCH(3, 64, 0, exchange<RIGHT>(out));
+        assert_fine();
+        to_host(h, out, sizeof h);
+        for (int t = 0; t < 64; t++) assert_int_equal(h[t], (t + 32) % 64);
+        LAUNCH(3, 64, 0, exchange<NO_BARRIER>(out));
+        REPORTED("race on box[", "no barrier between");
+        LAUNCH(3, 64, 0, exchange<NO_BARRIER_BEHIND>(out));
+        REPORTED("race on box[", "no barrier between");
+        LAUNCH(3, 64, 0, exchange<ALL_WRITE>(out));
+        REPORTED("race on box[0]", "written by thread", "barrier between");
+    }
+    emu_set_order("forward");
+    LAUNCH(1, 64, 0, exchange<NO_BARRIER>(out));
+    /* thread 63 came last to the first barrier, so it goes on first, and its warp with it */
+    REPORTED("exchange<NO_BARRIER>(out), block (0,0,0), thread 0: race on box[0] (byte 0): read by "
+             "thread 32, written by thread 0, no barrier between");
+    cudaFree(out);
+}
+
+/* y = softmax(x), rows of n, one block each: shuffles and barriers */
+template <mutant M> static void softmax(const float *x, float *y, int n) {
+    TP_SHARED(float, part, 32);
+    int t = (int)threadIdx.x, lane = t & 31, w = t >> 5, nw = (int)blockDim.x / 32;
+    const float *row = x + (long)blockIdx.x * n;
+    float m = -INFINITY, s = 0;
+    for (int i = t; i < n; i += (int)blockDim.x) m = fmaxf(m, tp_ldg(row + i));
+    if (M == LANE_RETURNED && t == 37) return;
+    if (M != LANE_MISSING || t != 37)
+        for (int o = 16; o; o >>= 1) m = fmaxf(m, __shfl_xor_sync(~0u, m, o));
+    if (lane == 0) part[w] = m;
+    __syncthreads();
+    m = lane < nw ? (float)part[lane] : -INFINITY;
+    for (int o = 16; o; o >>= 1) m = fmaxf(m, __shfl_xor_sync(~0u, m, o));
+    if (M != NO_BARRIER_BEHIND) __syncthreads();
+    for (int i = t; i < n; i += (int)blockDim.x) s += expf(row[i] - m);
+    for (int o = 16; o; o >>= 1) s += __shfl_xor_sync(~0u, s, o);
+    if (lane == 0) part[w] = s;
+    __syncthreads();
+    s = lane < nw ? (float)part[lane] : 0;
+    for (int o = 16; o; o >>= 1) s += __shfl_xor_sync(~0u, s, o);
+    for (int i = t; i < n; i += (int)blockDim.x) y[(long)blockIdx.x * n + i] = expf(row[i] - m) / s;
+}
+static void test_softmax(void **state) {
+    (void)state;
+    enum { ROWS = 256, N = 1000 };
+    float *x = (float *)malloc(ROWS * N * 4), *y = (float *)malloc(ROWS * N * 4);
+    for (int i = 0; i < ROWS * N; i++) x[i] = (float)(i % 97) * 0.1f - (float)(i % 13);
+    float *dx = on_device(x, ROWS * N), *dy = on_device(nullptr, ROWS * N);
+    for (size_t o = 0; o < 5; o++) {
+        emu_set_order(orders[o]);
+        struct timespec a, b;
+        clock_gettime(CLOCK_MONOTONIC, &a);
+        LAUNCH(ROWS, 256, 0, softmax<RIGHT>(dx, dy, N));
+        clock_gettime(CLOCK_MONOTONIC, &b);
+        assert_fine();
+        print_message("softmax, %d blocks of 256 threads, %s: %.1f ms\n", ROWS, orders[o],
+                      1e3 * (double)(b.tv_sec - a.tv_sec) + 1e-6 * (double)(b.tv_nsec - a.tv_nsec));
+        to_host(y, dy, ROWS * N * 4);
+        for (int r = 0; r < ROWS; r++) {
+            double max = -1e30, sum = 0;
+            for (int i = 0; i < N; i++) max = fmax(max, x[r * N + i]);
+            for (int i = 0; i < N; i++) sum += exp(x[r * N + i] - max);
+            for (int i = 0; i < N; i++)
+                assert_true(fabs(y[r * N + i] - exp(x[r * N + i] - max) / sum) <= 1e-6);
+        }
+        LAUNCH(2, 256, 0, softmax<NO_BARRIER_BEHIND>(dx, dy, N));
+        REPORTED("race on part[", "no barrier between");
+        LAUNCH(2, 256, 0, softmax<LANE_MISSING>(dx, dy, N));
+        REPORTED("lane missing in __shfl_xor_sync: warp 1, mask 0xffffffff: thread 37 waits at "
+                 "__syncthreads");
+        LAUNCH(2, 256, 0, softmax<LANE_RETURNED>(dx, dy, N));
+        REPORTED(
+            "lane missing in __shfl_xor_sync: warp 1, mask 0xffffffff: thread 37 has returned");
+    }
+    LAUNCH(1, 48, 0, softmax<RIGHT>(dx, dy, N));
+    REPORTED("lane missing", "thread 48 does not exist");
+    cudaFree(dx), cudaFree(dy);
+    free(x), free(y);
+}
+
+/* y = inclusive prefix sum of x over a warp; z: ballots, shuffles of other widths and types */
+template <mutant M> static void warp_scan(const int *x, int *y, long long *z) {
+    int lane = (int)threadIdx.x & 31, v = x[threadIdx.x];
+    unsigned half = lane < 16 ? 0xffffu : 0xffff0000u;
+    for (int d = 1; d < 32; d *= 2) {
+        int o = __shfl_up_sync(~0u, v, (unsigned)d);
+        if (lane >= d) v += o;
+    }
+    y[threadIdx.x] = v;
+    long long a = __ballot_sync(~0u, x[threadIdx.x] & 1);
+    a += (long long)__shfl_sync(half, lane * 1.5, 3, 16) << 32;          /* lane 3 or 19 */
+    a += (long long)__shfl_down_sync(half, (long long)lane, 8, 8) << 40; /* its own */
+    a += (long long)__any_sync(half, lane == 20) << 48;
+    a += (long long)__all_sync(half, lane < 16) << 52;
+    if (M == NOT_IN_MASK) __syncwarp(0xfffffffe);
+    if (M == FOREIGN_LANE) a += __shfl_sync(half, lane, 4);
+    z[threadIdx.x] = a;
+}
+static void test_warp(void **state) {
+    (void)state;
+    int x[64], y[64], *dx, *dy;
+    long long z[64], *dz;
+    for (int i = 0; i < 64; i++) x[i] = i * i % 11;
+    cudaMalloc(&dx, sizeof x), cudaMalloc(&dy, sizeof y), cudaMalloc(&dz, sizeof z);
+    cudaMemcpy(dx, x, sizeof x, cudaMemcpyHostToDevice);
+    for (size_t o = 0; o < 5; o++) {
+        emu_set_order(orders[o]);
+        LAUNCH(1, 64, 0, warp_scan<RIGHT>(dx, dy, dz));
+        assert_fine();
+        to_host(y, dy, sizeof y), to_host(z, dz, sizeof z);
+        for (int w = 0; w < 2; w++) {
+            long long ballot = 0;
+            for (int l = 0, sum = 0; l < 32; l++) {
+                assert_int_equal(y[32 * w + l], sum += x[32 * w + l]);
+                ballot |= (long long)(x[32 * w + l] & 1) << l;
+            }
+            for (int l = 0; l < 32; l++) {
+                long long want = ballot + ((l < 16 ? 4ll : 28ll) << 32) + ((long long)l << 40) +
+                                 ((long long)(l >= 16) << 48) + ((long long)(l < 16) << 52);
+                assert_true(z[32 * w + l] == want);
+            }
+        }
+        LAUNCH(1, 64, 0, warp_scan<NOT_IN_MASK>(dx, dy, dz));
+        REPORTED("__syncwarp with mask 0xfffffffe");
+        LAUNCH(1, 64, 0, warp_scan<FOREIGN_LANE>(dx, dy, dz));
+        REPORTED("__shfl_sync: lane 16 reads lane 4, which the mask does not name");
+    }
+    cudaFree(dx), cudaFree(dy), cudaFree(dz);
+}
+
+/* Lanes of one warp hand values round: __syncwarp must stand between. */
+template <mutant M> static void rotate(int *out) {
+    TP_SHARED(int, box, 32);
+    int l = (int)threadIdx.x;
+    box[l] = 0;
+    __syncwarp();
+    for (int i = 0; i < 4; i++) {
+        int v = box[(l + 1) % 32];
+        if (M != NO_SYNCWARP) __syncwarp();
+        box[l] = v + 1;
+        __syncwarp();
+    }
+    out[l] = box[l];
+}
+static void test_within_warp(void **state) {
+    (void)state;
+    int *out, h[32];
+    cudaMalloc(&out, sizeof h);
+    for (size_t o = 0; o < 5; o++) {
+        emu_set_order(orders[o]);
+        LAUNCH(1, 32, 0, rotate<RIGHT>(out));
+        assert_fine();
+        to_host(h, out, sizeof h);
+        for (int l = 0; l < 32; l++) assert_int_equal(h[l], 4);
+        LAUNCH(1, 32, 0, rotate<NO_SYNCWARP>(out));
+        REPORTED("race on box[", "no __syncwarp or barrier between");
+    }
+    cudaFree(out);
+}
+
+/* Transposes a 32x32 tile of floats with 16-byte accesses to global and dynamic shared memory. */
+template <mutant M> static void transpose(const float *x, float *y, size_t bytes) {
+    TP_SHARED_DYNAMIC(smem);
+    float *tile = (float *)(void *)smem; /* [32][36]: rows stay 16-byte aligned */
+    int r = (int)threadIdx.x, c = 4 * (int)threadIdx.y;
+    float4 v = tp_ldg((const float4 *)(const void *)(x + (M == MISALIGNED_GLOBAL) + r * 32 + c));
+    tp_sts((float4 *)(void *)(tile + (M == MISALIGNED) + r * 36 + c), v);
+    if (M == PAST_END && r == 31 && c == 28)
+        tp_sts((float *)(void *)(smem + bytes - 2 * (r == 31)), 1.0f);
+    __syncthreads();
+    float4 o;
+    o.x = tp_lds(tile + (c + 0) * 36 + r), o.y = tp_lds(tile + (c + 1) * 36 + r);
+    o.z = tp_lds(tile + (c + 2) * 36 + r), o.w = tp_lds(tile + (c + 3) * 36 + r);
+    if (M == UNWRITTEN) o.x = tp_lds(tile + 34);
+    *(float4 *)(void *)(y + r * 32 + c) = o;
+}
+static void test_vectors(void **state) {
+    (void)state;
+    float x[32 * 32 + 4], y[32 * 32];
+    size_t bytes = 32 * 36 * 4 - 16;
+    for (int i = 0; i < 32 * 32 + 4; i++) x[i] = (float)i;
+    float *dx = on_device(x, 32 * 32 + 4), *dy = on_device(nullptr, 32 * 32);
+    dim3 block(32, 8);
+    for (size_t o = 0; o < 5; o++) {
+        emu_set_order(orders[o]);
+        LAUNCH(2, block, bytes, transpose<RIGHT>(dx, dy, bytes));
+        assert_fine();
+        to_host(y, dy, sizeof y);
+        for (int i = 0; i < 32 * 32; i++) assert_true(y[i] == x[i % 32 * 32 + i / 32]);
+        LAUNCH(2, block, bytes, transpose<MISALIGNED>(dx, dy, bytes));
+        REPORTED("misaligned: write of 16 bytes in shared memory");
+        LAUNCH(2, block, bytes, transpose<MISALIGNED_GLOBAL>(dx, dy, bytes));
+        REPORTED("misaligned: global access of 16 bytes");
+        LAUNCH(2, block, bytes, transpose<UNWRITTEN>(dx, dy, bytes));
+        REPORTED("read of dynamic shared memory at byte 136, which nobody wrote");
+        LAUNCH(2, block, bytes - 4, transpose<RIGHT>(dx, dy, bytes));
+        REPORTED("out of bounds: write of 16 bytes at byte 4576 of 4588 of dynamic shared memory");
+        LAUNCH(2, block, bytes, transpose<RIGHT>(x, dy, bytes));
+        REPORTED("global access of 16 bytes at", "which is not device memory");
+        LAUNCH(2, block, bytes, transpose<RIGHT>(dx + 32 * 16, dy, bytes));
+        REPORTED("global access of 16 bytes", "device memory that is not allocated");
+        LAUNCH(2, block, 0, transpose<RIGHT>(dx, dy, bytes));
+        REPORTED("the launch gave no dynamic shared memory");
+    }
+    cudaFree(dx), cudaFree(dy);
+}
+
+/* ---- meetings of groups, named barriers, waits ----------------------------------------------- */
+static void add_all(void *const *lane, void *arg) {
+    int sum = 0;
+    for (int i = 0; i < 128; i++) sum += *(int *)lane[i];
+    for (int i = 0; i < 128; i++) *(int *)lane[i] = sum + *(int *)arg;
+}
+/* Warps 0..3 make numbers, 4..7 take them, through two buffers and named barriers. */
+template <mutant M> static void pipeline(int *out, int rounds) {
+    TP_SHARED(int, box, 256);
+    int t = (int)threadIdx.x, g = t / 128, sum = 0;
+    for (int i = 0; i < rounds; i++) {
+        int b = i % 2, full = 1 + b, empty = 3 + b;
+        if (g == 0) {
+            if (i >= 2 && M != NO_WAIT) emu_named_barrier(empty, 256, true);
+            box[128 * b + t] = t + i;
+            emu_named_barrier(full, M == WRONG_COUNT ? 128 : 256, M == TOO_EARLY);
+        } else {
+            if (M != NO_RELEASE) emu_named_barrier(full, 256, true);
+            sum += box[128 * b + (t + 40) % 128];
+            if (i + 2 < rounds) emu_named_barrier(empty, 256, false);
+        }
+    }
+    int all = sum, add = g;
+    emu_group(128 * g, 128, &all, add_all, &add);
+    out[t] = all;
+}
+static void test_named_barriers(void **state) {
+    (void)state;
+    int *out, h[256];
+    cudaMalloc(&out, sizeof h);
+    for (size_t o = 0; o < 5; o++) {
+        emu_set_order(orders[o]);
+        for (int rounds = 1; rounds < 7; rounds++) {
+            LAUNCH(2, 256, 0, pipeline<RIGHT>(out, rounds));
+            assert_fine();
+            to_host(h, out, sizeof h);
+            int want = 0;
+            for (int i = 0; i < rounds; i++) want += 127 * 64 + 128 * i;
+            for (int t = 0; t < 256; t++) assert_int_equal(h[t], t < 128 ? 0 : want + 1);
+        }
+        LAUNCH(2, 256, 0, pipeline<NO_RELEASE>(out, 3));
+        REPORTED("box["); /* a race, or a read of what is not written yet */
+        LAUNCH(2, 256, 0, pipeline<WRONG_COUNT>(out, 3));
+        REPORTED("named barrier");
+        LAUNCH(2, 256, 0, pipeline<TOO_EARLY>(out, 6));
+        assert_fine(); /* bar.sync in place of bar.arrive is slower, not wrong */
+    }
+    emu_set_order("forward");
+    LAUNCH(2, 256, 0, pipeline<NO_WAIT>(out, 6));
+    REPORTED("race on box[", "written by thread", "read by thread");
+    cudaFree(out);
+}
+
+/* What hardware calls an mbarrier, as the simplest wrapper would have it. */
+struct flag {
+    int phase, arrived, want;
+};
+static bool flag_up(void *arg) {
+    const struct flag *f = *(struct flag *const *)arg;
+    return f->phase > 0;
+}
+struct copy_job {
+    int *dst;
+    const int *src;
+    struct flag *done;
+    int n;
+};
+static void copy_now(void *arg) { /* as TMA would: write, then complete */
+    const copy_job *j = (const copy_job *)arg;
+    emu_smem_access(j->dst, (size_t)j->n * 4, true);
+    memcpy(j->dst, j->src, (size_t)j->n * 4);
+    emu_clock_release(j->done);
+    j->done->phase++;
+}
+template <mutant M> static void engine(const int *x, int *out) {
+    TP_SHARED_DYNAMIC(smem);
+    int *buf = (int *)(void *)smem, t = (int)threadIdx.x;
+    struct flag *f = (struct flag *)(void *)(smem + 1024);
+    if (M == TOO_EARLY) tp_sts(buf + t, t);
+    if (t == 0) f->phase = 0;
+    __syncthreads();
+    if (M == TOO_EARLY && t >= 32) t = (int)threadIdx.x + 0 * tp_lds(buf + t);
+    if (t == 0 && M != NO_RELEASE) {
+        copy_job j = {buf, x + 64 * blockIdx.x, f, 64};
+        emu_defer(EMU_QUEUE_ENGINE, copy_now, &j, sizeof j);
+    }
+    if (M != NO_WAIT) {
+        emu_wait(flag_up, &f, "the copy");
+        emu_clock_acquire(f);
+    }
+    out[64 * blockIdx.x + (unsigned)t] = tp_lds(buf + 63 - t);
+}
+static void test_engine(void **state) {
+    (void)state;
+    int x[128], y[128], *dx, *dy;
+    for (int i = 0; i < 128; i++) x[i] = 3 * i;
+    cudaMalloc(&dx, sizeof x), cudaMalloc(&dy, sizeof x);
+    cudaMemcpy(dx, x, sizeof x, cudaMemcpyHostToDevice);
+    for (size_t o = 0; o < 25; o++) {
+        emu_set_order(orders[o % 5]);
+        assert_true(emu_set_async(policies[o / 5]));
+        LAUNCH(2, 64, 1024 + sizeof(struct flag), engine<RIGHT>(dx, dy));
+        assert_fine();
+        to_host(y, dy, sizeof y);
+        for (int i = 0; i < 128; i++) assert_int_equal(y[i], x[i / 64 * 64 + 63 - i % 64]);
+        LAUNCH(2, 64, 1024 + sizeof(struct flag), engine<NO_WAIT>(dx, dy));
+        REPORTED("dynamic shared memory at byte"); /* not written yet, or a race */
+        LAUNCH(2, 64, 1024 + sizeof(struct flag), engine<NO_RELEASE>(dx, dy));
+        REPORTED("deadlock: thread", "waits for the copy, and nobody can go on");
+        LAUNCH(2, 64, 1024 + sizeof(struct flag), engine<TOO_EARLY>(dx, dy));
+        REPORTED("race on dynamic shared memory at byte");
+    }
+    emu_set_async("late");
+    cudaFree(dx), cudaFree(dy);
+}
+
+/* out = x rotated by 40 within the block, tile by tile through two buffers filled by cp.async. */
+static void copy_16(void *arg) {
+    const copy_job *j = (const copy_job *)arg;
+    emu_smem_access(j->dst, 16, true);
+    memcpy(j->dst, j->src, 16);
+}
+template <mutant M> static void copies(const int *x, int *out, int tiles) {
+    TP_SHARED_DYNAMIC(smem);
+    int *buf = (int *)(void *)smem, t = (int)threadIdx.x, n = 4 * (int)blockDim.x;
+    for (int i = -1; i < tiles; i++) {
+        if (i + 1 < tiles) {
+            copy_job j = {buf + (i + 1) % 2 * n + 4 * t, x + (i + 1) * n + 4 * t, nullptr, 4};
+            emu_defer(EMU_QUEUE_CP_ASYNC, copy_16, &j, sizeof j);
+        }
+        emu_commit(EMU_QUEUE_CP_ASYNC);
+        if (i < 0) continue;
+        if (M != NO_WAIT) emu_drain_to(EMU_QUEUE_CP_ASYNC, 1);
+        if (M != NO_BARRIER) __syncthreads();
+        for (int k = t; k < n; k += (int)blockDim.x)
+            out[i * n + k] = tp_lds(buf + i % 2 * n + (k + 40) % n);
+        if (M != NO_BARRIER_BEHIND) __syncthreads();
+    }
+}
+static void test_copies(void **state) {
+    (void)state;
+    enum { TILES = 5, N = 256 };
+    int x[TILES * N], y[TILES * N], *dx, *dy;
+    for (int i = 0; i < TILES * N; i++) x[i] = 3 * i;
+    cudaMalloc(&dx, sizeof x), cudaMalloc(&dy, sizeof x);
+    cudaMemcpy(dx, x, sizeof x, cudaMemcpyHostToDevice);
+    for (size_t o = 0; o < 25; o++) {
+        emu_set_order(orders[o % 5]);
+        emu_set_async(policies[o / 5]);
+        LAUNCH(2, 64, 2 * N * 4, copies<RIGHT>(dx, dy, TILES));
+        assert_fine();
+        to_host(y, dy, sizeof y);
+        for (int i = 0; i < TILES * N; i++) assert_int_equal(y[i], x[i / N * N + (i + 40) % N]);
+        LAUNCH(2, 64, 2 * N * 4, copies<NO_BARRIER>(dx, dy, TILES));
+        REPORTED("dynamic shared memory at byte");
+        LAUNCH(2, 64, 2 * N * 4, copies<NO_BARRIER_BEHIND>(dx, dy, TILES));
+        REPORTED("race on dynamic shared memory at byte");
+    }
+    emu_set_async("late");
+    LAUNCH(2, 64, 2 * N * 4, copies<NO_WAIT>(dx, dy, TILES));
+    REPORTED("read of dynamic shared memory at byte", "nobody wrote");
+    cudaFree(dx), cudaFree(dy);
+}
+
+static void spin(const int *x) {
+    while (*(volatile const int *)x != 5) __nanosleep(100);
+}
+static void test_spin(void **state) {
+    (void)state;
+    int *x;
+    cudaMalloc(&x, 4);
+    cudaMemset(x, 0, 4);
+    LAUNCH(1, 64, 0, spin(x));
+    REPORTED("deadlock: thread 0 spins");
+    cudaFree(x);
+}
+
+/* ---- bf16 ------------------------------------------------------------------------------------ */
+static void test_bf16(void **state) {
+    (void)state;
+    for (unsigned i = 0; i < 65536; i++) {
+        float f = __bfloat162float(__ushort_as_bfloat16((unsigned short)i));
+        unsigned got = __float2bfloat16_rn(f).bits;
+        assert_int_equal(got, f == f ? i : 0x7fff);
+        float up = nextafterf(f, INFINITY);
+        if (f == f && !isinf(f) && f != 0) assert_int_equal(__float2bfloat16_rn(up).bits, i);
+    }
+    assert_int_equal(__float2bfloat16_rn(1 + 1.0f / 256).bits, 0x3f80); /* ties to even */
+    assert_int_equal(__float2bfloat16_rn(1 + 3.0f / 256).bits, 0x3f82);
+    assert_int_equal(__float2bfloat16_rn(3.4e38f).bits, 0x7f80);
+    float2 f = __bfloat1622float2(__floats2bfloat162_rn(2, -3));
+    assert_true(f.x == 2 && f.y == -3);
+}
+template <typename T> constexpr bool can_add = requires(T *p, T v) { atomicAdd(p, v); };
+static_assert(can_add<int> && can_add<unsigned>, "integers");
+static_assert(!can_add<float> && !can_add<double>, "a sum's order must not depend on the schedule");
+
+/* ---- the host API ---------------------------------------------------------------------------- */
+static void axpy(float *y, const float *x, float a, int n) {
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i < n) y[i] += a * x[i];
+}
+static void test_graph(void **state) {
+    (void)state;
+    enum { N = 1000 };
+    float x[N], y[N], *pinned;
+    for (int i = 0; i < N; i++) x[i] = (float)i;
+    float *dx = on_device(x, N), *dy = on_device(nullptr, N);
+    cudaStream_t s;
+    cudaGraph_t g;
+    cudaGraphExec_t exec;
+    cudaStreamCaptureStatus status;
+    size_t nodes = 0;
+    cudaMallocHost(&pinned, sizeof y);
+    cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking);
+    pinned[7] = -1;
+    assert_int_equal(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), 0);
+    cudaStreamIsCapturing(s, &status);
+    assert_int_equal(status, cudaStreamCaptureStatusActive);
+    cudaMemsetAsync(dy, 0, sizeof y, s);
+    for (int k = 1; k <= 2; k++) {
+        float a = (float)k;
+        emu_launch_kernel("axpy", (const void *)axpy, dim3(4), dim3(256), 0, s,
+                          [=] { axpy(dy, dx, a, N); });
+    }
+    cudaMemcpyAsync(pinned, dy, sizeof y, cudaMemcpyDeviceToHost, s);
+    assert_int_equal(cudaStreamEndCapture(s, &g), 0);
+    assert_true(pinned[7] == -1); /* nothing has run */
+    cudaGraphGetNodes(g, nullptr, &nodes);
+    assert_int_equal(nodes, 4);
+    assert_int_equal(cudaGraphInstantiate(&exec, g, 0), 0);
+    cudaGraphDestroy(g);
+    for (int r = 0; r < 3; r++) {
+        x[7] = (float)(r + 1);
+        cudaMemcpy(dx, x, sizeof x, cudaMemcpyHostToDevice);
+        assert_int_equal(cudaGraphLaunch(exec, s), 0);
+        assert_int_equal(cudaStreamSynchronize(s), 0);
+        for (int i = 0; i < N; i++) assert_true(pinned[i] == 3 * x[i]);
+    }
+    cudaGraphExecDestroy(exec);
+    cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal); /* a wait breaks the capture */
+    assert_int_not_equal(cudaStreamSynchronize(s), 0);
+    assert_int_not_equal(cudaStreamEndCapture(s, &g), 0);
+    REPORTED("a wait for a stream that captures");
+    cudaStreamDestroy(s);
+    cudaFreeHost(pinned), cudaFree(dx), cudaFree(dy);
+}
+
+template <mutant> static void big(void) {
+    TP_SHARED_DYNAMIC(smem);
+    if (threadIdx.x == 0) tp_sts(smem + 49152, (unsigned char)1);
+}
+static void test_host_api(void **state) {
+    (void)state;
+    float h[8] = {0}, *d = on_device(h, 8);
+    assert_int_not_equal(cudaMemcpy(h, h, 32, cudaMemcpyDeviceToHost), 0);
+    REPORTED("cudaMemcpy: the source, 32 bytes", "should be device memory and is not");
+    assert_int_not_equal(cudaMemcpy(d, d, 32, cudaMemcpyDeviceToHost), 0);
+    REPORTED("the destination at", "should be host memory and is the device's");
+    assert_int_not_equal(cudaMemcpyAsync(d, d, 32, cudaMemcpyHostToDevice, nullptr), 0);
+    REPORTED("the source at", "should be host memory and is the device's");
+    assert_int_not_equal(cudaMemcpy(d, h, 33, cudaMemcpyHostToDevice), 0);
+    REPORTED("the destination, 33 bytes", "is not inside one allocation");
+    assert_int_not_equal(cudaMemset(h, 0, 32), 0);
+    REPORTED("cudaMemset: the destination");
+    assert_int_not_equal(cudaFree(d + 1), 0);
+    REPORTED("which cudaMalloc did not give");
+    void *p = d;
+    cudaFree(d);
+    assert_int_not_equal(cudaFree(p), 0);
+    REPORTED("which cudaMalloc did not give");
+    d = on_device(h, 8);
+    assert_ptr_equal(d, p); /* addresses repeat */
+    cudaFree(d);
+    assert_int_equal(cudaMalloc(&p, (size_t)9 << 30), cudaErrorMemoryAllocation);
+    REPORTED("out of memory");
+
+    const void *f = (const void *)big<RIGHT>;
+    emu_set_sm(90);
+    emu_launch_kernel("big", f, dim3(1), dim3(32), 60000, nullptr, [=] { big<RIGHT>(); });
+    REPORTED("big: 60000 bytes of dynamic shared memory, allowed are 49152 (cudaFuncSetAttribute");
+    assert_int_not_equal(
+        cudaFuncSetAttribute(f, cudaFuncAttributeMaxDynamicSharedMemorySize, 232449), 0);
+    REPORTED("the device has 232448");
+    cudaFuncSetAttribute(big<RIGHT>, cudaFuncAttributeMaxDynamicSharedMemorySize, 60000);
+    emu_launch_kernel("big", f, dim3(1), dim3(32), 60000, nullptr, [=] { big<RIGHT>(); });
+    assert_fine();
+    emu_set_sm(80);
+    cudaDeviceProp prop;
+    cudaGetDeviceProperties(&prop, 0);
+    assert_string_equal(prop.name, "CPU emulation");
+    assert_int_equal(prop.major, 8);
+    LAUNCH(1, 1025, 0, big<RIGHT>());
+    REPORTED("cannot run");
+    LAUNCH(dim3(1, 65536), 32, 0, big<RIGHT>());
+    REPORTED("cannot run");
+    LAUNCH(0, 32, 0, big<RIGHT>());
+    REPORTED("cannot run");
+    emu_set_sm(0);
+
+    cudaEvent_t a, b;
+    float ms = -1;
+    cudaEventCreateWithFlags(&a, 0), cudaEventCreateWithFlags(&b, cudaEventDisableTiming);
+    cudaEventRecord(a, nullptr), cudaEventRecord(b, nullptr);
+    assert_int_equal(cudaEventElapsedTime(&ms, a, a), 0);
+    assert_true(ms == 0);
+    assert_int_not_equal(cudaEventElapsedTime(&ms, a, b), 0);
+    REPORTED("keeps no time");
+    cudaEventDestroy(a), cudaEventDestroy(b);
+}
+
+/* After a failure that nobody looked at, nothing runs. */
+static void test_sticky(void **state) {
+    (void)state;
+    float h = 1, *d = on_device(nullptr, 256), *sum = on_device(nullptr, 1);
+    cudaMemcpy(d, &h, 4, cudaMemcpyHostToDevice);
+    LAUNCH(1, 256, 0, block_sum<PAST_END>(d, sum));
+    assert_int_equal(cudaPeekAtLastError(), cudaErrorLaunchFailure);
+    assert_int_equal(cudaMemset(d, 0, 4), cudaErrorLaunchFailure);
+    assert_int_equal(cudaDeviceSynchronize(), cudaErrorLaunchFailure);
+    assert_non_null(strstr(cudaGetErrorString(cudaErrorLaunchFailure), "block_sum<PAST_END>"));
+    assert_int_equal(cudaGetLastError(), cudaErrorLaunchFailure);
+    assert_int_equal(cudaGetLastError(), cudaSuccess);
+    to_host(&h, d, 4);
+    assert_true(h == 1);
+    emu_clear_error();
+    cudaFree(d), cudaFree(sum);
+}
+
+/* Does fn(arg) kill the process? */
+static bool kills(void (*fn)(void *), void *arg) {
+    fflush(stdout);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        if (!freopen("/dev/null", "w", stderr)) _exit(0);
+        signal(SIGSEGV, SIG_DFL); /* not cmocka's, which would call it a failed test */
+        fn(arg);
+        _exit(0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    return WIFSIGNALED(status) || WEXITSTATUS(status) != 0;
+}
+static void read_it(void *p) { (void)*(volatile float *)p; }
+static void write_it(void *p) { *(volatile float *)p = 1; }
+static void overflow(int depth) {
+    volatile char room[4096];
+    room[0] = (char)depth;
+    if (depth > 0) overflow(depth - 1);
+    room[1] = room[0];
+}
+static void launch_overflow(void *depth) { LAUNCH(1, 32, 0, overflow(*(int *)depth)); }
+static void test_protection(void **state) {
+    (void)state;
+    float h[4] = {0}, *d = on_device(h, 4), *sum = on_device(nullptr, 4);
+    assert_false(kills(read_it, h));
+    assert_true(kills(read_it, d));
+    assert_true(kills(write_it, d));
+    LAUNCH(1, 1, 0, block_sum<RIGHT>(d, sum)); /* a launch closes it again, */
+    assert_fine();
+    assert_true(kills(read_it, d));
+    LAUNCH(1, 1, 0, block_sum<BEFORE_START>(d, sum)); /* one that fails too */
+    REPORTED("out of bounds");
+    assert_true(kills(read_it, d));
+    int shallow = 2, deep = 100;
+    assert_false(kills(launch_overflow, &shallow));
+    assert_true(kills(launch_overflow, &deep));
+    cudaFree(d), cudaFree(sum);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_block_sum),      cmocka_unit_test(test_races),
+        cmocka_unit_test(test_softmax),        cmocka_unit_test(test_warp),
+        cmocka_unit_test(test_within_warp),    cmocka_unit_test(test_vectors),
+        cmocka_unit_test(test_named_barriers), cmocka_unit_test(test_engine),
+        cmocka_unit_test(test_copies),         cmocka_unit_test(test_spin),
+        cmocka_unit_test(test_bf16),           cmocka_unit_test(test_graph),
+        cmocka_unit_test(test_host_api),       cmocka_unit_test(test_sticky),
+        cmocka_unit_test(test_protection),
+    };
+    return cmocka_run_group_tests(tests, nullptr, nullptr);
+}
