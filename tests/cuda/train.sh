@@ -1,0 +1,91 @@
+#!/bin/sh
+# Training on the device: the loss follows the CPU's, every run has the bits of the one before, a run
+# that was killed goes on with the same bits, and the plan is the memory that is used.
+# $1: a tapir with CUDA, $2: the source folder.
+set -u
+tapir=$1
+src=$2
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+. "$src/tests/lib/runs.sh"
+failed=0
+checks=0
+bad() {
+    failed=$((failed + 1))
+    echo "FAILED: $*"
+}
+expect() { # expect WHAT TEST…
+    what=$1
+    shift
+    checks=$((checks + 1))
+    "$@" || bad "$what"
+}
+make_corpus "$tapir" "$dir" 400
+
+# run NAME WORD…: trains, leaves the last line in $last
+run() {
+    name=$1
+    shift
+    last=$("$tapir" train "$src/configs/tests/cuda.yaml" run.dir="$dir/$name" data.train="$dir/train.h5" \
+        data.val="$dir/val.h5" "$@" 2>"$dir/err") || { cat "$dir/err"; return 1; }
+}
+loss_of() { echo "$last" | sed 's/.*train_loss=\([0-9.]*\).*/\1/'; }
+hash_of() { "$tapir" hash "$dir/$1" | cut -d' ' -f1; }
+near() { # near A B TOLERANCE
+    awk -v a="$1" -v b="$2" -v t="$3" 'BEGIN { d = a - b; if (d < 0) d = -d; exit !(a > 0 && d <= t) }'
+}
+
+for family in gpt2 llama; do
+    f="model.family=$family"
+    expect "$family on the CPU" run "cpu-$family" $f
+    cpu=$(loss_of)
+    for dtype in f32 bf16; do
+        d="device=cuda dtype=$dtype"
+        name=$family-$dtype
+        expect "$name" run "$name" $f $d
+        gpu=$(loss_of)
+        [ $dtype = f32 ] && tolerance=0.0005 || tolerance=0.01
+        expect "$name: loss $gpu, on the CPU $cpu" near "$gpu" "$cpu" $tolerance
+        expect "the CPU's own evaluation of $name" sh -c "'$tapir' eval '$dir/$name' >/dev/null 2>&1"
+    done
+done
+
+# the same bits again; after a kill; with other values the hash must differ
+w="model.family=gpt2 device=cuda dtype=bf16 model.dropout=0.1"
+expect "dropout" run again1 $w
+expect "dropout" run again2 $w
+expect "run to run" [ "$(hash_of again1)" = "$(hash_of again2)" ]
+expect "another seed" run other $w seed=2
+expect "another seed has other bits" [ "$(hash_of again1)" != "$(hash_of other)" ]
+"$tapir" train "$src/configs/tests/cuda.yaml" run.dir="$dir/killed" data.train="$dir/train.h5" \
+    data.val="$dir/val.h5" $w >"$dir/out" 2>&1 &
+pid=$!
+turns=0
+while [ $turns -lt 600 ] && ! ls "$dir/killed/checkpoints/"*4.h5 >/dev/null 2>&1; do
+    sleep 0.1
+    turns=$((turns + 1))
+done
+kill -9 $pid 2>/dev/null
+wait $pid 2>/dev/null
+expect "resumed" run killed $w --resume
+expect "kill -9 and resume" [ "$(hash_of killed)" = "$(hash_of again1)" ]
+
+# recomputation changes nothing but the memory
+expect "recomputation" run recomputed $w model.activation_checkpointing=true
+expect "recomputation has the same bits" [ "$(hash_of recomputed)" = "$(hash_of again1)" ]
+
+json=$("$tapir" bench step "$src/configs/tests/cuda.yaml" device=cuda dtype=bf16 model.vocab=300 --steps 2 \
+    --warmup 1 --json 2>"$dir/err") || bad "bench: $(cat "$dir/err")"
+number() { echo "$json" | sed "s/.*\"$1\":\([0-9.]*\).*/\1/"; }
+expect "planned memory is used memory: $json" near "$(number planned_mb)" "$(number pool_peak_mb)" 0
+
+# too large: one sentence with what takes how much, before anything is trained
+checks=$((checks + 1))
+if run large device=cuda train.batch=4096 model.channels=4096 model.heads=64 model.layers=64 >/dev/null; then
+    bad "a run that needs terabytes began"
+elif ! grep -q 'the GPU has .*activations.*train.micro_batches' "$dir/err"; then
+    bad "no sentence about memory: $(cat "$dir/err")"
+fi
+
+echo "$checks checks, $failed failed"
+[ $failed = 0 ]
