@@ -1,50 +1,7 @@
 /* The emulator of tests/cuda_on_cpu/: kernels that are right give the right numbers in every order
  * of threads and blocks; kernels with one mistake each are reported, in words that name it. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
-extern "C" {
-#include <cmocka.h>
-}
-#include "cuda_on_cpu.h"
-
-#define LAUNCH(grid, block, smem, ...)                                                             \
-    emu_launch(#__VA_ARGS__, dim3(grid), dim3(block), smem, [=] { __VA_ARGS__; })
-
-static const char *const orders[] = {"forward", "reverse", "random:1", "random:2", "random:3"};
-static const char *const policies[] = {"late", "early", "random:1", "random:2", "random:3"};
-
-/* The launch went well. */
-static void assert_fine(void) {
-    if (cudaGetLastError() != cudaSuccess) fail_msg("%s", emu_last_error());
-}
-/* The launch failed with a sentence that has all of `parts`. */
-static void assert_reported(const char *const *parts) {
-    if (cudaGetLastError() == cudaSuccess) fail_msg("not reported; expected \"%s\"", parts[0]);
-    for (; *parts; parts++)
-        if (!strstr(emu_last_error(), *parts))
-            fail_msg("\"%s\" is not in \"%s\"", *parts, emu_last_error());
-    emu_clear_error();
-}
-#define REPORTED(...)                                                                              \
-    do {                                                                                           \
-        const char *const parts_[] = {__VA_ARGS__, nullptr};                                       \
-        assert_reported(parts_);                                                                   \
-    } while (0)
-
-static float *on_device(const float *h, size_t n) {
-    float *d;
-    assert_int_equal(cudaMalloc(&d, n * sizeof *d), cudaSuccess);
-    if (h) assert_int_equal(cudaMemcpy(d, h, n * 4, cudaMemcpyHostToDevice), cudaSuccess);
-    return d;
-}
-static void to_host(void *h, const void *d, size_t bytes) {
-    assert_int_equal(cudaMemcpy(h, d, bytes, cudaMemcpyDeviceToHost), cudaSuccess);
-}
+#include "cuda_on_cpu/check.h"
 
 /* ---- right kernels, and mutants of them ------------------------------------------------------ */
 enum mutant {
@@ -517,6 +474,107 @@ static void test_copies(void **state) {
     cudaFree(dx), cudaFree(dy);
 }
 
+/* As wgmma: a warpgroup's 128 threads issue together, the tile in shared memory is read until the
+ * wait, and each thread's result is there only after it. out[t] = (t+1) * sum(tile), per tile. */
+struct group_job {
+    const int *tile;
+    int *acc[128];
+};
+static void sum_tile(void *arg) {
+    const group_job *j = (const group_job *)arg;
+    int sum = 0;
+    emu_smem_access(j->tile, 128 * 4, false);
+    for (int i = 0; i < 128; i++) sum += j->tile[i];
+    for (int i = 0; i < 128; i++) *j->acc[i] += (i + 1) * sum;
+}
+static void issue_sum(void *const *lane, void *arg) {
+    group_job j;
+    j.tile = *(const int *const *)arg;
+    for (int i = 0; i < 128; i++) j.acc[i] = (int *)lane[i];
+    emu_defer(EMU_QUEUE_GROUP, sum_tile, &j, sizeof j);
+    emu_commit(EMU_QUEUE_GROUP); /* here, so once for the group */
+}
+template <mutant M> static void group_sums(int *out, int tiles) {
+    TP_SHARED_DYNAMIC(smem);
+    int *tile = (int *)(void *)smem, t = (int)threadIdx.x, acc = 0;
+    for (int i = 0; i < tiles; i++) {
+        int *now = tile + i % 2 * 128;
+        tp_sts(now + t, t * (i + 1));
+        if (M != NO_BARRIER) __syncthreads();
+        emu_group(0, 128, &acc, issue_sum, &now);
+        if (M != NO_WAIT) emu_drain_to(EMU_QUEUE_GROUP, M == TOO_EARLY ? 1 : 0);
+        if (M != NO_BARRIER_BEHIND) __syncthreads();
+    }
+    out[t] = acc;
+}
+static void test_groups(void **state) {
+    (void)state;
+    int h[128], *out;
+    cudaMalloc(&out, sizeof h);
+    for (size_t o = 0; o < 25; o++) {
+        emu_set_order(orders[o % 5]);
+        emu_set_async(policies[o / 5]);
+        LAUNCH(2, 128, 1024, group_sums<RIGHT>(out, 5));
+        assert_fine();
+        to_host(h, out, sizeof h);
+        for (int t = 0; t < 128; t++) assert_int_equal(h[t], (t + 1) * 15 * 64 * 127);
+        LAUNCH(2, 128, 1024, group_sums<NO_BARRIER>(out, 5));
+        REPORTED("race on dynamic shared memory at byte", "(asynchronously)");
+    }
+    emu_set_async("late");
+    LAUNCH(2, 128, 1024, group_sums<NO_WAIT>(out, 5)); /* results nobody waited for are not there */
+    assert_fine();
+    to_host(h, out, sizeof h);
+    assert_int_equal(h[5], 0);
+    LAUNCH(2, 128, 1024,
+           group_sums<TOO_EARLY>(out, 5)); /* the tile before is written over, once
+                                              the wait for it is over: right but for */
+    assert_fine();
+    to_host(h, out, sizeof h); /* the last one */
+    assert_int_equal(h[5], 6 * 10 * 64 * 127);
+    LAUNCH(2, 128, 1024, group_sums<NO_BARRIER_BEHIND>(out, 5)); /* two buffers: none needed */
+    assert_fine();
+    cudaFree(out);
+}
+
+/* A warp collective that reads shared memory itself, as ldmatrix does. */
+static void rotate_lanes(void *const lane[32], void *arg) {
+    const int *box = *(const int *const *)arg;
+    for (int l = 0; l < 32; l++) {
+        emu_smem_access(box + (l + 1) % 32, 4, false);
+        *(int *)lane[l] = box[(l + 1) % 32];
+    }
+}
+template <mutant M> static void collective(int *out) {
+    TP_SHARED(int, box, 64);
+    int t = (int)threadIdx.x, w = t / 32, got = 0;
+    for (int i = 0; i < 3; i++) {
+        box[t] = t + i;
+        if (M == NO_BARRIER) w = 1 - t / 32;
+        const int *mine = (int *)box + 32 * w;
+        if (M == LANE_MISSING && t == 40) return;
+        emu_warp_named("rotate", &got, rotate_lanes, &mine);
+    }
+    out[t] = got;
+}
+static void test_collective(void **state) {
+    (void)state;
+    int h[64], *out;
+    cudaMalloc(&out, sizeof h);
+    for (size_t o = 0; o < 5; o++) {
+        emu_set_order(orders[o]);
+        LAUNCH(2, 64, 0, collective<RIGHT>(out));
+        assert_fine();
+        to_host(h, out, sizeof h);
+        for (int t = 0; t < 64; t++) assert_int_equal(h[t], t / 32 * 32 + (t + 1) % 32 + 2);
+        LAUNCH(2, 64, 0, collective<NO_BARRIER>(out));
+        REPORTED("box["); /* a race with the other warp, or not written yet */
+        LAUNCH(2, 64, 0, collective<LANE_MISSING>(out));
+        REPORTED("lane missing in rotate: warp 1, mask 0xffffffff: thread 40 has returned");
+    }
+    cudaFree(out);
+}
+
 static void spin(const int *x) {
     while (*(volatile const int *)x != 5) __nanosleep(100);
 }
@@ -530,210 +588,14 @@ static void test_spin(void **state) {
     cudaFree(x);
 }
 
-/* ---- bf16 ------------------------------------------------------------------------------------ */
-static void test_bf16(void **state) {
-    (void)state;
-    for (unsigned i = 0; i < 65536; i++) {
-        float f = __bfloat162float(__ushort_as_bfloat16((unsigned short)i));
-        unsigned got = __float2bfloat16_rn(f).bits;
-        assert_int_equal(got, f == f ? i : 0x7fff);
-        float up = nextafterf(f, INFINITY);
-        if (f == f && !isinf(f) && f != 0) assert_int_equal(__float2bfloat16_rn(up).bits, i);
-    }
-    assert_int_equal(__float2bfloat16_rn(1 + 1.0f / 256).bits, 0x3f80); /* ties to even */
-    assert_int_equal(__float2bfloat16_rn(1 + 3.0f / 256).bits, 0x3f82);
-    assert_int_equal(__float2bfloat16_rn(3.4e38f).bits, 0x7f80);
-    float2 f = __bfloat1622float2(__floats2bfloat162_rn(2, -3));
-    assert_true(f.x == 2 && f.y == -3);
-}
-template <typename T> constexpr bool can_add = requires(T *p, T v) { atomicAdd(p, v); };
-static_assert(can_add<int> && can_add<unsigned>, "integers");
-static_assert(!can_add<float> && !can_add<double>, "a sum's order must not depend on the schedule");
-
-/* ---- the host API ---------------------------------------------------------------------------- */
-static void axpy(float *y, const float *x, float a, int n) {
-    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
-    if (i < n) y[i] += a * x[i];
-}
-static void test_graph(void **state) {
-    (void)state;
-    enum { N = 1000 };
-    float x[N], y[N], *pinned;
-    for (int i = 0; i < N; i++) x[i] = (float)i;
-    float *dx = on_device(x, N), *dy = on_device(nullptr, N);
-    cudaStream_t s;
-    cudaGraph_t g;
-    cudaGraphExec_t exec;
-    cudaStreamCaptureStatus status;
-    size_t nodes = 0;
-    cudaMallocHost(&pinned, sizeof y);
-    cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking);
-    pinned[7] = -1;
-    assert_int_equal(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), 0);
-    cudaStreamIsCapturing(s, &status);
-    assert_int_equal(status, cudaStreamCaptureStatusActive);
-    cudaMemsetAsync(dy, 0, sizeof y, s);
-    for (int k = 1; k <= 2; k++) {
-        float a = (float)k;
-        emu_launch_kernel("axpy", (const void *)axpy, dim3(4), dim3(256), 0, s,
-                          [=] { axpy(dy, dx, a, N); });
-    }
-    cudaMemcpyAsync(pinned, dy, sizeof y, cudaMemcpyDeviceToHost, s);
-    assert_int_equal(cudaStreamEndCapture(s, &g), 0);
-    assert_true(pinned[7] == -1); /* nothing has run */
-    cudaGraphGetNodes(g, nullptr, &nodes);
-    assert_int_equal(nodes, 4);
-    assert_int_equal(cudaGraphInstantiate(&exec, g, 0), 0);
-    cudaGraphDestroy(g);
-    for (int r = 0; r < 3; r++) {
-        x[7] = (float)(r + 1);
-        cudaMemcpy(dx, x, sizeof x, cudaMemcpyHostToDevice);
-        assert_int_equal(cudaGraphLaunch(exec, s), 0);
-        assert_int_equal(cudaStreamSynchronize(s), 0);
-        for (int i = 0; i < N; i++) assert_true(pinned[i] == 3 * x[i]);
-    }
-    cudaGraphExecDestroy(exec);
-    cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal); /* a wait breaks the capture */
-    assert_int_not_equal(cudaStreamSynchronize(s), 0);
-    assert_int_not_equal(cudaStreamEndCapture(s, &g), 0);
-    REPORTED("a wait for a stream that captures");
-    cudaStreamDestroy(s);
-    cudaFreeHost(pinned), cudaFree(dx), cudaFree(dy);
-}
-
-template <mutant> static void big(void) {
-    TP_SHARED_DYNAMIC(smem);
-    if (threadIdx.x == 0) tp_sts(smem + 49152, (unsigned char)1);
-}
-static void test_host_api(void **state) {
-    (void)state;
-    float h[8] = {0}, *d = on_device(h, 8);
-    assert_int_not_equal(cudaMemcpy(h, h, 32, cudaMemcpyDeviceToHost), 0);
-    REPORTED("cudaMemcpy: the source, 32 bytes", "should be device memory and is not");
-    assert_int_not_equal(cudaMemcpy(d, d, 32, cudaMemcpyDeviceToHost), 0);
-    REPORTED("the destination at", "should be host memory and is the device's");
-    assert_int_not_equal(cudaMemcpyAsync(d, d, 32, cudaMemcpyHostToDevice, nullptr), 0);
-    REPORTED("the source at", "should be host memory and is the device's");
-    assert_int_not_equal(cudaMemcpy(d, h, 33, cudaMemcpyHostToDevice), 0);
-    REPORTED("the destination, 33 bytes", "is not inside one allocation");
-    assert_int_not_equal(cudaMemset(h, 0, 32), 0);
-    REPORTED("cudaMemset: the destination");
-    assert_int_not_equal(cudaFree(d + 1), 0);
-    REPORTED("which cudaMalloc did not give");
-    void *p = d;
-    cudaFree(d);
-    assert_int_not_equal(cudaFree(p), 0);
-    REPORTED("which cudaMalloc did not give");
-    d = on_device(h, 8);
-    assert_ptr_equal(d, p); /* addresses repeat */
-    cudaFree(d);
-    assert_int_equal(cudaMalloc(&p, (size_t)9 << 30), cudaErrorMemoryAllocation);
-    REPORTED("out of memory");
-
-    const void *f = (const void *)big<RIGHT>;
-    emu_set_sm(90);
-    emu_launch_kernel("big", f, dim3(1), dim3(32), 60000, nullptr, [=] { big<RIGHT>(); });
-    REPORTED("big: 60000 bytes of dynamic shared memory, allowed are 49152 (cudaFuncSetAttribute");
-    assert_int_not_equal(
-        cudaFuncSetAttribute(f, cudaFuncAttributeMaxDynamicSharedMemorySize, 232449), 0);
-    REPORTED("the device has 232448");
-    cudaFuncSetAttribute(big<RIGHT>, cudaFuncAttributeMaxDynamicSharedMemorySize, 60000);
-    emu_launch_kernel("big", f, dim3(1), dim3(32), 60000, nullptr, [=] { big<RIGHT>(); });
-    assert_fine();
-    emu_set_sm(80);
-    cudaDeviceProp prop;
-    cudaGetDeviceProperties(&prop, 0);
-    assert_string_equal(prop.name, "CPU emulation");
-    assert_int_equal(prop.major, 8);
-    LAUNCH(1, 1025, 0, big<RIGHT>());
-    REPORTED("cannot run");
-    LAUNCH(dim3(1, 65536), 32, 0, big<RIGHT>());
-    REPORTED("cannot run");
-    LAUNCH(0, 32, 0, big<RIGHT>());
-    REPORTED("cannot run");
-    emu_set_sm(0);
-
-    cudaEvent_t a, b;
-    float ms = -1;
-    cudaEventCreateWithFlags(&a, 0), cudaEventCreateWithFlags(&b, cudaEventDisableTiming);
-    cudaEventRecord(a, nullptr), cudaEventRecord(b, nullptr);
-    assert_int_equal(cudaEventElapsedTime(&ms, a, a), 0);
-    assert_true(ms == 0);
-    assert_int_not_equal(cudaEventElapsedTime(&ms, a, b), 0);
-    REPORTED("keeps no time");
-    cudaEventDestroy(a), cudaEventDestroy(b);
-}
-
-/* After a failure that nobody looked at, nothing runs. */
-static void test_sticky(void **state) {
-    (void)state;
-    float h = 1, *d = on_device(nullptr, 256), *sum = on_device(nullptr, 1);
-    cudaMemcpy(d, &h, 4, cudaMemcpyHostToDevice);
-    LAUNCH(1, 256, 0, block_sum<PAST_END>(d, sum));
-    assert_int_equal(cudaPeekAtLastError(), cudaErrorLaunchFailure);
-    assert_int_equal(cudaMemset(d, 0, 4), cudaErrorLaunchFailure);
-    assert_int_equal(cudaDeviceSynchronize(), cudaErrorLaunchFailure);
-    assert_non_null(strstr(cudaGetErrorString(cudaErrorLaunchFailure), "block_sum<PAST_END>"));
-    assert_int_equal(cudaGetLastError(), cudaErrorLaunchFailure);
-    assert_int_equal(cudaGetLastError(), cudaSuccess);
-    to_host(&h, d, 4);
-    assert_true(h == 1);
-    emu_clear_error();
-    cudaFree(d), cudaFree(sum);
-}
-
-/* Does fn(arg) kill the process? */
-static bool kills(void (*fn)(void *), void *arg) {
-    fflush(stdout);
-    pid_t child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
-        if (!freopen("/dev/null", "w", stderr)) _exit(0);
-        signal(SIGSEGV, SIG_DFL); /* not cmocka's, which would call it a failed test */
-        fn(arg);
-        _exit(0);
-    }
-    int status = 0;
-    waitpid(child, &status, 0);
-    return WIFSIGNALED(status) || WEXITSTATUS(status) != 0;
-}
-static void read_it(void *p) { (void)*(volatile float *)p; }
-static void write_it(void *p) { *(volatile float *)p = 1; }
-static void overflow(int depth) {
-    volatile char room[4096];
-    room[0] = (char)depth;
-    if (depth > 0) overflow(depth - 1);
-    room[1] = room[0];
-}
-static void launch_overflow(void *depth) { LAUNCH(1, 32, 0, overflow(*(int *)depth)); }
-static void test_protection(void **state) {
-    (void)state;
-    float h[4] = {0}, *d = on_device(h, 4), *sum = on_device(nullptr, 4);
-    assert_false(kills(read_it, h));
-    assert_true(kills(read_it, d));
-    assert_true(kills(write_it, d));
-    LAUNCH(1, 1, 0, block_sum<RIGHT>(d, sum)); /* a launch closes it again, */
-    assert_fine();
-    assert_true(kills(read_it, d));
-    LAUNCH(1, 1, 0, block_sum<BEFORE_START>(d, sum)); /* one that fails too */
-    REPORTED("out of bounds");
-    assert_true(kills(read_it, d));
-    int shallow = 2, deep = 100;
-    assert_false(kills(launch_overflow, &shallow));
-    assert_true(kills(launch_overflow, &deep));
-    cudaFree(d), cudaFree(sum);
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_block_sum),      cmocka_unit_test(test_races),
         cmocka_unit_test(test_softmax),        cmocka_unit_test(test_warp),
         cmocka_unit_test(test_within_warp),    cmocka_unit_test(test_vectors),
         cmocka_unit_test(test_named_barriers), cmocka_unit_test(test_engine),
-        cmocka_unit_test(test_copies),         cmocka_unit_test(test_spin),
-        cmocka_unit_test(test_bf16),           cmocka_unit_test(test_graph),
-        cmocka_unit_test(test_host_api),       cmocka_unit_test(test_sticky),
-        cmocka_unit_test(test_protection),
+        cmocka_unit_test(test_copies),         cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_collective),     cmocka_unit_test(test_spin),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

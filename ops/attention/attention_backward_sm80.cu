@@ -128,9 +128,8 @@ __global__ void __launch_bounds__(256)
     if (!inside || part) return;
     float lse = INFINITY;
     if (live) {
-        lse = x.lse[b * x.lse_stride[0] + h * x.lse_stride[1] + t * x.lse_stride[2]] * LOG2E;
-        if (x.dlse)
-            sum -= x.dlse[b * x.dlse_stride[0] + h * x.dlse_stride[1] + t * x.dlse_stride[2]];
+        lse = attention_statistic_at(x.lse, b, h, t) * LOG2E;
+        sum -= attention_statistic_at(x.dlse, b, h, t);
     }
     s.lse[row] = lse == -INFINITY ? INFINITY : lse; /* then 2^(s - lse) is 0 */
     s.delta[row] = live ? sum : 0;
@@ -520,9 +519,7 @@ static const char *backward_decline(const tp_call *k) {
     const char *no = attention_sm80_decline(k, tp_cuda_of(k->ctx)->sm);
     if (!no) no = attention_sm80_decline_rows(k->in[BACKWARD_O]);
     if (!no) no = attention_sm80_decline_rows(k->in[BACKWARD_DO]);
-    if (!no && k->in[BACKWARD_LSE]->dtype != TP_F32) no = "lse is not f32";
-    if (!no && k->in[BACKWARD_DLSE] && k->in[BACKWARD_DLSE]->dtype != TP_F32)
-        no = "dlse is not f32";
+    if (!no) no = tp_decline_cuda_floats(k);
     return no;
 }
 

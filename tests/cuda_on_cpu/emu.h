@@ -97,12 +97,12 @@ enum {
     EMU_QUEUE_CP_ASYNC = 0,
     EMU_QUEUE_THREAD_LAST = 7,
     EMU_QUEUE_ENGINE = 8, /* 8..15 */
-    EMU_QUEUE_GROUP = 16, /* 16..47 */
+    EMU_QUEUE_GROUP = 16, /* 16..47; of a warpgroup g: 16 + g */
     EMU_NQUEUE = 48
 };
 /* fn(copy of arg's bytes) will run: at once (early), when drained (late), or either (random), in
  * the queue's order. Its shared memory accesses are checked against what the running warp knew when
- * it deferred the work, and count as made when it runs. bytes <= 256. */
+ * it deferred the work, and count as made when it runs. bytes <= 2048. */
 void emu_defer(int queue, void (*fn)(void *arg), const void *arg, size_t bytes);
 /* Closes a group of what was deferred since the last commit (cp.async.commit_group). */
 void emu_commit(int queue);

@@ -405,11 +405,13 @@ void emu_group(int first, int count, void *mine, void (*fn)(void *const *lane, v
     }
     void *all[MAX_THREADS];
     uint32_t knows[NENT];
-    memcpy(knows, emu_clock[first / 32], sizeof knows);
     for (int o = 0; o < count; o++) all[o] = fs[first + o].mine;
+    memset(knows, 0xff, sizeof knows); /* what every participant knows of e to be released */
     for (int w = first / 32; w < (first + count) / 32; w++)
-        for (int e = 0; e < NENT; e++)
-            if (emu_clock[w][e] < knows[e]) knows[e] = emu_clock[w][e];
+        for (int e = 0; e < NENT; e++) {
+            uint32_t k = emu_clock[w][e] - (e == w);
+            if (k < knows[e]) knows[e] = k;
+        }
     const uint32_t *before = emu_group_knows;
     emu_group_knows = knows;
     fn(all, arg);

@@ -6,7 +6,7 @@
 enum {
     MAX_THREADS = 1024,
     MAX_WARPS = 32,
-    MAX_ENGINES = 16,
+    MAX_ENGINES = 24,               /* EMU_ENGINE(0..7), 8 engine queues, 8 group queues */
     NENT = MAX_WARPS + MAX_ENGINES, /* entities that have a clock */
     SMEM_SPACE = 320 * 1024         /* offsets of shared memory: dynamic from 1024, then static */
 };
@@ -62,7 +62,9 @@ struct emu_actor {
     const uint32_t *knows; /* [NENT]: what it has synchronised with */
     uint32_t clk;          /* its own time */
     unsigned code;         /* thread index, or 1024 + engine */
-    bool deferred;
+    bool deferred;         /* knows[] holds what had been released, of the own warp too */
+    unsigned issuer;       /* deferred: the thread whose program it stands in, */
+    uint32_t since;        /* and when that was; 0: what the issuer did does not count */
 };
 extern emu_actor *emu_acting;          /* NULL: the running thread */
 extern uint32_t emu_clock[NENT][NENT]; /* [e]: what e knows; [e][e]: its own time */

@@ -133,8 +133,8 @@ void emu_shared_begin_block(void) {
     narrays = 0;
     static_end = static_at;
     many_used = 1, many_free = 0;
-    emu_acting = nullptr;
-    if (latest > 0xf0000000u) { /* times would wrap: begin anew */
+    emu_acting = nullptr, emu_group_knows = nullptr; /* a report may have left them */
+    if (latest > 0xf0000000u) {                      /* times would wrap: begin anew */
         memset(words, 0, sizeof words), memset(bytes_of, 0, sizeof bytes_of);
         latest = 1;
     }
@@ -228,9 +228,11 @@ static const char *where(uint32_t off, char *buf, size_t n) {
 /* Does what `code` did at clk precede what the actor does now? */
 static inline bool ordered(uint32_t clk, unsigned code, const emu_actor *a) {
     int e = entity(code & ~SEVERAL);
-    if (code == a->code && (!a->deferred || clk == a->clk || clk <= a->knows[e])) return true;
-    if (e == entity(a->code) && e < MAX_WARPS) return clk < a->knows[e];
-    return clk <= a->knows[e];
+    if (a->deferred)
+        return clk <= a->knows[e] || (code == a->code && clk == a->clk) ||
+               (code == a->issuer && clk <= a->since);
+    if (code == a->code) return true;
+    return e == entity(a->code) && e < MAX_WARPS ? clk < a->knows[e] : clk <= a->knows[e];
 }
 static void race(const char *did, unsigned before, bool write, const emu_actor *a, uint32_t off) {
     char w[64], b[64], now[64];
@@ -377,8 +379,8 @@ void emu_smem_access(const void *p, size_t bytes, bool write) {
     }
     int w = emu_block.current / 32;
     const uint32_t *knows = emu_group_knows ? emu_group_knows : emu_clock[w];
-    const emu_actor me = {knows, emu_clock[w][w], (unsigned)emu_block.current,
-                          emu_group_knows != nullptr};
+    const emu_actor me = {
+        knows, emu_clock[w][w], (unsigned)emu_block.current, emu_group_knows != nullptr, 0, 0};
     touch(off, bytes, write, &me);
 }
 void emu_smem_access_as(int e, const void *p, size_t bytes, bool write) {

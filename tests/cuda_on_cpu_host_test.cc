@@ -1,0 +1,217 @@
+/* The host's side of the emulator in tests/cuda_on_cpu/: the runtime's functions refuse what CUDA
+ * refuses, graphs replay, errors stay until looked at, device memory kills who touches it. */
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include "cuda_on_cpu/check.h"
+
+/* ---- bf16 ------------------------------------------------------------------------------------ */
+static void test_bf16(void **state) {
+    (void)state;
+    for (unsigned i = 0; i < 65536; i++) {
+        float f = __bfloat162float(__ushort_as_bfloat16((unsigned short)i));
+        unsigned got = __float2bfloat16_rn(f).bits;
+        assert_int_equal(got, f == f ? i : 0x7fff);
+        float up = nextafterf(f, INFINITY);
+        if (f == f && !isinf(f) && f != 0) assert_int_equal(__float2bfloat16_rn(up).bits, i);
+    }
+    assert_int_equal(__float2bfloat16_rn(1 + 1.0f / 256).bits, 0x3f80); /* ties to even */
+    assert_int_equal(__float2bfloat16_rn(1 + 3.0f / 256).bits, 0x3f82);
+    assert_int_equal(__float2bfloat16_rn(3.4e38f).bits, 0x7f80);
+    float2 f = __bfloat1622float2(__floats2bfloat162_rn(2, -3));
+    assert_true(f.x == 2 && f.y == -3);
+}
+template <typename T> constexpr bool can_add = requires(T *p, T v) { atomicAdd(p, v); };
+static_assert(can_add<int> && can_add<unsigned>, "integers");
+static_assert(!can_add<float> && !can_add<double>, "a sum's order must not depend on the schedule");
+
+/* ---- the host API ---------------------------------------------------------------------------- */
+static void axpy(float *y, const float *x, float a, int n) {
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i < n) y[i] += a * x[i];
+}
+static void test_graph(void **state) {
+    (void)state;
+    enum { N = 1000 };
+    float x[N], y[N], *pinned;
+    for (int i = 0; i < N; i++) x[i] = (float)i;
+    float *dx = on_device(x, N), *dy = on_device(nullptr, N);
+    cudaStream_t s;
+    cudaGraph_t g;
+    cudaGraphExec_t exec;
+    cudaStreamCaptureStatus status;
+    size_t nodes = 0;
+    cudaMallocHost(&pinned, sizeof y);
+    cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking);
+    pinned[7] = -1;
+    assert_int_equal(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), 0);
+    cudaStreamIsCapturing(s, &status);
+    assert_int_equal(status, cudaStreamCaptureStatusActive);
+    cudaMemsetAsync(dy, 0, sizeof y, s);
+    for (int k = 1; k <= 2; k++) {
+        float a = (float)k;
+        emu_launch_kernel("axpy", (const void *)axpy, dim3(4), dim3(256), 0, s,
+                          [=] { axpy(dy, dx, a, N); });
+    }
+    cudaMemcpyAsync(pinned, dy, sizeof y, cudaMemcpyDeviceToHost, s);
+    assert_int_equal(cudaStreamEndCapture(s, &g), 0);
+    assert_true(pinned[7] == -1); /* nothing has run */
+    cudaGraphGetNodes(g, nullptr, &nodes);
+    assert_int_equal(nodes, 4);
+    assert_int_equal(cudaGraphInstantiate(&exec, g, 0), 0);
+    cudaGraphDestroy(g);
+    for (int r = 0; r < 3; r++) {
+        x[7] = (float)(r + 1);
+        cudaMemcpy(dx, x, sizeof x, cudaMemcpyHostToDevice);
+        assert_int_equal(cudaGraphLaunch(exec, s), 0);
+        assert_int_equal(cudaStreamSynchronize(s), 0);
+        for (int i = 0; i < N; i++) assert_true(pinned[i] == 3 * x[i]);
+    }
+    cudaGraphExecDestroy(exec);
+    cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal); /* a wait breaks the capture */
+    assert_int_not_equal(cudaStreamSynchronize(s), 0);
+    assert_int_not_equal(cudaStreamEndCapture(s, &g), 0);
+    REPORTED("a wait for a stream that captures");
+    cudaStreamDestroy(s);
+    cudaFreeHost(pinned), cudaFree(dx), cudaFree(dy);
+}
+
+static void big(void) {
+    TP_SHARED_DYNAMIC(smem);
+    if (threadIdx.x == 0) tp_sts(smem + 49152, (unsigned char)1);
+}
+static void test_host_api(void **state) {
+    (void)state;
+    float h[8] = {0}, *d = on_device(h, 8);
+    assert_int_not_equal(cudaMemcpy(h, h, 32, cudaMemcpyDeviceToHost), 0);
+    REPORTED("cudaMemcpy: the source, 32 bytes", "should be device memory and is not");
+    assert_int_not_equal(cudaMemcpy(d, d, 32, cudaMemcpyDeviceToHost), 0);
+    REPORTED("the destination at", "should be host memory and is the device's");
+    assert_int_not_equal(cudaMemcpyAsync(d, d, 32, cudaMemcpyHostToDevice, nullptr), 0);
+    REPORTED("the source at", "should be host memory and is the device's");
+    assert_int_not_equal(cudaMemcpy(d, h, 33, cudaMemcpyHostToDevice), 0);
+    REPORTED("the destination, 33 bytes", "is not inside one allocation");
+    assert_int_not_equal(cudaMemset(h, 0, 32), 0);
+    REPORTED("cudaMemset: the destination");
+    assert_int_not_equal(cudaFree(d + 1), 0);
+    REPORTED("which cudaMalloc did not give");
+    void *p = d;
+    cudaFree(d);
+    assert_int_not_equal(cudaFree(p), 0);
+    REPORTED("which cudaMalloc did not give");
+    d = on_device(h, 8);
+    assert_ptr_equal(d, p); /* addresses repeat */
+    cudaFree(d);
+    assert_int_equal(cudaMalloc(&p, (size_t)9 << 30), cudaErrorMemoryAllocation);
+    REPORTED("out of memory");
+
+    const void *f = (const void *)big;
+    emu_set_sm(90);
+    emu_launch_kernel("big", f, dim3(1), dim3(32), 60000, nullptr, [=] { big(); });
+    REPORTED("big: 60000 bytes of dynamic shared memory, allowed are 49152 (cudaFuncSetAttribute");
+    assert_int_not_equal(
+        cudaFuncSetAttribute(f, cudaFuncAttributeMaxDynamicSharedMemorySize, 232449), 0);
+    REPORTED("the device has 232448");
+    cudaFuncSetAttribute(big, cudaFuncAttributeMaxDynamicSharedMemorySize, 60000);
+    emu_launch_kernel("big", f, dim3(1), dim3(32), 60000, nullptr, [=] { big(); });
+    assert_fine();
+    emu_set_sm(80);
+    cudaDeviceProp prop;
+    cudaGetDeviceProperties(&prop, 0);
+    assert_string_equal(prop.name, "CPU emulation");
+    assert_int_equal(prop.major, 8);
+    LAUNCH(1, 1025, 0, big());
+    REPORTED("cannot run");
+    LAUNCH(dim3(1, 65536), 32, 0, big());
+    REPORTED("cannot run");
+    LAUNCH(0, 32, 0, big());
+    REPORTED("cannot run");
+    emu_set_sm(0);
+
+    cudaEvent_t a, b;
+    float ms = -1;
+    cudaEventCreateWithFlags(&a, 0), cudaEventCreateWithFlags(&b, cudaEventDisableTiming);
+    cudaEventRecord(a, nullptr), cudaEventRecord(b, nullptr);
+    assert_int_equal(cudaEventElapsedTime(&ms, a, a), 0);
+    assert_true(ms == 0);
+    assert_int_not_equal(cudaEventElapsedTime(&ms, a, b), 0);
+    REPORTED("keeps no time");
+    cudaEventDestroy(a), cudaEventDestroy(b);
+}
+
+/* x through shared memory, with a mistake in the index unless off is 0 */
+static void stage(float *x, int off) {
+    TP_SHARED(float, box, 256);
+    int t = (int)threadIdx.x;
+    box[t + off] = x[t];
+    __syncthreads();
+    x[t] = box[t];
+}
+/* After a failure that nobody looked at, nothing runs. */
+static void test_sticky(void **state) {
+    (void)state;
+    float h = 1, *d = on_device(nullptr, 256);
+    cudaMemcpy(d, &h, 4, cudaMemcpyHostToDevice);
+    LAUNCH(1, 256, 0, stage(d, 1));
+    assert_int_equal(cudaPeekAtLastError(), cudaErrorLaunchFailure);
+    assert_int_equal(cudaMemset(d, 0, 4), cudaErrorLaunchFailure);
+    assert_int_equal(cudaDeviceSynchronize(), cudaErrorLaunchFailure);
+    assert_non_null(strstr(cudaGetErrorString(cudaErrorLaunchFailure), "stage(d, 1)"));
+    assert_int_equal(cudaGetLastError(), cudaErrorLaunchFailure);
+    assert_int_equal(cudaGetLastError(), cudaSuccess);
+    to_host(&h, d, 4);
+    assert_true(h == 1);
+    emu_clear_error();
+    cudaFree(d);
+}
+
+/* Does fn(arg) kill the process? */
+static bool kills(void (*fn)(void *), void *arg) {
+    fflush(stdout);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        if (!freopen("/dev/null", "w", stderr)) _exit(0);
+        signal(SIGSEGV, SIG_DFL); /* not cmocka's, which would call it a failed test */
+        fn(arg);
+        _exit(0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    return WIFSIGNALED(status) || WEXITSTATUS(status) != 0;
+}
+static void read_it(void *p) { (void)*(volatile float *)p; }
+static void write_it(void *p) { *(volatile float *)p = 1; }
+static void overflow(int depth) {
+    volatile char room[4096];
+    room[0] = (char)depth;
+    if (depth > 0) overflow(depth - 1);
+    room[1] = room[0];
+}
+static void launch_overflow(void *depth) { LAUNCH(1, 32, 0, overflow(*(int *)depth)); }
+static void test_protection(void **state) {
+    (void)state;
+    float h[4] = {0}, *d = on_device(h, 4);
+    assert_false(kills(read_it, h));
+    assert_true(kills(read_it, d));
+    assert_true(kills(write_it, d));
+    LAUNCH(1, 1, 0, stage(d, 0)); /* a launch closes it again, */
+    assert_fine();
+    assert_true(kills(read_it, d));
+    LAUNCH(1, 1, 0, stage(d, -1)); /* one that fails too */
+    REPORTED("out of bounds");
+    assert_true(kills(read_it, d));
+    int shallow = 2, deep = 100;
+    assert_false(kills(launch_overflow, &shallow));
+    assert_true(kills(launch_overflow, &deep));
+    cudaFree(d);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_bf16),       cmocka_unit_test(test_graph),
+        cmocka_unit_test(test_host_api),   cmocka_unit_test(test_sticky),
+        cmocka_unit_test(test_protection),
+    };
+    return cmocka_run_group_tests(tests, nullptr, nullptr);
+}
