@@ -231,6 +231,11 @@ TP_DEVICE uint32_t tp_pack_bf16(float lo, float hi) {
 TP_DEVICE void tp_sts_tile(void *p, uint32_t v) {
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(tp_smem_address(p)), "r"(v) : "memory");
 }
+TP_DEVICE void tp_sts_tile4(void *p, float x, float y, float z, float w) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(tp_smem_address(p)), "f"(x),
+                 "f"(y), "f"(z), "f"(w)
+                 : "memory");
+}
 
 /* ---- wgmma: d (64,N) += a (64,16) b (16,N), started by 128 threads, done by tp_wgmma_wait -----
  */

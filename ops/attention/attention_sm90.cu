@@ -203,14 +203,6 @@ static __device__ __forceinline__ void forward_softmax(float (&s)[N], float (&m)
     }
 }
 
-template <int N>
-static __device__ __forceinline__ void forward_pack(uint32_t (&p)[N / 8][4], const float (&s)[N]) {
-#pragma unroll
-    for (int i = 0; i < N / 8; i++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) p[i][e] = tp_pack_bf16(s[8 * i + 2 * e], s[8 * i + 2 * e + 1]);
-}
-
 /* Divides by the sum, writes lse, and sends o to global memory through the warpgroup's 64 rows of
  * shared memory: rows beyond T and columns beyond the head's are cut off by TMA. */
 template <int D>
@@ -289,7 +281,7 @@ forward_consume(const forward_params &f, unsigned char *shared, uint64_t *bars, 
             if (first < low || first >= high)
                 forward_mask<BN>(s, f.p, w.b, t, first * BN, lane % 4 * 2);
             forward_softmax(s, m, l, alpha, f.scale_log2);
-            forward_pack(p, s);
+            sm90_pack(p, s);
             for (int j = first + 1; j < last; j++) {
                 int before = stage, phase_before = sm90_phase<ST>(at);
                 at++;
@@ -312,7 +304,7 @@ forward_consume(const forward_params &f, unsigned char *shared, uint64_t *bars, 
                 if (lane == 0) tp_mbar_arrive(&v_empty[before]);
 #pragma unroll
                 for (int x = 0; x < D / 2; x++) o[x] *= alpha[x / 2 % 2];
-                forward_pack(p, s);
+                sm90_pack(p, s);
             }
             if (F::OWN_O && lane == 0) tp_mbar_arrive(q_empty);
             tp_mbar_wait(&v_full[stage], sm90_phase<ST>(at));

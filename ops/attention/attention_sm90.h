@@ -92,6 +92,15 @@ static __device__ __forceinline__ void sm90_load(unsigned char *tile, const tp_t
         tp_tma_load_4d(tile + i * R * L::ROW, map, bar, i * L::COLS, row, h, b);
 }
 
+/* An accumulator (64, 2N) as the A operand of wgmma: bf16, 16 columns per step. */
+template <int N>
+static __device__ __forceinline__ void sm90_pack(uint32_t (&p)[N / 8][4], const float (&s)[N]) {
+#pragma unroll
+    for (int i = 0; i < N / 8; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) p[i][e] = tp_pack_bf16(s[8 * i + 2 * e], s[8 * i + 2 * e + 1]);
+}
+
 /* A ring of STAGES buffers: use number i lies in buffer i % STAGES, and its barriers' phase is: */
 template <int STAGES> static __device__ __forceinline__ int sm90_phase(int i) {
     return i / STAGES & 1;

@@ -85,6 +85,10 @@ void hopper_store_tile(void *p, uint32_t v) {
     tp_sts((uint32_t *)p, v);
     store_unfenced[emu_thread()] = true;
 }
+void hopper_store_tile4(void *p, float4 v) {
+    tp_sts((float4 *)p, v);
+    store_unfenced[emu_thread()] = true;
+}
 void hopper_fence_async(void) { store_unfenced[emu_thread()] = false; }
 void hopper_no_unfenced_stores(const char *what) {
     if (store_unfenced[emu_thread()])

@@ -4,6 +4,7 @@
  * phase or wait gives wrong numbers or a report. Included by ops/cuda_hopper.h only. */
 #ifndef TP_CUDA_ON_CPU_HOPPER_H
 #define TP_CUDA_ON_CPU_HOPPER_H
+#pragma GCC diagnostic ignored "-Wpsabi" /* kernels take tensor maps by value, aligned to 64 */
 
 /* ---- what hopper.cc does --------------------------------------------------------------------- */
 const char *hopper_map_bf16(tp_tma_map *out, const tp_tma_shape *s);
@@ -16,6 +17,7 @@ void hopper_bulk_store(void *dst, const void *src, int bytes, bool add);
 void hopper_bulk_commit(void);
 void hopper_bulk_wait(int groups);
 void hopper_store_tile(void *p, uint32_t v);
+void hopper_store_tile4(void *p, float4 v);
 void hopper_fence_async(void);
 void hopper_no_unfenced_stores(const char *what);
 void hopper_wgmma(int n, float *d, const uint32_t *a, uint64_t a_desc, uint64_t b_desc, int ta,
@@ -92,6 +94,9 @@ static inline uint32_t tp_pack_bf16(float lo, float hi) {
     return (uint32_t)__float2bfloat16_rn(lo).bits | (uint32_t)__float2bfloat16_rn(hi).bits << 16;
 }
 static inline void tp_sts_tile(void *p, uint32_t v) { hopper_store_tile(p, v); }
+static inline void tp_sts_tile4(void *p, float x, float y, float z, float w) {
+    hopper_store_tile4(p, make_float4(x, y, z, w));
+}
 static inline void tp_wgmma_fence(void) {}
 static inline void tp_wgmma_commit(void) { hopper_wgmma_commit(); }
 template <int N> static inline void tp_wgmma_wait(void) { hopper_wgmma_wait(N); }
