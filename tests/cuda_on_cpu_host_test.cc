@@ -30,6 +30,13 @@ static void axpy(float *y, const float *x, float a, int n) {
     int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     if (i < n) y[i] += a * x[i];
 }
+struct alignas(64) wide {
+    float x[16];
+}; /* as a tensor map is */
+static void add_wide(float *y, const wide &w) {
+    emu_check_aligned(&w, 64, "the parameter");
+    y[threadIdx.x] += w.x[threadIdx.x % 16];
+}
 static void test_graph(void **state) {
     (void)state;
     enum { N = 1000 };
@@ -53,11 +60,13 @@ static void test_graph(void **state) {
         emu_launch_kernel("axpy", (const void *)axpy, dim3(4), dim3(256), 0, s,
                           [=] { axpy(dy, dx, a, N); });
     }
+    wide w = {};
+    emu_launch_kernel("add_wide", nullptr, dim3(1), dim3(N), 0, s, [=] { add_wide(dy, w); });
     cudaMemcpyAsync(pinned, dy, sizeof y, cudaMemcpyDeviceToHost, s);
     assert_int_equal(cudaStreamEndCapture(s, &g), 0);
     assert_true(pinned[7] == -1); /* nothing has run */
     cudaGraphGetNodes(g, nullptr, &nodes);
-    assert_int_equal(nodes, 4);
+    assert_int_equal(nodes, 5);
     assert_int_equal(cudaGraphInstantiate(&exec, g, 0), 0);
     cudaGraphDestroy(g);
     for (int r = 0; r < 3; r++) {

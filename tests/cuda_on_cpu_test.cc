@@ -2,6 +2,7 @@
  * of threads and blocks; kernels with one mistake each are reported, in words that name it. */
 #include <time.h>
 #include "cuda_on_cpu/check.h"
+#include "cuda_on_cpu/internal.h"
 
 /* ---- right kernels, and mutants of them ------------------------------------------------------ */
 enum mutant {
@@ -115,6 +116,15 @@ static void test_races(void **state) {
         REPORTED("race on box[0]", "written by thread", "barrier between");
     }
     emu_set_order("forward");
+    for (uint32_t i = 0; i < 20; i++) { /* clocks near their end begin anew, and nobody notices */
+        emu_latest_time = 0xf0000000u - 10 + i;
+        LAUNCH(5, 64, 0, exchange<RIGHT>(out));
+        assert_fine();
+        LAUNCH(5, 64, 0, exchange<NO_BARRIER>(out));
+        REPORTED("race on box[");
+        assert_true(emu_latest_time < 0xf0000100u);
+    }
+    assert_true(emu_latest_time < 100000);
     LAUNCH(1, 64, 0, exchange<NO_BARRIER>(out));
     /* thread 63 came last to the first barrier, so it goes on first, and its warp with it */
     REPORTED("exchange<NO_BARRIER>(out), block (0,0,0), thread 0: race on box[0] (byte 0): read by "

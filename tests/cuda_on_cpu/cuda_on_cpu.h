@@ -343,7 +343,7 @@ template <typename T> struct emu_shared {
 template <typename Fn>
 static inline cudaError_t emu_launch_kernel(const char *name, const void *func, dim3 grid,
                                             dim3 block, size_t smem_bytes, cudaStream_t stream,
-                                            Fn fn) {
+                                            const Fn &fn) {
     static_assert(__is_trivially_copyable(Fn), "kernel arguments must be plain values");
     const unsigned g[3] = {grid.x, grid.y, grid.z}, b[3] = {block.x, block.y, block.z};
     return (cudaError_t)emu_launch_closure(
@@ -352,7 +352,7 @@ static inline cudaError_t emu_launch_kernel(const char *name, const void *func, 
 }
 template <typename Fn>
 static inline cudaError_t emu_launch(const char *name, dim3 grid, dim3 block, size_t smem_bytes,
-                                     Fn fn) {
+                                     const Fn &fn) {
     return emu_launch_kernel(name, nullptr, grid, block, smem_bytes, nullptr, fn);
 }
 #endif

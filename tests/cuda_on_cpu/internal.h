@@ -66,7 +66,8 @@ struct emu_actor {
     unsigned issuer;       /* deferred: the thread whose program it stands in, */
     uint32_t since;        /* and when that was; 0: what the issuer did does not count */
 };
-extern emu_actor *emu_acting;          /* NULL: the running thread */
+extern emu_actor *emu_acting; /* NULL: the running thread */
+extern uint32_t emu_latest_time;
 extern uint32_t emu_clock[NENT][NENT]; /* [e]: what e knows; [e][e]: its own time */
 void emu_shared_begin_launch(size_t dynamic_bytes);
 void emu_shared_end_launch(void);

@@ -226,9 +226,9 @@ static void free_nodes(CUgraph_st *g) {
 /* Appends a copy of d, with closure_bytes of its closure. */
 static bool append(CUgraph_st *g, const node *d, size_t closure_bytes) {
     node *n = (node *)malloc(sizeof *n);
-    void *closure = malloc(closure_bytes ? closure_bytes : 1);
-    if (!n || !closure) {
-        free(n), free(closure);
+    void *closure = nullptr; /* aligned for a tensor map among the arguments */
+    if (!n || posix_memalign(&closure, 128, closure_bytes ? closure_bytes : 1) != 0) {
+        free(n);
         return false;
     }
     *n = *d;

@@ -35,7 +35,8 @@ static reader_set *many;
 static uint32_t many_used, many_room, many_free;
 
 uint32_t emu_clock[NENT][NENT];
-static uint32_t base = 1, latest = 1; /* time at which this block began; the latest of any entity */
+static uint32_t base = 1;     /* the time at which this block began */
+uint32_t emu_latest_time = 1; /* the latest of any entity */
 emu_actor *emu_acting;
 
 struct array_now {
@@ -55,7 +56,7 @@ void emu_learn(uint32_t *to, const uint32_t *from) {
         if (from[e] > to[e]) to[e] = from[e];
 }
 void emu_tick(int e) {
-    if (++emu_clock[e][e] > latest) latest = emu_clock[e][e];
+    if (++emu_clock[e][e] > emu_latest_time) emu_latest_time = emu_clock[e][e];
 }
 void emu_join_block(void) {
     uint32_t all[NENT];
@@ -134,16 +135,16 @@ void emu_shared_begin_block(void) {
     static_end = static_at;
     many_used = 1, many_free = 0;
     emu_acting = nullptr, emu_group_knows = nullptr; /* a report may have left them */
-    if (latest > 0xf0000000u) {                      /* times would wrap: begin anew */
+    if (emu_latest_time > 0xf0000000u) {             /* times would wrap: begin anew */
         memset(words, 0, sizeof words), memset(bytes_of, 0, sizeof bytes_of);
-        latest = 1;
+        emu_latest_time = 1;
     }
-    base = latest + 2;
+    base = emu_latest_time + 2;
     for (int e = 0; e < NENT; e++) {
         for (int o = 0; o < NENT; o++) emu_clock[e][o] = base - 1;
         emu_clock[e][e] = base;
     }
-    latest = base;
+    emu_latest_time = base;
 }
 
 void *emu_shared_place(emu_site *site, size_t elem_bytes, size_t count, size_t align) {
