@@ -207,7 +207,12 @@ template <mutant M> static void warp_scan(const int *x, int *y, long long *z) {
     a += (long long)__shfl_down_sync(half, (long long)lane, 8, 8) << 40; /* its own */
     a += (long long)__any_sync(half, lane == 20) << 48;
     a += (long long)__all_sync(half, lane < 16) << 52;
+    a += __popc(__ballot_sync(~0u, 1)) - 32; /* one half may wait here for the other */
     if (M == NOT_IN_MASK) __syncwarp(0xfffffffe);
+    if (M == LANE_MISSING && lane == 7)
+        __any_sync(~0u, 1);
+    else if (M == LANE_MISSING)
+        __syncwarp();
     if (M == FOREIGN_LANE) a += __shfl_sync(half, lane, 4);
     z[threadIdx.x] = a;
 }
@@ -236,7 +241,9 @@ static void test_warp(void **state) {
             }
         }
         LAUNCH(1, 64, 0, warp_scan<NOT_IN_MASK>(dx, dy, dz));
-        REPORTED("__syncwarp with mask 0xfffffffe");
+        REPORTED("lane 0 calls __syncwarp with mask 0xfffffffe, which does not name it");
+        LAUNCH(1, 64, 0, warp_scan<LANE_MISSING>(dx, dy, dz));
+        REPORTED("lane missing in __", "mask 0xffffffff: thread", "waits for __");
         LAUNCH(1, 64, 0, warp_scan<FOREIGN_LANE>(dx, dy, dz));
         REPORTED("__shfl_sync: lane 16 reads lane 4, which the mask does not name");
     }
@@ -478,6 +485,15 @@ static void test_copies(void **state) {
         LAUNCH(2, 64, 2 * N * 4, copies<NO_BARRIER_BEHIND>(dx, dy, TILES));
         REPORTED("race on dynamic shared memory at byte");
     }
+    for (size_t o = 0; o < 25;
+         o++) { /* one warp: its lanes' reads and its copies are a race, too */
+        emu_set_order(orders[o % 5]);
+        emu_set_async(policies[o / 5]);
+        LAUNCH(2, 32, N * 4, copies<RIGHT>(dx, dy, 2 * TILES));
+        assert_fine();
+        LAUNCH(2, 32, N * 4, copies<NO_BARRIER_BEHIND>(dx, dy, 2 * TILES));
+        REPORTED("race on dynamic shared memory at byte", "no __syncwarp or barrier between");
+    }
     emu_set_async("late");
     LAUNCH(2, 64, 2 * N * 4, copies<NO_WAIT>(dx, dy, TILES));
     REPORTED("read of dynamic shared memory at byte", "nobody wrote");
@@ -510,7 +526,10 @@ template <mutant M> static void group_sums(int *out, int tiles) {
     for (int i = 0; i < tiles; i++) {
         int *now = tile + i % 2 * 128;
         tp_sts(now + t, t * (i + 1));
-        if (M != NO_BARRIER) __syncthreads();
+        if (M == NO_RELEASE)
+            emu_named_barrier(1, 128, t < 32); /* warp 0 hears of all, none of it */
+        else if (M != NO_BARRIER)
+            __syncthreads();
         emu_group(0, 128, &acc, issue_sum, &now);
         if (M != NO_WAIT) emu_drain_to(EMU_QUEUE_GROUP, M == TOO_EARLY ? 1 : 0);
         if (M != NO_BARRIER_BEHIND) __syncthreads();
@@ -529,6 +548,8 @@ static void test_groups(void **state) {
         to_host(h, out, sizeof h);
         for (int t = 0; t < 128; t++) assert_int_equal(h[t], (t + 1) * 15 * 64 * 127);
         LAUNCH(2, 128, 1024, group_sums<NO_BARRIER>(out, 5));
+        REPORTED("race on dynamic shared memory at byte", "(asynchronously)");
+        LAUNCH(2, 128, 1024, group_sums<NO_RELEASE>(out, 5));
         REPORTED("race on dynamic shared memory at byte", "(asynchronously)");
     }
     emu_set_async("late");
