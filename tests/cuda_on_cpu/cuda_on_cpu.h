@@ -330,6 +330,7 @@ template <typename T> struct emu_shared {
     }
     operator T *() const { return p; }
 };
+/* The array is aligned as its type is and no better: for vector accesses give a vector's type. */
 #define TP_SHARED(type, name, n)                                                                   \
     static emu_site name##_site = {#name, 0, nullptr};                                             \
     const emu_shared<type> name = {                                                                \

@@ -26,7 +26,7 @@ void emu_report(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* "forward", "reverse", "random:SEED": the order in which threads, and blocks, run. NULL: what
  * TAPIR_EMU_ORDER says, else forward. False: not understood. A kernel whose blocks wait for
  * earlier blocks keeps their order: emu_set_block_order("forward") after this. */
-bool emu_set_order(const char *order);
+bool emu_set_order(const char *order); /* forward and reverse: a warp goes on while it can */
 bool emu_set_block_order(const char *order);
 /* "late" (default), "early", "random:SEED": when deferred work is done; NULL: TAPIR_EMU_ASYNC. */
 bool emu_set_async(const char *policy);
@@ -101,10 +101,13 @@ enum {
     EMU_NQUEUE = 48
 };
 /* fn(copy of arg's bytes) will run: at once (early), when drained (late), or either (random), in
- * the queue's order. Its shared memory accesses are checked against what the running warp knew when
- * it deferred the work, and count as made when it runs. bytes <= 2048. */
+ * the queue's order (an engine's: in any). Its shared memory accesses are checked against what the
+ * running warp knew when it deferred the work, and count as made when it runs: by the draining
+ * thread, or by the engine or group, whose work a warp knows of after it drained the queue (or
+ * acquired what fn released). bytes <= 2048. */
 void emu_defer(int queue, void (*fn)(void *arg), const void *arg, size_t bytes);
-/* Closes a group of what was deferred since the last commit (cp.async.commit_group). */
+/* Closes a group of what was deferred since the last commit (cp.async.commit_group). Of a group
+ * queue: once, as within emu_group's fn, not by each thread. */
 void emu_commit(int queue);
 /* Does all but the last `groups` committed groups (and what was not committed, if groups < 0 ). */
 void emu_drain_to(int queue, int groups);
