@@ -11,7 +11,7 @@ function(tapir_cxx_options target)
   list(REMOVE_ITEM options -Wstrict-prototypes -Wmissing-prototypes)
   set_target_properties(${target} PROPERTIES COMPILE_OPTIONS "${options}" CXX_STANDARD 20
                         CXX_STANDARD_REQUIRED ON CXX_EXTENSIONS ON)
-  target_compile_options(${target} PRIVATE -fno-exceptions -fno-rtti)
+  target_compile_options(${target} PRIVATE -fno-exceptions -fno-rtti -Wno-psabi)
 endfunction()
 
 # The OBJECT library cuda_on_cpu.
