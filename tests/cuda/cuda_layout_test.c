@@ -339,11 +339,13 @@ static void casts(void) {
 int main(void) {
     FLOATS(swiglu, 3, 5, 128);
     FLOATS(swiglu, 3, 5, 40);
+    FLOATS(choose_all, 3, 65);
     FLOATS(swiglu, 2, 7, 14);
     FLOATS(dgate, 3, 5, 128);
     FLOATS(dup, 3, 5, 128);
     FLOATS(dup, 3, 5, 24);
     FLOATS(rope, 2, 5, 384);
+    FLOATS(rope, 2, 5, 385); /* rows that begin at odd places */
     FLOATS(rope, 2, 21, 96);
     FLOATS(rope, 2, 21, 24);
     FLOATS(rope, 1, 3, 12 * 512);
