@@ -32,19 +32,16 @@ static __device__ __forceinline__ void tp_walk_at(const tp_walk &w, int64_t at, 
 }
 
 /* V neighbouring values of one operand, or one value V times (step 0). */
-template <typename T, int V, int N>
-static __device__ __forceinline__ void tp_map_load(const void *in, int64_t from, int64_t step,
-                                                   float x[V][N], int j) {
+template <typename T, int V>
+static __device__ __forceinline__ tp_vec<T, V> tp_map_load(const void *in, int64_t from,
+                                                           int64_t step) {
     const T *p = (const T *)in + from;
-    if (V > 1 && step == 1) {
-        tp_vec<T, V> v = tp_load<T, V>(p);
+    if (V > 1 && step == 1) return tp_load<T, V>(p);
+    tp_vec<T, V> v;
+    v.v[0] = tp_ldg(p);
 #pragma unroll
-        for (int e = 0; e < V; e++) x[e][j] = tp_to_f32(v.v[e]);
-    } else {
-        float one = tp_to_f32(tp_ldg(p));
-#pragma unroll
-        for (int e = 0; e < V; e++) x[e][j] = one;
-    }
+    for (int e = 1; e < V; e++) v.v[e] = v.v[0];
+    return v;
 }
 
 template <typename F, typename C, typename T, typename R, int V, int NIN, int NOUT>
@@ -53,10 +50,18 @@ static __device__ __forceinline__ void tp_map_some(const F &f, const tp_map_args
     int64_t from[NIN];
     float x[V][NIN], y[V][NOUT];
     tp_walk_at<NIN>(a.walk, at, from);
-    tp_map_load<C, V, NIN>(a.in[0], from[0], a.walk.stride[0][last], x, 0);
+    /* every operand is under way before the first is looked at */
+    tp_vec<C, V> first = tp_map_load<C, V>(a.in[0], from[0], a.walk.stride[0][last]);
+    tp_vec<T, V> other[NIN];
 #pragma unroll
     for (int j = 1; j < NIN; j++)
-        tp_map_load<T, V, NIN>(a.in[j], from[j], a.walk.stride[j][last], x, j);
+        other[j] = tp_map_load<T, V>(a.in[j], from[j], a.walk.stride[j][last]);
+#pragma unroll
+    for (int e = 0; e < V; e++) {
+        x[e][0] = tp_to_f32(first.v[e]);
+#pragma unroll
+        for (int j = 1; j < NIN; j++) x[e][j] = tp_to_f32(other[j].v[e]);
+    }
 #pragma unroll
     for (int e = 0; e < V; e++) f(x[e], y[e], at + e);
     int64_t to = a.in_place ? from[0] : at;
