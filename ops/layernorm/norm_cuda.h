@@ -148,7 +148,7 @@ static __device__ __forceinline__ void norm_add_to(float *p, bool shared, const 
 
 /* A block per segment. Shared memory, where rows lie side by side: (side, parts, C). */
 template <typename T, bool CENTRE, int K, bool VECTOR>
-__global__ void __launch_bounds__(TP_ROW_THREADS) norm_backward(norm_backward_args a) {
+__global__ void __launch_bounds__(TP_ROW_THREADS, 1) norm_backward(norm_backward_args a) {
     enum { V = tp_width<T>::N, PARTS = CENTRE ? 2 : 1 };
     TP_SHARED_DYNAMIC(bytes);
     int64_t channels = a.r.channels, sample = blockIdx.x / a.segments;
