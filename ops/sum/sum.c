@@ -84,6 +84,7 @@ static double sum_flops(const tp_call *k) { return (double)tp_numel(k->in[0]); }
 /* clang-format off */
 static const tp_sample sum_samples[] = {
     {"vector", {{TP_GEN_NORMAL, 1, {130}}}, DIMS(1, 0)},
+    {"long vector", {{TP_GEN_NORMAL, 1, {1100}}}, DIMS(1, 0), .no_grad = true},
     {"short vector", {{TP_GEN_NORMAL, 1, {5}}}, DIMS(1, 1)},
     {"rows", {{TP_GEN_NORMAL, 2, {17, 33}}}, DIMS(2, 0)},
     {"columns", {{TP_GEN_NORMAL, 2, {65, 130}}}, DIMS(1, 0)},
