@@ -71,7 +71,6 @@ __global__ void __launch_bounds__(TP_ROW_THREADS) norm_forward(norm_forward_args
     });
 }
 
-/* a has all but r and what eps and x tell; outputs are listed for their alignment. */
 template <typename T, bool CENTRE>
 static inline tp_status norm_forward_typed(const tp_call *k, const norm_forward_args &a) {
     TP_ROWS_LAUNCH(k, a.r, tp_rows_blocks(a.r), 0, norm_forward, (T, CENTRE), a);
@@ -262,11 +261,12 @@ static inline tp_status norm_backward_typed(const tp_call *k, const norm_backwar
     TP_ROWS_LAUNCH(k, a.r, (unsigned)blocks, shared, norm_backward, (T, CENTRE), a);
 }
 
-/* parts: 2 for layernorm (dw, db), 1 for rmsnorm. partial, then the samples' sums. */
+/* How many segments a sample has. */
 static inline int64_t norm_segments(const tp_tensor *x, int64_t *leaves, int64_t *rows_each) {
     *leaves = tp_leaves(x, rows_each);
     return (*rows_each + NORM_SEGMENT - 1) / NORM_SEGMENT;
 }
+/* parts: 2 for layernorm (dw, db), 1 for rmsnorm. Room for partial, then for the samples' sums. */
 static inline size_t norm_backward_workspace(const tp_call *k, int parts) {
     const tp_norm_backward_attr *attr = (const tp_norm_backward_attr *)k->attr;
     int64_t leaves, each, segments = norm_segments(k->in[1], &leaves, &each);
