@@ -76,8 +76,8 @@ static inline tp_status norm_forward_typed(const tp_call *k, const norm_forward_
     TP_ROWS_LAUNCH(k, a.r, tp_rows_blocks(a.r), 0, norm_forward, (T, CENTRE), a);
 }
 
-/* Operands 0 (x), `residual` (0: none), w and `b` (0: none) of k; outputs are [sum] y [mean] rstd.
- */
+/* Inputs of k: x, residual where add, w, b of layernorm; outputs: sum where add, y, mean of
+ * layernorm, rstd. */
 template <bool CENTRE> static inline tp_status norm_forward_run(const tp_call *k, bool add) {
     int o = 0, i = add ? 2 : 1;
     norm_forward_args a = {};
