@@ -6,7 +6,7 @@
 #include "ops/cuda.h"
 #include "ops/reduce.h"
 
-enum { TP_SUM_THREADS = 128, TP_SUM_AHEAD = 8 };
+enum { TP_SUM_THREADS = 128, TP_SUM_AHEAD = 16 };
 
 /* ---- chains --------------------------------------------------------------------------------- */
 typedef struct tp_chain_args {

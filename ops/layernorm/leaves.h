@@ -23,8 +23,8 @@ static inline void tp_leaves_sum(float *leaf, int64_t n, int64_t stride, int64_t
                                  int64_t end) {
     for (int64_t width = 1; width < n; width *= 2)
         for (int64_t i = 0; i + width < n; i += 2 * width) {
-            float *restrict left = leaf + i * stride;
-            const float *restrict right = leaf + (i + width) * stride;
+            float *__restrict left = leaf + i * stride;
+            const float *__restrict right = leaf + (i + width) * stride;
             for (int64_t j = begin; j < end; j++) left[j] += right[j];
         }
 }

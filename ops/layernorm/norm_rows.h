@@ -7,6 +7,7 @@
 #define TP_NORM_ROWS_H
 #include "ops/layernorm/lanes.h"
 #include "ops/layernorm/leaves.h"
+#include "ops/layernorm/norm_math.h"
 #include "ops/layernorm/norm_op.h"
 
 enum { NORM_GRAIN = 1 << 14 }; /* values per chunk of rows */
@@ -51,7 +52,7 @@ static inline void norm_forward_row(const norm_forward *a, int64_t row) {
     } while (0)
     LANES_EACH(channels, SQUARE);
 #undef SQUARE
-    float rstd = 1.0f / sqrtf(lanes_fold(squares) * a->inverse_channels + a->eps);
+    float rstd = norm_rstd(lanes_fold(squares), a->inverse_channels, a->eps);
     if (NORM_CENTRE) a->mean[row] = mean;
     a->rstd[row] = rstd;
     v16 mu = v16_set1(mean), r = v16_set1(rstd);
@@ -103,10 +104,10 @@ static inline void norm_backward_row(const norm_backward *a, int64_t row, float 
     } while (0)
     if (dy) LANES_EACH(channels, SUMS);
 #undef SUMS
-    float r = a->rstd[row], c0 = 0, c1 = r * (lanes_fold(s2) * a->inverse_channels);
-    if (a->drstd) c1 += a->drstd[row] * r * r * a->inverse_channels;
-    if (NORM_CENTRE) c0 = r * (lanes_fold(s1) * a->inverse_channels);
-    if (NORM_CENTRE && a->dmean) c0 -= a->dmean[row] * a->inverse_channels;
+    float r = a->rstd[row], c0 = 0;
+    float c1 = norm_c1(lanes_fold(s2), r, a->drstd ? a->drstd + row : NULL, a->inverse_channels);
+    if (NORM_CENTRE)
+        c0 = norm_c0(lanes_fold(s1), r, a->dmean ? a->dmean + row : NULL, a->inverse_channels);
     v16 minus_c0 = v16_set1(-c0), by_n = v16_set1(c1);
     const float *dsum = a->dsum ? a->dsum + at : NULL;
     float *dx = a->dx + at;

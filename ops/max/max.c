@@ -147,6 +147,8 @@ static const tp_sample max_samples[] = {
     {"all", {{TP_GEN_DISTINCT, 3, {3, 5, 7}, -1, 1}}, DIMS(7, 0)},
     {"scalar", {{TP_GEN_NORMAL, 0, {0}}}, DIMS(0, 0)},
     {"ties", {{TP_GEN_UNIFORM, 2, {5, 9}, 2, 2}}, DIMS(2, 0), .no_grad = true},
+    {"long rows", {{TP_GEN_DISTINCT, 2, {3, 1500}, -1, 1}}, DIMS(2, 0), .no_grad = true},
+    {"long ties", {{TP_GEN_UNIFORM, 2, {2, 1500}, 2, 2}}, DIMS(2, 0), .no_grad = true},
     {"empty result", {{TP_GEN_NORMAL, 2, {0, 4}}}, DIMS(2, 0)},
     {"of nothing", {{TP_GEN_NORMAL, 2, {4, 0}}}, DIMS(2, 0), .refuse = "hold no elements"},
     {"no such dimension", {{TP_GEN_NORMAL, 1, {4}}}, DIMS(2, 0), .refuse = "no dimension 1"},

@@ -31,7 +31,8 @@ static __device__ __forceinline__ best warp_best(best b) {
 /* A result belongs to the 1, 32 or 256 threads of one threadIdx.y. */
 template <typename T>
 __global__ void __launch_bounds__(THREADS)
-    max_scan(const T *x, T *y, int32_t *at, tp_dims kept, tp_dims gone) {
+    max_scan(const T *x, T *y, int32_t *at, const __grid_constant__ tp_dims kept,
+             const __grid_constant__ tp_dims gone) {
     int64_t u = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
     best b = {0, -1};
     if (u < kept.n) {

@@ -84,11 +84,13 @@ static double sum_flops(const tp_call *k) { return (double)tp_numel(k->in[0]); }
 /* clang-format off */
 static const tp_sample sum_samples[] = {
     {"vector", {{TP_GEN_NORMAL, 1, {130}}}, DIMS(1, 0)},
+    {"long vector", {{TP_GEN_NORMAL, 1, {1100}}}, DIMS(1, 0), .no_grad = true},
     {"short vector", {{TP_GEN_NORMAL, 1, {5}}}, DIMS(1, 1)},
     {"rows", {{TP_GEN_NORMAL, 2, {17, 33}}}, DIMS(2, 0)},
     {"columns", {{TP_GEN_NORMAL, 2, {65, 130}}}, DIMS(1, 0)},
     {"bias of three samples", {{TP_GEN_NORMAL, 3, {3, 17, 260}}}, DIMS(3, 0)},
     {"positions", {{TP_GEN_NORMAL, 3, {5, 4, 9}}}, DIMS(1, 0)},
+    {"many samples", {{TP_GEN_NORMAL, 3, {29, 3, 4}}}, DIMS(3, 0)},
     {"middle, kept", {{TP_GEN_NORMAL, 4, {2, 3, 5, 7}}}, DIMS(6, 6)},
     {"first and last, one kept", {{TP_GEN_NORMAL, 4, {6, 3, 2, 19}}}, DIMS(9, 8)},
     {"alternating", {{TP_GEN_NORMAL, 5, {3, 2, 3, 2, 3}}}, DIMS(21, 0)},

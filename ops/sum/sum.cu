@@ -1,7 +1,7 @@
 /* sum on CUDA, in the order that sum.h states: the bits of the CPU for f32. */
 #include "ops/reduce_cuda.h"
 
-enum { LANES = 16, ROW_THREADS = 128, AHEAD = 8 };
+enum { LANES = 16, ROW_THREADS = 128, AHEAD = 32 };
 
 /* ---- along the last dimension --------------------------------------------------------------- */
 typedef struct rows_args {
@@ -10,6 +10,17 @@ typedef struct rows_args {
     tp_dims kept, chain;
     int64_t samples, sample_stride, n, stride; /* n values lie `stride` apart */
 } rows_args;
+
+/* Adds N values in turn; their loads wait together. */
+template <typename I, int N>
+static __device__ __forceinline__ float add_next(float sum, const I *p, int64_t step) {
+    I next[N];
+#pragma unroll
+    for (int e = 0; e < N; e++) next[e] = tp_ldg(p + e * step);
+#pragma unroll
+    for (int e = 0; e < N; e++) sum += tp_to_f32(next[e]);
+    return sum;
+}
 
 /* y[(s*kept.n + u)*chain.n + m] = the sum of that row: lane l of sixteen adds elements l, l+16, …;
  * then the lanes by halves. Half a warp per row. */
@@ -25,13 +36,10 @@ __global__ void __launch_bounds__(ROW_THREADS) sum_rows(rows_args a) {
                      tp_dims_offset(&a.kept, rest - s * a.kept.n) + tp_dims_offset(&a.chain, m) +
                      lane * a.stride;
         int64_t i = lane, step = LANES * a.stride;
-        for (; i + (AHEAD - 1) * LANES < a.n; i += AHEAD * LANES, p += AHEAD * step) {
-            I next[AHEAD];
-#pragma unroll
-            for (int e = 0; e < AHEAD; e++) next[e] = tp_ldg(p + e * step);
-#pragma unroll
-            for (int e = 0; e < AHEAD; e++) sum += tp_to_f32(next[e]);
-        }
+        for (; i + (AHEAD - 1) * LANES < a.n; i += AHEAD * LANES, p += AHEAD * step)
+            sum = add_next<I, AHEAD>(sum, p, step);
+        for (; i + 3 * LANES < a.n; i += 4 * LANES, p += 4 * step)
+            sum = add_next<I, 4>(sum, p, step);
         for (; i < a.n; i += LANES, p += step) sum += tp_to_f32(tp_ldg(p));
     }
     for (int half = LANES / 2; half; half /= 2)

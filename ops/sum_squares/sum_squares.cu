@@ -8,8 +8,9 @@ enum { CHUNK = TP_SQUARES_CHUNK, LANES = 16, THREADS = 128, AHEAD = 32 };
 /* Lane l of sixteen adds the squares of elements l, l+16, … of a chunk; then the lanes by halves.
  * The square of an f32 is exact in double, so fma rounds as the addition alone does. */
 template <typename T, bool DENSE>
-__global__ void __launch_bounds__(THREADS)
-    sum_squares(const T *x, double *y, int64_t n, int64_t chunks, tp_dims dims) {
+__global__ void __launch_bounds__(THREADS, 4)
+    sum_squares(const T *x, double *y, int64_t n, int64_t chunks,
+                const __grid_constant__ tp_dims dims) {
     int64_t chunk = ((int64_t)blockIdx.x * THREADS + threadIdx.x) / LANES;
     int64_t i = chunk * CHUNK + threadIdx.x % LANES, end = chunk < chunks ? (chunk + 1) * CHUNK : 0;
     if (end > n) end = n;
