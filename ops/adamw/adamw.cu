@@ -3,7 +3,8 @@
 #include "core/rng.h"
 #include "ops/adamw/adamw_math.h"
 #include "ops/convert.h"
-#include "ops/philox_cuda.h"
+#include "ops/cuda.h"
+#include "ops/philox_math.h"
 
 enum { ADAMW_THREADS = 256, ADAMW_EACH = 4 };
 
@@ -80,8 +81,8 @@ typedef struct adamw_bf16 {
     const float *g;
     int64_t n, offset, first; /* first: the block that element 0 lies in */
     adamw_step step;
-    uint64_t seed, counter;
-    uint32_t key1;
+    uint64_t counter;
+    uint32_t key0, key1;
 } adamw_bf16;
 
 template <bool WHOLE>
@@ -106,9 +107,12 @@ static __device__ __forceinline__ void move4(const adamw_bf16 &a, int64_t i, con
 __global__ void __launch_bounds__(ADAMW_THREADS) adamw_bf16_moments(adamw_bf16 a, bool aligned) {
     TP_SHARED(words4, words, ADAMW_THREADS);
     int lane = threadIdx.x % 32;
-    uint32_t *mine = (uint32_t *)&words[threadIdx.x - lane], w[4];
+    uint32_t *mine = (uint32_t *)&words[threadIdx.x - lane];
     int64_t block = a.first + ((int64_t)blockIdx.x * ADAMW_THREADS + threadIdx.x) / 32;
-    tp_philox_cuda(w, a.seed, a.key1, a.counter, (uint64_t)(block * 32 + lane));
+    uint64_t counter = (uint64_t)(block * 32 + lane);
+    uint32_t w[4] = {(uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)a.counter,
+                     (uint32_t)(a.counter >> 32)};
+    tp_philox_rounds(a.key0, a.key1, w);
     for (int e = 0; e < 4; e++) tp_sts(mine + 32 * e + lane, w[e]);
     __syncwarp();
     words4 word = words[threadIdx.x];
@@ -139,9 +143,9 @@ static tp_status run16(const tp_call *k) {
     a.offset = o->offset;
     a.first = o->offset / ADAMW_BLOCK;
     a.step = adamw_step_of(o);
-    a.seed = k->ctx->seed;
+    a.key0 = (uint32_t)k->ctx->seed;
     a.counter = adamw_counter(o);
-    a.key1 = tp_philox_key(a.seed, TP_RNG_ROUND);
+    a.key1 = tp_philox_key(k->ctx->seed, TP_RNG_ROUND);
     bool aligned = a.offset % ADAMW_EACH == 0 && tp_aligned(a.p, 16) && tp_aligned(a.g, 16) &&
                    tp_aligned(a.m, 8) && tp_aligned(a.v, 8);
     int64_t blocks = a.n ? (a.offset + a.n - 1) / ADAMW_BLOCK - a.first + 1 : 0;

@@ -2,6 +2,7 @@
 #ifndef TP_DROPOUT_MATH_H
 #define TP_DROPOUT_MATH_H
 #include "ops/math.h"
+#include "ops/philox_math.h"
 
 typedef struct dropout_attr {
     double p_drop;
@@ -12,23 +13,6 @@ typedef struct dropout_attr {
 /* Elements are kept whose random word is not below this. */
 static inline TP_HD uint32_t dropout_threshold(double p_drop) {
     return (uint32_t)(p_drop * 0x1p32);
-}
-
-/* Philox4x32-10 (core/rng.c) with key (k0,k1) and counter (c0,c1,c2,c3); the words replace it. Word
- * i of counter (group, sample) belongs to element 4*group + i of the sample. */
-static inline TP_HD void dropout_words(uint32_t k0, uint32_t k1, uint32_t c[4]) {
-    uint32_t c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];
-    for (int round = 0; round < 10; round++) {
-        uint64_t p = (uint64_t)c0 * 0xD2511F53u, q = (uint64_t)c2 * 0xCD9E8D57u;
-        uint32_t a = (uint32_t)(q >> 32) ^ c1 ^ k0, b = (uint32_t)(p >> 32) ^ c3 ^ k1;
-        c1 = (uint32_t)q;
-        c3 = (uint32_t)p;
-        c0 = a;
-        c2 = b;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    c[0] = c0, c[1] = c1, c[2] = c2, c[3] = c3;
 }
 
 /* The mask of a call: of element i of the tensor, that is, i % inner of sample + i / inner. */
@@ -55,11 +39,12 @@ static inline dropout_mask dropout_mask_of(const tp_call *k) {
     return m;
 }
 
+/* Word i belongs to element 4*group + i of the sample. */
 static inline TP_HD void dropout_group(uint32_t k0, uint32_t k1, uint64_t sample, uint64_t group,
                                        uint32_t word[4]) {
     word[0] = (uint32_t)group, word[1] = (uint32_t)(group >> 32);
     word[2] = (uint32_t)sample, word[3] = (uint32_t)(sample >> 32);
-    dropout_words(k0, k1, word);
+    tp_philox_rounds(k0, k1, word);
 }
 
 static inline TP_HD float dropout_f(float x, uint32_t word, uint32_t threshold, float scale) {

@@ -169,12 +169,12 @@ __global__ void __launch_bounds__(ADD_THREADS, 2) add_long(add_args a) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     float *pending = (float *)shared + warp * a.heights * 32 * V;
     float *part = (float *)shared + ADD_WARPS * a.heights * 32 * V; /* (warps, 32*V) */
-    int64_t at = (int64_t)blockIdx.x * LONG, behind = at + LONG < a.n ? at + LONG : a.n;
+    int64_t at = (int64_t)blockIdx.x * LONG;
     uint32_t row = tp_ldg(a.key + at);
     if (row == a.rows || (at && tp_ldg(a.key + at - LONG) == row)) return;
     int64_t begin = first_from(a.key, at > LONG ? at - LONG : 0, at, row);
     if (begin + LONG >= a.n || tp_ldg(a.key + begin + LONG) != row) return;
-    int64_t end = first_from(a.key, behind, a.n, (int64_t)row + 1);
+    int64_t end = first_from(a.key, at, a.n, (int64_t)row + 1);
     int64_t samples = (int64_t)1 << (a.heights > 3 ? a.heights - 3 : 0); /* of a warp */
     add_range r;
     r.column = ((int64_t)blockIdx.y * 32 + lane) * V;

@@ -139,6 +139,7 @@ static const tp_sample gather_samples[] = {
 static const tp_sample backward_samples[] = {
     {"one of each row", {IDX(2, 33, 1), N(2, {33, 1})}, CHANNELS(7)},
     {"repeats", {REPEATS, N(2, {2, 5})}, CHANNELS(9)},
+    {"whole vectors", {REPEATS, N(2, {2, 5})}, CHANNELS(16)},
     {"no indices", {IDX(2, 3, 0), N(2, {3, 0})}, CHANNELS(7)},
     {"empty", {IDX(2, 0, 2), N(2, {0, 2})}, CHANNELS(7)},
     {"shapes", {IDX(2, 3, 2), N(2, {3, 1})}, CHANNELS(7), .refuse = "must have the same shape"},

@@ -57,7 +57,7 @@ __global__ void gather_scatter(const int32_t *idx, tp_rows dy, T *dx, int64_t pe
             int64_t i = begin + me, at = tp_ldg(idx + row * per_row + i);
             bool good = at >= 0 && at < channels;
             if (!good && first == 0) tp_report(fault, row * per_row + i);
-            where[me] = good && at >= first && at - first < width ? (int)(at - first) : -1;
+            where[me] = at >= first && at - first < width ? (int)(at - first) : -1;
             what[me] = tp_to_f32(tp_ldg((const T *)dy.p + row * dy.row + i * dy.col));
         }
         __syncthreads();

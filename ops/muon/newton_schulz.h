@@ -19,9 +19,11 @@ typedef struct ns_shape {
 } ns_shape;
 
 static inline ns_shape ns_shape_of(const tp_call *k) {
-    const tp_newton_schulz_opts *o = k->attr;
+    const tp_newton_schulz_opts *o = (const tp_newton_schulz_opts *)k->attr;
     const tp_tensor *x = k->in[0];
-    ns_shape s = {.rows = x->shape[0], .cols = x->shape[1], .ld = x->shape[1]};
+    ns_shape s;
+    s.rows = x->shape[0];
+    s.cols = s.ld = x->shape[1];
     s.blocks = o->blocks ? o->blocks : 1;
     s.steps = o->steps ? (int)o->steps : 5;
     if (o->dim == 0)

@@ -145,7 +145,7 @@ template <typename T> static tp_status topk_typed(const tp_call *k) {
     if (a.padded <= TOPK_SHARED)
         return TP_LAUNCH(k, (topk_rows<T, true>), rows, threads,
                          (size_t)a.padded * sizeof(uint64_t), a, y);
-    return TP_LAUNCH(k, (topk_rows<T, false>), rows, threads, 0, a, y);
+    return TP_LAUNCH(k, (topk_rows<T, false>), rows, threads, 16, a, y);
 }
 
 static tp_status topk_run(const tp_call *k) {
