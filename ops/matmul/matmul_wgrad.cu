@@ -81,10 +81,13 @@ __global__ void __launch_bounds__(THREADS)
         if (merge & 1) sum = add(tp_ldg((const float4 *)s), sum);
     tp_vec<T, 4> y = {{tp_from_f32<T>(sum.x), tp_from_f32<T>(sum.y), tp_from_f32<T>(sum.z),
                        tp_from_f32<T>(sum.w)}};
-    if (i + 4 <= n)
+    if (i + 4 <= n) {
         tp_store<T, 4>(to + i, y);
-    else
-        for (int e = 0; e < n - i; e++) tp_stg(to + i + e, y.v[e]);
+        return;
+    }
+#pragma unroll
+    for (int e = 0; e < 3; e++)
+        if (i + e < n) tp_stg(to + i + e, y.v[e]);
 }
 
 /* A leaf, as a product: rows are steps of k. */
