@@ -32,7 +32,8 @@ typedef struct plan {
     cublasLtMatmulAlgo_t algo[KEPT];
     int algos;
     int64_t m, batch; /* of the last product */
-    int choice;       /* the algorithm that does it; -1: none */
+    int choice;       /* the algorithm that does one matrix of it; -1: none */
+    bool together;    /* and all matrices at once */
 } plan;
 
 typedef struct tp_cublaslt {
@@ -236,15 +237,38 @@ static plan *plan_of(const tp_call *k, tp_blas *blas, tp_cublaslt *lt, const pla
     return *bucket = p;
 }
 
-/* The first of the plan's algorithms that does this m and batch; -1: none. */
-static int choice_of(tp_cublaslt *lt, plan *p) {
-    for (int i = 0; i < p->algos; i++) {
-        cublasLtMatmulHeuristicResult_t r;
-        if (!cublasLtMatmulAlgoCheck(lt->handle, p->op, p->b, p->a, p->c, p->c, &p->algo[i], &r) &&
-            !r.state && r.workspaceSize <= WORKSPACE)
-            return i;
-    }
-    return -1;
+static bool does(tp_cublaslt *lt, plan *p, int i) {
+    cublasLtMatmulHeuristicResult_t r;
+    return !cublasLtMatmulAlgoCheck(lt->handle, p->op, p->b, p->a, p->c, p->c, &p->algo[i], &r) &&
+           !r.state && r.workspaceSize <= WORKSPACE;
+}
+
+/* The first of the plan's algorithms that does this m. A batch has no say in it, as leaves of a
+ * gradient must have the same bits however many are computed together: what cannot do all matrices
+ * at once does one after the other. */
+static tp_status choose(const tp_call *k, tp_cublaslt *lt, plan *p, const tp_cuda_gemm *g) {
+    cublasStatus_t e = CUBLAS_STATUS_SUCCESS;
+    set_call(&e, p, g, g->m, 1);
+    p->choice = -1;
+    for (int i = p->algos - 1; i >= 0 && !e; i--)
+        if (does(lt, p, i)) p->choice = i;
+    set_call(&e, p, g, g->m, g->batch);
+    p->together = !e && p->choice >= 0 && does(lt, p, p->choice);
+    p->m = g->m;
+    p->batch = g->batch;
+    return check(k, e);
+}
+
+static cublasStatus_t multiply(const tp_call *k, tp_cublaslt *lt, plan *p, const tp_cuda_gemm *g,
+                               int64_t first) {
+    float one = 1.0f, beta = g->accumulate ? 1.0f : 0.0f;
+    size_t size = tp_dtype_size(g->a.dtype), c_size = tp_dtype_size(g->c.dtype);
+    const char *a = (const char *)g->a.p + first * g->a.batch * (int64_t)size;
+    const char *b = (const char *)g->b.p + first * g->b.batch * (int64_t)size;
+    char *c = (char *)g->c.p + first * g->c.batch * (int64_t)c_size;
+    return cublasLtMatmul(lt->handle, p->op, &one, b, p->b, a, p->a, &beta, c, p->c, c, p->c,
+                          &p->algo[p->choice], lt->workspace, WORKSPACE,
+                          tp_cuda_of(k->ctx)->stream);
 }
 
 static tp_status run_plan(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g,
@@ -255,21 +279,14 @@ static tp_status run_plan(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g
     tp_cublaslt *lt = open(k, blas);
     plan *p = lt ? plan_of(k, blas, lt, &key, g) : NULL;
     if (!p) return k->ctx->status;
-    cublasStatus_t e = CUBLAS_STATUS_SUCCESS;
-    set_call(&e, p, g, g->m, g->batch);
-    if (e) return check(k, e);
-    if (p->m != g->m || p->batch != g->batch) {
-        p->m = g->m;
-        p->batch = g->batch;
-        p->choice = choice_of(lt, p);
-    }
+    if ((p->m != g->m || p->batch != g->batch) && choose(k, lt, p, g)) return k->ctx->status;
     if (p->choice < 0) return TP_OK;
-    float one = 1.0f, beta = g->accumulate ? 1.0f : 0.0f;
     *taken = true;
     blas->stats.cublaslt_runs++;
-    return check(k, cublasLtMatmul(lt->handle, p->op, &one, g->b.p, p->b, g->a.p, p->a, &beta,
-                                   g->c.p, p->c, g->c.p, p->c, &p->algo[p->choice], lt->workspace,
-                                   WORKSPACE, tp_cuda_of(k->ctx)->stream));
+    cublasStatus_t e = CUBLAS_STATUS_SUCCESS;
+    set_call(&e, p, g, g->m, p->together ? g->batch : 1);
+    for (int64_t i = 0; i < (p->together ? 1 : g->batch) && !e; i++) e = multiply(k, lt, p, g, i);
+    return check(k, e);
 }
 
 /* ---- products that end in a gelu ------------------------------------------------------------ */

@@ -5,6 +5,7 @@
 #include "ops/gelu/gelu_math.h"
 #include "ops/matmul/gemm_cuda.h"
 #include "ops/matmul/matmul.h"
+#include "ops/matmul/matmul_call.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +14,8 @@
 #include "cublasLt.h"
 #include "emu.h"
 #endif
+
+extern const tp_kernel matmul_wgrad_cuda;
 
 static int failed, checks;
 static void expect(bool ok, const char *what, const char *which) {
@@ -314,10 +317,36 @@ static float *fetch(tp_ctx *c, tp_tensor *t) {
     return f;
 }
 
-static gradient samples(tp_ctx *c, int64_t first, int64_t n, bool transposed, tp_dtype t) {
+/* Runs the kernel by hand, since infer gives bf16 gradients to bf16 inputs. */
+static void f32_gradients(tp_ctx *c, tp_tensor *x, tp_tensor *dy, tp_tensor *out[2]) {
+    tp_wgrad_opts want = {false, true, true};
+    if (tp_matmul_wgrad(c, x, dy, &want, out)) return;
+    tp_wgrad_attr attr = {false, true, true};
+    out[0] = tp_tensor_new(c, TP_F32, 2, out[0]->shape);
+    out[1] = tp_tensor_new(c, TP_F32, 1, out[1]->shape);
+    tp_call k = {.ctx = c,
+                 .op = tp_op_find("matmul_wgrad"),
+                 .kernel = &matmul_wgrad_cuda,
+                 .nin = 2,
+                 .nout = 2,
+                 .in = {x, dy},
+                 .out = {out[0], out[1]},
+                 .attr = &attr};
+    tp_tensor *work =
+        tp_tensor_new(c, TP_U8, TP_SHAPE((int64_t)matmul_wgrad_cuda.workspace(&k) + 1));
+    if (!out[0] || !out[1] || !work) return;
+    k.workspace = work->data;
+    matmul_wgrad_cuda.run(&k);
+}
+
+static gradient samples(tp_ctx *c, int64_t first, int64_t n, bool transposed, tp_dtype t,
+                        bool f32) {
     tp_tensor *out[2];
-    tp_matmul_wgrad(c, rows_of(c, 1, first, n, IN, t), rows_of(c, 2, first, n, OUT, t),
-                    &(tp_wgrad_opts){transposed, true, true}, out);
+    tp_tensor *x = rows_of(c, 1, first, n, IN, t), *dy = rows_of(c, 2, first, n, OUT, t);
+    if (f32)
+        f32_gradients(c, x, dy, out);
+    else
+        tp_matmul_wgrad(c, x, dy, &(tp_wgrad_opts){transposed, true, true}, out);
     gradient g = {fetch(c, out[0]), fetch(c, out[1])};
     tp_step_end(c);
     return g;
@@ -334,13 +363,14 @@ static bool equal(const gradient *x, const gradient *y) {
 
 /* n samples in parts of `part`, added as optim/gradients.c does it; chain: one after another, the
  * mutant. */
-static gradient in_parts(tp_ctx *c, int64_t first, int64_t n, int64_t part, bool chain) {
+static gradient in_parts(tp_ctx *c, int64_t first, int64_t n, int64_t part, bool chain,
+                         tp_dtype t) {
     int64_t left = part;
-    if (n <= part) return samples(c, first, n, false, TP_F32);
+    if (n <= part) return samples(c, first, n, false, t, t == TP_BF16);
     while (2 * left < n) left *= 2;
     if (chain) left = (n - 1) / part * part;
-    gradient x = in_parts(c, first, left, part, chain);
-    gradient y = in_parts(c, first + left, n - left, part, chain);
+    gradient x = in_parts(c, first, left, part, chain, t);
+    gradient y = in_parts(c, first + left, n - left, part, chain, t);
     add_to(&x, &y);
     return x;
 }
@@ -368,7 +398,7 @@ static void check_wgrad(tp_ctx *c, const char *who) {
         for (int transposed = 0; transposed < 2; transposed++)
             for (int bf16 = 0; bf16 < 2; bf16++) {
                 tp_dtype t = bf16 ? TP_BF16 : TP_F32;
-                gradient g = samples(c, 0, sizes[i], transposed, t);
+                gradient g = samples(c, 0, sizes[i], transposed, t, false);
                 double tol = bf16 ? 0.03 : 1e-5, e = gradient_error(&g, sizes[i], transposed, t);
                 expect(e <= tol && !tp_error_status(c), "wgrad is wrong", who);
                 g.dw[7] += bf16 ? 2 : 0.1f;
@@ -376,14 +406,18 @@ static void check_wgrad(tp_ctx *c, const char *who) {
                        "a wrong gradient was accepted", who);
                 free(g.dw), free(g.db);
             }
-    static const int64_t splits[][2] = {{16, 8}, {32, 8}, {32, 16}, {20, 8}, {40, 8}, {160, 32}};
-    for (int i = 0; i < 6; i++) {
-        gradient whole = in_parts(c, 0, splits[i][0], splits[i][0], false);
-        gradient parts = in_parts(c, 0, splits[i][0], splits[i][1], false);
+    static const int64_t splits[][2] = {{16, 8}, {32, 8},   {32, 16}, {20, 8},
+                                        {40, 8}, {160, 32}, {320, 64}};
+    for (int i = 0; i < 14; i++) {
+        int64_t n = splits[i % 7][0], part = splits[i % 7][1];
+        tp_dtype t = i < 7 ? TP_F32 : TP_BF16; /* in; gradients are f32 */
+        gradient whole = in_parts(c, 0, n, n, false, t);
+        gradient parts = in_parts(c, 0, n, part, false, t);
+        expect(gradient_error(&whole, n, false, t) <= 1e-5, "f32 gradients are wrong", who);
         expect(equal(&whole, &parts), "a split of the batch changes bits", who);
         free(parts.dw), free(parts.db);
-        parts = in_parts(c, 0, splits[i][0], splits[i][1], true);
-        bool chain_is_tree = splits[i][0] <= 3 * splits[i][1];
+        parts = in_parts(c, 0, n, part, true, t);
+        bool chain_is_tree = n <= 3 * part;
         expect(equal(&whole, &parts) == chain_is_tree, "another order gave the same bits", who);
         free(parts.dw), free(parts.db);
         free(whole.dw), free(whole.db);

@@ -191,7 +191,9 @@ static void multiply(const emu_lt_product *p) {
 static int which(const cublasLtMatmulAlgo_t *a) {
     return a && a->data[0] == ALGO_MARK && a->data[1] < EMU_LT_ALGOS ? (int)a->data[1] : -1;
 }
-static bool does(int algo, const emu_lt_product *p) { return algo != 2 || p->c.cols % 2 == 0; }
+static bool does(int algo, const emu_lt_product *p) {
+    return algo != 2 || (p->c.cols % 2 == 0 && p->c.batch <= 2);
+}
 
 static emu_lt_product product_of(cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a,
                                  cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c) {

@@ -111,8 +111,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t d, const 
                               const cublasLtMatmulAlgo_t *algo, void *workspace,
                               size_t workspace_bytes, cudaStream_t stream);
 
-/* For tests. Algorithms 0 and 1 split k; 2 declines products of an odd number of columns (our m); 3
- * does them all. objects: handles, layouts, descriptors and preferences that were made; alive: and
+/* For tests. Algorithms 0 and 1 split k; 2 declines products of an odd number of columns (our m) and
+ * of more than two matrices; 3 does them all. objects: handles, layouts, descriptors and preferences that were made; alive: and
  * not destroyed since. */
 enum { EMU_LT_ALGOS = 4 };
 typedef struct emu_lt_counts {
