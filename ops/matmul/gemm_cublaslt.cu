@@ -106,8 +106,10 @@ static tp_cublaslt *open(const tp_call *k, tp_blas *blas) {
 }
 
 /* ---- what a product is to cuBLASLt ---------------------------------------------------------- */
-static int32_t alignment(const void *a, const void *b, const void *c) {
-    uintptr_t all = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | 16;
+/* Of all matrices of a batch, up to 16 bytes. */
+static int32_t alignment(const tp_cuda_matrix *x, int64_t batch, const void *p, const void *q) {
+    int64_t apart = batch > 1 ? x->batch * (int64_t)tp_dtype_size(x->dtype) : 0;
+    uintptr_t all = (uintptr_t)x->p | (uintptr_t)p | (uintptr_t)q | (uintptr_t)apart | 16;
     return (int32_t)(all & (~all + 1)); /* the lowest bit */
 }
 
@@ -136,9 +138,9 @@ static bool key_of(plan_key *key, const tp_cuda_gemm *g, cublasLtEpilogue_t epil
     key->dtype = g->a.dtype;
     key->c_dtype = g->c.dtype;
     key->epilogue = epilogue;
-    key->align_a = alignment(g->a.p, NULL, NULL);
-    key->align_b = alignment(g->b.p, NULL, NULL);
-    key->align_c = alignment(g->c.p, g->bias, g->aux);
+    key->align_a = alignment(&g->a, g->batch, NULL, NULL);
+    key->align_b = alignment(&g->b, g->batch, NULL, NULL);
+    key->align_c = alignment(&g->c, g->batch, g->bias, g->aux);
     return key->ldc >= g->n;
 }
 
