@@ -5,7 +5,9 @@
 #include "ops/gelu/gelu_math.h"
 #include <stdlib.h>
 
-struct emu_lt_handle { int unused; };
+struct emu_lt_handle {
+    int unused;
+};
 struct emu_lt_layout {
     cudaDataType_t type;
     uint64_t rows, cols;
@@ -19,7 +21,10 @@ struct emu_lt_desc {
     void *aux;
     int64_t aux_ld;
 };
-struct emu_lt_preference { uint64_t workspace; uint32_t alignment[4]; };
+struct emu_lt_preference {
+    uint64_t workspace;
+    uint32_t alignment[4];
+};
 
 emu_lt_counts emu_lt;
 /* Numbers that nobody makes up. data[1] is which. */
@@ -29,11 +34,16 @@ static const size_t ALGO_BYTES[EMU_LT_ALGOS] = {4096, 4096, 1 << 20, 0};
 extern "C" {
 const char *cublasLtGetStatusString(cublasStatus_t e) {
     switch (e) {
-    case CUBLAS_STATUS_SUCCESS: return "success";
-    case CUBLAS_STATUS_ALLOC_FAILED: return "the resource allocation failed";
-    case CUBLAS_STATUS_INVALID_VALUE: return "an invalid value was passed";
-    case CUBLAS_STATUS_NOT_SUPPORTED: return "the functionality is not supported";
-    default: return "failed";
+    case CUBLAS_STATUS_SUCCESS:
+        return "success";
+    case CUBLAS_STATUS_ALLOC_FAILED:
+        return "the resource allocation failed";
+    case CUBLAS_STATUS_INVALID_VALUE:
+        return "an invalid value was passed";
+    case CUBLAS_STATUS_NOT_SUPPORTED:
+        return "the functionality is not supported";
+    default:
+        return "failed";
     }
 }
 

@@ -62,7 +62,9 @@ typedef struct emu_lt_handle *cublasLtHandle_t;
 typedef struct emu_lt_layout *cublasLtMatrixLayout_t;
 typedef struct emu_lt_desc *cublasLtMatmulDesc_t;
 typedef struct emu_lt_preference *cublasLtMatmulPreference_t;
-typedef struct cublasLtMatmulAlgo_t { uint64_t data[8]; } cublasLtMatmulAlgo_t;
+typedef struct cublasLtMatmulAlgo_t {
+    uint64_t data[8];
+} cublasLtMatmulAlgo_t;
 typedef struct cublasLtMatmulHeuristicResult_t {
     cublasLtMatmulAlgo_t algo;
     size_t workspaceSize;
@@ -111,9 +113,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t d, const 
                               const cublasLtMatmulAlgo_t *algo, void *workspace,
                               size_t workspace_bytes, cudaStream_t stream);
 
-/* For tests. Algorithms 0 and 1 split k; 2 declines products of an odd number of columns (our m) and
- * of more than two matrices; 3 does them all. objects: handles, layouts, descriptors and preferences that were made; alive: and
- * not destroyed since. */
+/* For tests. Algorithms 0 and 1 split k; 2 declines products of an odd number of columns (our m)
+ * and of more than two matrices; 3 does them all. objects: handles, layouts, descriptors and
+ * preferences that were made; alive: and not destroyed since. */
 enum { EMU_LT_ALGOS = 4 };
 typedef struct emu_lt_counts {
     int64_t objects, alive, heuristics, checks, runs[EMU_LT_ALGOS];
