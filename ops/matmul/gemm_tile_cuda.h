@@ -33,8 +33,16 @@ tp_status tp_gemm_tile_f32(const tp_call *k, const tp_cuda_gemm *g, tp_tile_args
 tp_status tp_gemm_tile_bf16(const tp_call *k, const tp_cuda_gemm *g, tp_tile_args *args);
 /* Any product, by the two above. */
 tp_status tp_gemm_tile(const tp_call *k, const tp_cuda_gemm *g);
+
+/* What a context keeps for its products (tp_cuda->blas). */
+typedef struct tp_blas {
+    tp_cuda_gemm_path path;
+    tp_cuda_gemm_stats stats;
+    struct tp_cublaslt *lt; /* gemm_cublaslt.cu's */
+} tp_blas;
 /* cuBLASLt: *taken says whether it does this product at all. */
-tp_status tp_gemm_cublaslt(const tp_call *k, const tp_cuda_gemm *g, bool *taken);
+tp_status tp_gemm_cublaslt(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g, bool *taken);
+void tp_cublaslt_free(struct tp_cublaslt *lt);
 
 /* Small tiles (64 x 64) where large ones (128 x 128) would leave most of a GPU without work. */
 static inline bool tp_tile_large(const tp_cuda_gemm *g) {

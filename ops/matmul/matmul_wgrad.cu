@@ -27,9 +27,12 @@ static int bits_of(int64_t x) {
     for (; x > 0; x >>= 1) n++;
     return n;
 }
-/* Subtrees that wait to the left of part i of n, and where its own sum waits: the binary counter of
- * gemm.h. */
-static unsigned merges(int64_t i, bool last) { return (unsigned)(last ? i : i & ~(i + 1)); }
+/* The binary counter of gemm.h: which of the subtrees that wait merge from the left with part i
+ * (bit l: the one of 2^l parts), and where the sum of parts that end with i then waits. */
+static inline TP_HD int64_t merges(int64_t i, bool last) { return last ? i : i & ~(i + 1); }
+static inline TP_HD bool waits_at(int64_t i, int l) {
+    return ((i + 1) & (((int64_t)2 << l) - 1)) == (int64_t)1 << l;
+}
 
 /* ---- dw ------------------------------------------------------------------------------------- */
 /* Leaves are computed in groups, side by side, which is what fills the GPU where a weight has few
@@ -81,10 +84,13 @@ __global__ void __launch_bounds__(THREADS)
         if (merge & 1) sum = add(tp_ldg((const float4 *)s), sum);
     tp_vec<T, 4> y = {{tp_from_f32<T>(sum.x), tp_from_f32<T>(sum.y), tp_from_f32<T>(sum.z),
                        tp_from_f32<T>(sum.w)}};
-    if (i + 4 <= n)
+    if (i + 4 <= n) {
         tp_store<T, 4>(to + i, y);
-    else
-        for (int e = 0; e < n - i; e++) tp_stg(to + i + e, y.v[e]);
+        return;
+    }
+#pragma unroll
+    for (int e = 0; e < 3; e++)
+        if (i + e < n) tp_stg(to + i + e, y.v[e]);
 }
 
 /* A leaf, as a product: rows are steps of k. */
@@ -148,7 +154,7 @@ static tp_status dw_run(const tp_call *k) {
         int64_t left = w.l.count - i * w.group, count = left < w.group ? left : w.group;
         bool last = i == w.groups - 1;
         if ((st = group_run(k, &w, i * w.group, count, parts))) break;
-        unsigned merge = merges(i, last);
+        unsigned merge = (unsigned)merges(i, last);
         if (!last)
             st = TP_LAUNCH(k, (sum_leaves<float>), blocks, THREADS, 0, parts, (int)count, slots,
                            merge, w.stride, slots + bits_of(merge) * w.stride, w.n);
@@ -229,13 +235,13 @@ template <typename T> __global__ void __launch_bounds__(THREADS) sum_columns(col
 #pragma unroll
         for (int w = 0; w < WARPS; w++) sum += part[w * 32 + lane];
         bool last = leaf == a.l.count - 1;
-        int64_t merge = last ? leaf : leaf & ~(leaf + 1);
+        int64_t merge = merges(leaf, last);
 #pragma unroll
         for (int l = 0; l < MAX_LEVELS; l++)
             if (merge >> l & 1) sum = slot[l] + sum;
 #pragma unroll
         for (int l = 0; l < MAX_LEVELS; l++)
-            if ((leaf + 1) >> l & 1 && ((leaf + 1) & ((1ll << l) - 1)) == 0) slot[l] = sum;
+            if (waits_at(leaf, l)) slot[l] = sum;
     }
     if (warp == 0 && j < a.n) tp_stg(db + j, tp_from_f32<T>(sum));
 }
