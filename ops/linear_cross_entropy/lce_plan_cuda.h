@@ -3,31 +3,36 @@
  *
  *   rows pass    `rows` tokens by the whole vocabulary: loss and statistics; their gradient in
  *                place; dx, a product over the vocabulary.
- *   weight pass  `group` samples by `cols` entries: the logits once more (as the backward op does
- *                anyway), their gradient in place; dw of those entries, sample by sample.
+ *   weight pass  `group` leaves by `cols` entries: the logits once more (as the backward op does
+ *                anyway), their gradient in place; dw of those entries, leaf by leaf.
  *
  * Why dw does not come out of the rows pass, which would save a fourth product: it would grow
  * chunk by chunk in f32, so a call would need V*C floats per level of the tree over samples, for a
  * model of 124 M parameters more than all its logits may take; and reading and writing them for
- * every chunk costs more than the product while chunks are below some 500 rows. Here a leaf is one
- * sample, so that dw has the CPU's tree: any split of the batch keeps the bits.
+ * every chunk costs more than the product while chunks are below some 500 rows.
+ *
+ * dw is the sum of leaves in the CPU's tree. A leaf is one sample, or so many (a power of two, at
+ * most TP_CUDA_LEAF) as make LCE_PART tokens together, since a GPU needs long sums. So a split of
+ * the batch into powers of two of at least a leaf keeps the bits.
  *
  * Logits are f32 in either pass: rounded to bf16, a logit of 20 is off by up to 1/16 and its
  * probability by 6 %, and statistics in f32 would be for show. Their gradient has the type of w, as
  * tensor cores want it, and overwrites the logits.
  *
- * What enters bits (seg, cols, part) depends on C and V only; what memory decides (rows, group)
- * does not show. A call takes less than 1/20 of its whole logits as soon as they are large. */
+ * What enters bits (seg, cols, leaf_t, part) depends on T, C and V only; what memory decides (rows,
+ * group) does not show. A call takes less than 1/20 of its whole logits as soon as they are large.
+ */
 #ifndef TP_LCE_PLAN_CUDA_H
 #define TP_LCE_PLAN_CUDA_H
 #include "ops/linear_cross_entropy/lce.h"
 #include "ops/linear_cross_entropy/lce_tree.h"
+#include "ops/matmul/gemm_cuda.h"
 
 enum {
     LCE_MIN_ROWS = 128, /* of a chunk: fewer would leave a product nothing to share */
     LCE_MAX_ROWS = 4096,
-    LCE_PART = 2048, /* tokens of a sample in one product of dw */
-    LCE_GROUP = 8,   /* samples side by side, at most */
+    LCE_PART = 2048, /* tokens in one product of dw */
+    LCE_GROUP = 8,   /* leaves side by side, at most */
 };
 
 typedef struct lce_plan {
@@ -40,8 +45,9 @@ typedef struct lce_plan {
     int64_t seg_stride;    /* floats from one partial dx to the next */
     /* weight pass */
     int64_t cols, tile_ld; /* vocabulary entries of a tile; floats from row to row */
-    int64_t part;          /* tokens of a sample in one product */
-    int64_t group, groups; /* samples side by side */
+    int64_t leaf_t;        /* tokens of a leaf; the last may have fewer */
+    int64_t part;          /* tokens of a leaf in one product */
+    int64_t group, groups; /* leaves side by side */
     int64_t leaf;          /* floats of one leaf's dw, a multiple of 4 */
     /* memory */
     int32_t *target; /* (n): -1 where the token counts for nothing */
@@ -78,16 +84,20 @@ static inline void lce_plan_weight(lce_plan *p, size_t budget) {
     p->cols = lce_least(lce_most((1 << 20) / c / 128 * 128, 256), 2048);
     p->cols = lce_least(p->cols, d->v);
     p->tile_ld = lce_up(p->cols, 8);
-    p->part = lce_least(d->t, LCE_PART);
+    int64_t samples = 1;
+    while (samples < TP_CUDA_LEAF && 2 * samples * d->t <= LCE_PART) samples *= 2;
+    p->leaf_t = lce_least(samples * d->t, d->n);
+    p->part = lce_least(p->leaf_t, LCE_PART);
+    int64_t leaves = p->leaf_t ? (d->n + p->leaf_t - 1) / p->leaf_t : 0;
     p->leaf = lce_up(p->cols * d->c, 4);
-    for (p->group = d->t > p->part ? 1 : LCE_GROUP;; p->group /= 2) {
-        p->groups = (d->samples + p->group - 1) / p->group;
+    for (p->group = p->leaf_t > p->part ? 1 : LCE_GROUP;; p->group /= 2) {
+        p->groups = (leaves + p->group - 1) / p->group;
         size_t places = p->groups > 0 ? (size_t)lce_tree_places(p->groups - 1) : 0;
         size_t floats = (size_t)(p->group * p->part * p->tile_ld) +
                         ((size_t)p->group + places) * (size_t)p->leaf;
         if (p->group == 1 || floats * sizeof(float) <= budget) break;
     }
-    p->group = lce_most(lce_least(p->group, d->samples), 1);
+    p->group = lce_most(lce_least(p->group, leaves), 1);
 }
 
 /* The next bytes of the workspace; at base 0 only counts. */

@@ -5,7 +5,6 @@
 #include "ops/cuda.h"
 #include "ops/linear_cross_entropy/lce_plan_cuda.h"
 #include "ops/linear_cross_entropy/lce_rows_cuda.h"
-#include "ops/matmul/gemm_cuda.h"
 
 enum { THREADS = 256 };
 
@@ -73,9 +72,8 @@ static tp_status tokens_run(const tp_call *k, const lce_plan *p, int first) {
 }
 
 /* ---- products ------------------------------------------------------------------------------- */
-static tp_cuda_matrix matrix(const lce_plan *p, const void *base, tp_dtype t, int64_t first,
-                             int64_t row, int64_t col, int64_t batch) {
-    (void)p;
+static tp_cuda_matrix matrix(const void *base, tp_dtype t, int64_t first, int64_t row, int64_t col,
+                             int64_t batch) {
     tp_cuda_matrix m = {(char *)base + first * (int64_t)tp_dtype_size(t), t, row, col, batch};
     return m;
 }
@@ -90,21 +88,41 @@ static tp_status logits_run(const tp_call *k, const lce_plan *p, int64_t row0, i
     g.m = rows;
     g.n = nv;
     g.k = d->c;
-    g.a = matrix(p, x->data, x->dtype, row0 * d->c, d->c, 1, 0);
-    g.b = matrix(p, w->data, w->dtype, v0 * d->w_vs, d->w_cs, d->w_vs, 0);
-    g.c = matrix(p, to, TP_F32, 0, ld, 1, 0);
+    g.a = matrix(x->data, x->dtype, row0 * d->c, d->c, 1, 0);
+    g.b = matrix(w->data, w->dtype, v0 * d->w_vs, d->w_cs, d->w_vs, 0);
+    g.c = matrix(to, TP_F32, 0, ld, 1, 0);
     return tp_cuda_gemm_run(k, &g);
 }
 
-/* The partial sums of dx one after the other, rounded once. */
+static __device__ __forceinline__ float4 four_at(const float *p) {
+    return tp_ldg((const float4 *)p);
+}
+static __device__ __forceinline__ float4 plus(float4 a, float4 b) {
+    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+/* to[i..i+3] of n, whole where that is aligned. */
 template <typename T>
-__global__ void lce_sum_partial(const float *partial, int64_t stride, int64_t segments, T *to,
-                                int64_t n) {
-    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+static __device__ __forceinline__ void put_four(T *to, int64_t i, int64_t n, float4 x) {
+    tp_vec<T, 4> y = {
+        {tp_from_f32<T>(x.x), tp_from_f32<T>(x.y), tp_from_f32<T>(x.z), tp_from_f32<T>(x.w)}};
+    if (i + 4 <= n && (uintptr_t)(to + i) % sizeof y == 0) {
+        tp_store<T, 4>(to + i, y);
+        return;
+    }
+#pragma unroll
+    for (int e = 0; e < 4; e++)
+        if (i + e < n) tp_stg(to + i + e, y.v[e]);
+}
+
+/* The partial sums of dx one after the other, rounded once; four neighbours each. */
+template <typename T>
+__global__ void __launch_bounds__(THREADS)
+    lce_sum_partial(const float *partial, int64_t stride, int64_t segments, T *to, int64_t n) {
+    int64_t i = 4 * ((int64_t)blockIdx.x * THREADS + threadIdx.x);
     if (i >= n) return;
-    float sum = tp_ldg(partial + i);
-    for (int64_t s = 1; s < segments; s++) sum += tp_ldg(partial + s * stride + i);
-    tp_stg(to + i, tp_from_f32<T>(sum));
+    float4 sum = four_at(partial + i);
+    for (int64_t s = 1; s < segments; s++) sum = plus(sum, four_at(partial + s * stride + i));
+    put_four(to, i, n, sum);
 }
 
 /* dx of tokens row0.. from their logits' gradient. */
@@ -118,51 +136,53 @@ static tp_status dx_run(const tp_call *k, const lce_plan *p, int64_t row0, int64
     g.m = rows;
     g.n = d->c;
     g.k = p->seg;
-    g.a = matrix(p, p->logits, w->dtype, 0, pitch, 1, p->seg);
-    g.b = matrix(p, w->data, w->dtype, 0, d->w_vs, d->w_cs, p->seg * d->w_vs);
+    g.a = matrix(p->logits, w->dtype, 0, pitch, 1, p->seg);
+    g.b = matrix(w->data, w->dtype, 0, d->w_vs, d->w_cs, p->seg * d->w_vs);
     if (p->segments == 1) {
         g.batch = 1;
         g.k = d->v;
-        g.c = matrix(p, dx->data, dx->dtype, row0 * d->c, d->c, 1, 0);
+        g.c = matrix(dx->data, dx->dtype, row0 * d->c, d->c, 1, 0);
         return tp_cuda_gemm_run(k, &g);
     }
-    g.c = matrix(p, p->partial, TP_F32, 0, d->c, 1, p->seg_stride);
+    g.c = matrix(p->partial, TP_F32, 0, d->c, 1, p->seg_stride);
     tp_status st = whole ? tp_cuda_gemm_run(k, &g) : TP_OK;
     if (!st && whole < p->segments) {
         g.batch = 1;
         g.k = d->v - whole * p->seg;
-        g.a = matrix(p, p->logits, w->dtype, whole * p->seg, pitch, 1, 0);
-        g.b = matrix(p, w->data, w->dtype, whole * p->seg * d->w_vs, d->w_vs, d->w_cs, 0);
-        g.c = matrix(p, p->partial, TP_F32, whole * p->seg_stride, d->c, 1, 0);
+        g.a = matrix(p->logits, w->dtype, whole * p->seg, pitch, 1, 0);
+        g.b = matrix(w->data, w->dtype, whole * p->seg * d->w_vs, d->w_vs, d->w_cs, 0);
+        g.c = matrix(p->partial, TP_F32, whole * p->seg_stride, d->c, 1, 0);
         st = tp_cuda_gemm_run(k, &g);
     }
     int64_t n = rows * d->c;
     TP_BY_FLOAT(dx->dtype, T, {
         return st ? st
-                  : TP_LAUNCH(k, lce_sum_partial<T>, tp_blocks(n, THREADS), THREADS, 0, p->partial,
-                              p->seg_stride, p->segments, (T *)dx->data + row0 * d->c, n);
+                  : TP_LAUNCH(k, lce_sum_partial<T>, tp_blocks(n, 4 * THREADS), THREADS, 0,
+                              p->partial, p->seg_stride, p->segments, (T *)dx->data + row0 * d->c,
+                              n);
     });
 }
 
-/* Gradients of a tile of w by `count` samples (or a part of one), each into its own leaf. */
-static tp_status leaves_run(const tp_call *k, const lce_plan *p, int64_t row0, int64_t rows,
-                            int64_t count, int64_t nv, bool first) {
+/* Gradients of a tile of w by `count` leaves of `rows` tokens side by side, which begin `from`
+ * tokens into the tile of logits; each goes to its own place. */
+static tp_status leaves_run(const tp_call *k, const lce_plan *p, int64_t row0, int64_t from,
+                            int64_t rows, int64_t count, int64_t nv, float *to, bool accumulate) {
     const lce_dims *d = &p->d;
     const tp_tensor *x = k->in[LCE_X];
     int64_t pitch = p->tile_ld * (int64_t)(sizeof(float) / p->size);
-    tp_cuda_matrix ds = matrix(p, p->tile, x->dtype, 0, pitch, 1, rows * pitch);
-    tp_cuda_matrix xs = matrix(p, x->data, x->dtype, row0 * d->c, d->c, 1, rows * d->c);
+    tp_cuda_matrix ds = matrix(p->tile, x->dtype, from * pitch, pitch, 1, rows * pitch);
+    tp_cuda_matrix xs = matrix(x->data, x->dtype, (row0 + from) * d->c, d->c, 1, rows * d->c);
     tp_cuda_gemm g = {};
     g.batch = count;
     g.m = d->trans_w ? d->c : nv;
     g.n = d->trans_w ? nv : d->c;
     g.k = rows;
     g.a = d->trans_w ? xs : ds;
+    g.a.col = g.a.row;
     g.a.row = 1;
-    g.a.col = d->trans_w ? d->c : pitch;
     g.b = d->trans_w ? ds : xs;
-    g.c = matrix(p, p->leaves, TP_F32, 0, g.n, 1, p->leaf);
-    g.accumulate = !first;
+    g.c = matrix(to, TP_F32, 0, g.n, 1, p->leaf);
+    g.accumulate = accumulate;
     g.m_fixed = true;
     return tp_cuda_gemm_run(k, &g);
 }
@@ -170,7 +190,7 @@ static tp_status leaves_run(const tp_call *k, const lce_plan *p, int64_t row0, i
 /* ---- the tree over samples ------------------------------------------------------------------ */
 typedef struct tree_args {
     const float *leaves;
-    int64_t stride, n; /* floats from leaf to leaf, and that count */
+    int64_t stride, n; /* floats from leaf to leaf, a multiple of 4, and those that count */
     int count;         /* leaves, at most LCE_GROUP */
     float *place;      /* where this subtree would wait; those before it lie below */
     int merges;        /* of them are done now */
@@ -178,47 +198,59 @@ typedef struct tree_args {
     int64_t row, ld;   /* dw's entry of element i: i/row*ld + i%row */
 } tree_args;
 
-template <typename T> __global__ void lce_tree(tree_args a) {
-    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+/* Four neighbours each. */
+template <typename T> __global__ void __launch_bounds__(THREADS) lce_tree(tree_args a) {
+    int64_t i = 4 * ((int64_t)blockIdx.x * THREADS + threadIdx.x);
     if (i >= a.n) return;
-    float v[LCE_GROUP];
+    float4 v[LCE_GROUP];
 #pragma unroll
     for (int j = 0; j < LCE_GROUP; j++)
-        v[j] = j < a.count ? tp_ldg(a.leaves + j * a.stride + i) : 0.0f;
+        v[j] = j < a.count ? four_at(a.leaves + j * a.stride + i) : make_float4(0, 0, 0, 0);
 #pragma unroll
     for (int w = 1; w < LCE_GROUP; w *= 2)
 #pragma unroll
         for (int j = 0; j + w < LCE_GROUP; j += 2 * w)
-            if (j + w < a.count) v[j] += v[j + w]; /* who has no partner goes up alone */
-    float sum = v[0], *place = a.place + i;
+            if (j + w < a.count) v[j] = plus(v[j], v[j + w]); /* who is alone goes up as it is */
+    float4 sum = v[0];
+    float *place = a.place + i;
     for (int m = 0; m < a.merges; m++) {
         place -= a.stride;
-        sum = tp_ldg(place) + sum;
+        sum = plus(four_at(place), sum);
     }
-    if (a.to)
-        tp_stg((T *)a.to + i / a.row * a.ld + i % a.row, tp_from_f32<T>(sum));
-    else
-        tp_stg(place, sum);
+    if (!a.to) {
+        tp_stg((float4 *)place, sum);
+        return;
+    }
+    if (a.row == a.ld) {
+        put_four((T *)a.to, i, a.n, sum);
+        return;
+    }
+    float y[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+    for (int e = 0; e < 4; e++)
+        if (i + e < a.n)
+            tp_stg((T *)a.to + (i + e) / a.row * a.ld + (i + e) % a.row, tp_from_f32<T>(y[e]));
 }
 
 /* Group g's leaves of entries v0.. go up the tree (lce_tree.h, with groups for leaves). */
-static tp_status tree_run(const tp_call *k, const lce_plan *p, int64_t g, int64_t count, int64_t v0,
-                          int64_t nv, tp_tensor *dw) {
+static tp_status tree_run(const tp_call *k, const lce_plan *p, int64_t g, int64_t v0, int64_t nv,
+                          tp_tensor *dw) {
     const lce_dims *d = &p->d;
     tree_args a = {};
     int place = lce_leaf_place(g);
     bool last = g == p->groups - 1;
+    int64_t rows = d->n - g * p->group * p->leaf_t, count = (rows + p->leaf_t - 1) / p->leaf_t;
     a.leaves = p->leaves;
     a.stride = p->leaf;
     a.n = nv * d->c;
-    a.count = (int)count;
+    a.count = (int)lce_least(count, p->group);
     a.place = p->places + place * p->leaf;
     a.merges = last ? place : lce_leaf_merges(g);
     a.row = d->trans_w ? nv : d->c;
     a.ld = d->trans_w ? d->v : d->c;
     if (last) a.to = (char *)dw->data + v0 * d->w_vs * (int64_t)tp_dtype_size(dw->dtype);
     TP_BY_FLOAT(dw->dtype, T,
-                return TP_LAUNCH(k, lce_tree<T>, tp_blocks(a.n, THREADS), THREADS, 0, a));
+                return TP_LAUNCH(k, lce_tree<T>, tp_blocks(a.n, 4 * THREADS), THREADS, 0, a));
 }
 
 /* ---- the two passes ------------------------------------------------------------------------- */
@@ -262,20 +294,36 @@ static tp_status rows_pass(const tp_call *k, const lce_plan *p, const outputs *o
     return st;
 }
 
-/* Leaves of group g: its samples side by side, or one sample part by part. */
-static tp_status group_run(const tp_call *k, const lce_plan *p, int64_t g, int64_t v0, int64_t nv,
-                           tp_tensor *dw) {
-    int64_t t = p->d.t, sample = g * p->group, count = lce_least(p->group, p->d.samples - sample);
+/* The gradient of the logits of `rows` tokens and a tile of the vocabulary. */
+static tp_status tile_run(const tp_call *k, const lce_plan *p, int64_t row0, int64_t rows,
+                          int64_t v0, int64_t nv) {
+    tp_status st = logits_run(k, p, row0, rows, v0, nv, p->tile, p->tile_ld);
+    if (st) return st;
+    return lce_rows_run<LCE_JOB_GRAD>(k, rows, rows_args(p, p->tile, p->tile_ld, row0, v0, nv));
+}
+
+/* A leaf part by part, each continuing the sums of the one before. */
+static tp_status long_leaf(const tp_call *k, const lce_plan *p, int64_t g, int64_t v0, int64_t nv) {
+    int64_t first = g * p->leaf_t, end = lce_least(first + p->leaf_t, p->d.n);
     tp_status st = TP_OK;
-    for (int64_t t0 = 0; t0 < t && !st; t0 += p->part) {
-        int64_t row0 = sample * t + t0, rows = lce_least(p->part, t - t0);
-        st = logits_run(k, p, row0, count * rows, v0, nv, p->tile, p->tile_ld);
-        if (!st)
-            st = lce_rows_run<LCE_JOB_GRAD>(k, count * rows,
-                                            rows_args(p, p->tile, p->tile_ld, row0, v0, nv));
-        if (!st) st = leaves_run(k, p, row0, rows, count, nv, t0 == 0);
+    for (int64_t row0 = first; row0 < end && !st; row0 += p->part) {
+        int64_t rows = lce_least(p->part, end - row0);
+        st = tile_run(k, p, row0, rows, v0, nv);
+        if (!st) st = leaves_run(k, p, row0, 0, rows, 1, nv, p->leaves, row0 > first);
     }
-    return st ? st : tree_run(k, p, g, count, v0, nv, dw);
+    return st;
+}
+
+/* Leaves side by side; the batch's last may be shorter. */
+static tp_status short_leaves(const tp_call *k, const lce_plan *p, int64_t g, int64_t v0,
+                              int64_t nv) {
+    int64_t row0 = g * p->group * p->leaf_t, rows = lce_least(p->group * p->leaf_t, p->d.n - row0);
+    int64_t whole = rows / p->leaf_t, rest = rows % p->leaf_t;
+    tp_status st = tile_run(k, p, row0, rows, v0, nv);
+    if (!st && whole) st = leaves_run(k, p, row0, 0, p->leaf_t, whole, nv, p->leaves, false);
+    if (!st && rest)
+        st = leaves_run(k, p, row0, rows - rest, rest, 1, nv, p->leaves + whole * p->leaf, false);
+    return st;
 }
 
 static tp_status weight_pass(const tp_call *k, const lce_plan *p, tp_tensor *dw) {
@@ -285,8 +333,11 @@ static tp_status weight_pass(const tp_call *k, const lce_plan *p, tp_tensor *dw)
                                                 (size_t)tp_numel(dw) * tp_dtype_size(dw->dtype))
                         : TP_OK;
     for (int64_t v0 = 0; v0 < p->d.v && !st; v0 += p->cols)
-        for (int64_t g = 0; g < p->groups && !st; g++)
-            st = group_run(k, p, g, v0, lce_least(p->cols, p->d.v - v0), dw);
+        for (int64_t g = 0, nv = lce_least(p->cols, p->d.v - v0); g < p->groups && !st; g++) {
+            bool parts = p->leaf_t > p->part;
+            st = parts ? long_leaf(k, p, g, v0, nv) : short_leaves(k, p, g, v0, nv);
+            if (!st) st = tree_run(k, p, g, v0, nv, dw);
+        }
     return st;
 }
 
