@@ -13,7 +13,8 @@
  *
  * dw is the sum of leaves in the CPU's tree. A leaf is one sample, or so many (a power of two, at
  * most TP_CUDA_LEAF) as make LCE_PART tokens together, since a GPU needs long sums. So a split of
- * the batch into powers of two of at least a leaf keeps the bits.
+ * the batch into powers of two of at least a leaf keeps the bits. (`numerics: fast` has no samples:
+ * leaves are LCE_PART tokens.)
  *
  * Logits are f32 in either pass: rounded to bf16, a logit of 20 is off by up to 1/16 and its
  * probability by 6 %, and statistics in f32 would be for show. Their gradient has the type of w, as
@@ -24,6 +25,7 @@
  */
 #ifndef TP_LCE_PLAN_CUDA_H
 #define TP_LCE_PLAN_CUDA_H
+#include "core/ctx.h"
 #include "ops/linear_cross_entropy/lce.h"
 #include "ops/linear_cross_entropy/lce_tree.h"
 #include "ops/matmul/gemm_cuda.h"
@@ -78,7 +80,7 @@ static inline void lce_plan_rows(lce_plan *p, int64_t want, bool dx, size_t budg
     p->seg_stride = partial ? lce_up(p->rows * c, 4) : 0;
 }
 
-static inline void lce_plan_weight(lce_plan *p, size_t budget) {
+static inline void lce_plan_weight(lce_plan *p, bool fast, size_t budget) {
     const lce_dims *d = &p->d;
     int64_t c = lce_most(d->c, 1);
     p->cols = lce_least(lce_most((1 << 20) / c / 128 * 128, 256), 2048);
@@ -86,7 +88,7 @@ static inline void lce_plan_weight(lce_plan *p, size_t budget) {
     p->tile_ld = lce_up(p->cols, 8);
     int64_t samples = 1;
     while (samples < TP_CUDA_LEAF && 2 * samples * d->t <= LCE_PART) samples *= 2;
-    p->leaf_t = lce_least(samples * d->t, d->n);
+    p->leaf_t = lce_least(fast ? LCE_PART : samples * d->t, d->n);
     p->part = lce_least(p->leaf_t, LCE_PART);
     int64_t leaves = p->leaf_t ? (d->n + p->leaf_t - 1) / p->leaf_t : 0;
     p->leaf = lce_up(p->cols * d->c, 4);
@@ -100,9 +102,9 @@ static inline void lce_plan_weight(lce_plan *p, size_t budget) {
     p->group = lce_most(lce_least(p->group, leaves), 1);
 }
 
-/* The next bytes of the workspace; at base 0 only counts. */
+/* The next count*4 bytes of the workspace, NULL for none; without a base only counts. */
 static inline void *lce_carve(char *base, size_t *used, int64_t count) {
-    void *p = base ? base + *used : 0;
+    void *p = base && count ? base + *used : NULL;
     *used += ((size_t)count * 4 + 63) & ~(size_t)63;
     return p;
 }
@@ -116,7 +118,7 @@ static inline lce_plan lce_plan_of(const tp_call *k, bool stats, bool dx, bool d
     int64_t n = p.d.n, want = ((const lce_attr *)k->attr)->o.chunk;
     size_t budget = (size_t)n * (size_t)p.d.v / 24 * p.size, at, end;
     lce_plan_rows(&p, want, dx, budget);
-    lce_plan_weight(&p, budget);
+    lce_plan_weight(&p, k->ctx->fast, budget);
     bool train = stats && (dx || dw);
     p.target = (int32_t *)lce_carve(b, &p.bytes, n);
     p.coef = (float *)lce_carve(b, &p.bytes, dx || dw ? 4 * n : 0);

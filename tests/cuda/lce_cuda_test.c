@@ -17,7 +17,7 @@ typedef struct problem {
     int64_t b, t, c, v, from; /* from: the global number of the first sample */
     tp_device device;
     tp_dtype dtype;
-    bool train;
+    bool train, fast;
     tp_lce_opts o;
     int32_t bad; /* != 0: the target of token 6 */
     int nan_at;  /* > 0: this element of w is NaN */
@@ -111,6 +111,7 @@ static result run(const problem *p) {
     char why[TP_WHY_BYTES] = "";
     assert_int_equal(tp_ctx_new(&c, &(tp_ctx_opts){.device = p->device,
                                                    .threads = 1,
+                                                   .fast = p->fast,
                                                    .memory_limit = (size_t)64 << 20,
                                                    .why = why}),
                      TP_OK);
@@ -166,6 +167,7 @@ static const problem ROWS[] = {
     {.b = 1, .t = 2100, .c = 3, .v = 33},                        /* a sample in two parts */
     {.b = 2, .t = 5, .c = 4, .v = 9000, .o = {.z_loss = 1e-3}},  /* tiles of the vocabulary */
     {.b = 37, .t = 3, .c = 5, .v = 300, .o = {.trans_w = true}}, /* leaves, the last one short */
+    {.b = 3, .t = 1050, .c = 3, .v = 33, .fast = true},
 };
 
 static void test_f32(void **state) {
