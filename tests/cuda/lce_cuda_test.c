@@ -295,37 +295,47 @@ static void test_no_chunk_shows(void **state) {
     }
 }
 
+/* dw of the whole that is not the sum of its parts' */
+static int64_t differ(const result *whole, const result *l, const result *r) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < whole->n[DW]; i++) n += whole->v[DW][i] != l->v[DW][i] + r->v[DW][i];
+    return n;
+}
+
 /* Aligned parts of a batch, of at least a leaf (8 of these samples), are subtrees of its sums. In
  * bf16 dw is rounded at the end of each part; what belongs to a row has the same bits. */
+static void check_parts(const problem *p, int64_t at, int64_t elsewhere) {
+    bool f32 = p->dtype == TP_F32;
+    problem left = *p, right = *p;
+    left.b = right.from = at, right.b = p->b - at;
+    result a = run_well(p), l = run_well(&left), r = run_well(&right);
+    for (int j = p->train ? LOGPROB : LOSS; j < DW; j++) {
+        assert_memory_equal(a.v[j], l.v[j], (size_t)l.n[j] * 4);
+        assert_memory_equal(a.v[j] + l.n[j], r.v[j], (size_t)r.n[j] * 4);
+    }
+    if (p->train) assert_true(a.v[LOSS][0] == l.v[LOSS][0] + r.v[LOSS][0]);
+    if (f32) assert_int_equal(differ(&a, &l, &r), 0);
+    result_free(&l);
+    result_free(&r);
+    left.b = right.from = elsewhere, right.b = p->b - elsewhere; /* not a subtree: other bits */
+    l = run_well(&left), r = run_well(&right);
+    if (f32) assert_true(differ(&a, &l, &r) > 0);
+    result_free(&l);
+    result_free(&r);
+    result_free(&a);
+}
+
 static void test_parts_are_subtrees(void **state) {
     (void)state;
     for (int dtype = 0; dtype < 2; dtype++)
         for (int train = 0; train < 2; train++) {
             problem p = {.b = 29, .t = 4, .c = 8, .v = 2500, .device = TP_CUDA, .train = train};
             p.dtype = dtype ? TP_BF16 : TP_F32;
-            problem left = p, right = p;
-            left.b = 16, right.b = 13, right.from = 16;
-            result a = run_well(&p), l = run_well(&left), r = run_well(&right);
-            for (int j = train ? LOGPROB : LOSS; j < DW; j++) {
-                assert_memory_equal(a.v[j], l.v[j], (size_t)l.n[j] * 4);
-                assert_memory_equal(a.v[j] + l.n[j], r.v[j], (size_t)r.n[j] * 4);
-            }
-            if (train) assert_true(a.v[LOSS][0] == l.v[LOSS][0] + r.v[LOSS][0]);
-            int64_t differ = 0;
-            for (int64_t i = 0; i < a.n[DW] && !dtype; i++)
-                differ += a.v[DW][i] != l.v[DW][i] + r.v[DW][i];
-            assert_int_equal(differ, 0);
-            result_free(&l);
-            result_free(&r);
-            left.b = 15, right.b = 14, right.from = 15; /* not a subtree: other bits */
-            l = run_well(&left), r = run_well(&right);
-            for (int64_t i = 0; i < a.n[DW] && !dtype; i++)
-                differ += a.v[DW][i] != l.v[DW][i] + r.v[DW][i];
-            assert_true(dtype || differ > 0);
-            result_free(&l);
-            result_free(&r);
-            result_free(&a);
+            check_parts(&p, 16, 15);
         }
+    /* so many leaves that the whole takes four side by side, a part one */
+    problem p = {.b = 2043, .t = 1, .c = 4, .v = 100, .device = TP_CUDA, .train = true};
+    check_parts(&p, 1024, 1020);
 }
 
 /* ---- hostile input -------------------------------------------------------------------------- */
