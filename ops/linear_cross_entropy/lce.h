@@ -2,7 +2,11 @@
  * chunks. Cuts follow from sizes alone, and no cut changes a bit (see lce_row.h and lce_tree.h). */
 #ifndef TP_LCE_INSIDE_H
 #define TP_LCE_INSIDE_H
+#include "ops/linear_cross_entropy/lce_math.h"
 #include "ops/linear_cross_entropy/linear_cross_entropy.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 typedef struct lce_attr {
     tp_lce_opts o;
@@ -33,23 +37,14 @@ enum { LCE_LOSS, LCE_LOGPROB, LCE_ENTROPY, LCE_LSE };                       /* o
 enum { LCE_SUM, LCE_SUM_LOGPROB, LCE_SUM_ENTROPY, LCE_SUM_DX, LCE_SUM_DW }; /* train's */
 enum { LCE_MAX_CHUNK = 65536 };
 
+/* The type of loss, logprob, entropy and lse: bf16 would keep 8 bits of a log-probability. */
+static inline tp_dtype lce_stats_dtype(tp_dtype x) { return x == TP_F64 ? TP_F64 : TP_F32; }
 /* Sizes of a call whose first three inputs are x, w, targets. */
 lce_dims lce_dims_of(const tp_call *k);
 /* Refuses x, w, targets and attributes that do not fit together. */
 tp_status lce_infer_common(tp_call *k);
 /* Fails the call if a target is neither in the vocabulary nor ignored. */
 tp_status lce_check_targets(const tp_call *k);
-/* ds[v] = p_v (a + b s_v) + d [v = target]: the coefficients of one token from the cotangents of
- * its loss, logprob, entropy and lse. linear_cross_entropy.c derives it. */
-typedef struct lce_coef {
-    double a, b, d;
-} lce_coef;
-static inline lce_coef lce_coef_of(double lse, double entropy, double z, const double dout[4]) {
-    double dl = dout[LCE_LOSS], dp = dout[LCE_LOGPROB], dh = dout[LCE_ENTROPY];
-    return (lce_coef){dl * (1 + 2 * z * lse) - dp + dh * (lse - entropy) + dout[LCE_LSE], -dh,
-                      dp - dl};
-}
-
 /* ---- for the oracles: one row in double, plainly -------------------------------------------- */
 typedef struct lce_exact {
     double lse, entropy, target; /* target: its logit; 0 if there is none */
@@ -60,4 +55,7 @@ lce_exact lce_exact_stats(const lce_dims *d, const double *s, int64_t target);
 /* Adds token i's part to dx (or NULL) and dw (or NULL), given its logits, which it overwrites. */
 void lce_exact_backward(const tp_call *k, const lce_dims *d, int64_t i, double *s, double lse,
                         lce_coef q, double *dx, double *dw);
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -24,6 +24,8 @@
 extern const tp_op op_linear_cross_entropy, op_linear_cross_entropy_rows,
     op_linear_cross_entropy_backward;
 TP_CPU_DECLARE(lce_cpu);
+TP_CUDA_DECLARE(lce_cuda);
+TP_CUDA_DECLARE(lce_rows_cuda);
 
 #define ATTR(field, type)                                                                          \
     { #field, TP_ATTR_##type, offsetof(lce_attr, o.field) }
@@ -127,7 +129,8 @@ tp_status lce_check_targets(const tp_call *k) {
 static tp_status forward_infer(tp_call *k) {
     tp_status st = lce_infer_common(k);
     const tp_tensor *x = k->in[LCE_X];
-    for (int i = 0; i < 4 && !st; i++) st = tp_out(k, x->dtype, x->ndim - 1, x->shape);
+    for (int i = 0; i < 4 && !st; i++)
+        st = tp_out(k, lce_stats_dtype(x->dtype), x->ndim - 1, x->shape);
     return st;
 }
 
@@ -204,8 +207,8 @@ static tp_status rows_oracle(const tp_call *k) {
         double dout[4] = {0};
         for (int j = 0; j < 4; j++)
             if (k->in[ROWS_DOUT + j]) dout[j] = tp_f64(k->in[ROWS_DOUT + j])[i];
-        lce_coef q =
-            lce_coef_of(tp_f64(k->in[ROWS_LSE])[i], tp_f64(k->in[ROWS_ENTROPY])[i], z, dout);
+        lce_coef q = lce_coef_of(tp_f64(k->in[ROWS_LSE])[i], tp_f64(k->in[ROWS_ENTROPY])[i], z,
+                                 dout[0], dout[1], dout[2], dout[3]);
         tp_f64(k->out[0])[i] = q.a;
         tp_f64(k->out[1])[i] = q.b;
         tp_f64(k->out[2])[i] = q.d;
@@ -310,7 +313,8 @@ const tp_op op_linear_cross_entropy = {
         "ignored token has all outputs and gradients 0. The backward op recomputes the logits; "
         "its second product with them earns no FLOPs in the count.",
     .infer = forward_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(lce_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(lce_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&lce_cuda)},
     .oracle = forward_oracle,
     .vjp = forward_vjp,
     .saves_in = 7,
@@ -326,6 +330,7 @@ const tp_op op_linear_cross_entropy_rows = {
     .doc = "The three coefficients per token from which linear_cross_entropy_backward makes the "
            "logits' gradient: out of the cotangents of loss, logprob, entropy and lse.",
     .infer = rows_infer,
+    .kernel = {[TP_CUDA] = TP_CUDA_LIST(&lce_rows_cuda)},
     .oracle = rows_oracle,
     .no_vjp = "second-order gradients through the head are not offered; build the loss from matmul "
               "and log_softmax where they are wanted",

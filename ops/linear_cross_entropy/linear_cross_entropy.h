@@ -28,9 +28,10 @@ typedef struct tp_lce {
 } tp_lce;
 
 /* x (…,C) float, w (V,C) or (C,V), targets (…) i32 with values 0..V-1 or ignore_index; opts may be
- * NULL. Every output is (…) and 0 where the target is ignored. All four have gradients, to x and
- * to w. A target outside the vocabulary fails the call with TP_EARG. On failure all are NULL.
- * The mean is the caller's: divide by the number of tokens of the whole batch, not of its part. */
+ * NULL. Every output is (…), f32 (f64 for x in f64), and 0 where the target is ignored. All four
+ * have gradients, to x and to w. A target outside the vocabulary fails the call with TP_EARG. On
+ * failure all are NULL. The mean is the caller's: divide by the number of tokens of the whole
+ * batch, not of its part. */
 tp_lce tp_linear_cross_entropy(tp_ctx *c, tp_tensor *x, tp_tensor *w, tp_tensor *targets,
                                const tp_lce_opts *opts);
 
@@ -43,7 +44,8 @@ typedef struct tp_lce_sum {
 /* The same loss, summed with the weights coef (…) (NULL: ones; a constant), for training: since the
  * weights are known, the gradients are computed in the same pass over the logits, which saves one
  * of four matrix products. x and w must be inputs whose gradients are wanted; otherwise call
- * tp_linear_cross_entropy. The gradients have the same bits as that op's. */
+ * tp_linear_cross_entropy. The gradients have the same bits as that op's. (On CUDA the memory that
+ * dw would take in f32 counts for more than that product: lce_plan_cuda.h.) */
 tp_lce_sum tp_linear_cross_entropy_train(tp_ctx *c, tp_tensor *x, tp_tensor *w, tp_tensor *targets,
                                          tp_tensor *coef, const tp_lce_opts *opts);
 #ifdef __cplusplus

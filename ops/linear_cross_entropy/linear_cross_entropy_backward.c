@@ -7,6 +7,7 @@
 
 extern const tp_op op_linear_cross_entropy_backward;
 TP_CPU_DECLARE(lce_backward_cpu);
+TP_CUDA_DECLARE(lce_backward_cuda);
 
 static tp_status backward_infer(tp_call *k) {
     static const char *const names[] = {"lse", "a", "b", "d"};
@@ -99,7 +100,8 @@ const tp_op op_linear_cross_entropy_backward = {
     .doc = "Recomputes the logits block by block from x and w and gives the gradients of both. A "
            "gradient that nobody reads is not computed and comes out empty.",
     .infer = backward_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(lce_backward_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(lce_backward_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&lce_backward_cuda)},
     .oracle = backward_oracle,
     .no_vjp = "second-order gradients through the head are not offered; build the loss from matmul "
               "and log_softmax where they are wanted",

@@ -218,7 +218,7 @@ static void take_rows(void *arg, int64_t begin, int64_t end) {
 /* The loss of a token; its parts go to `out`. */
 static float lce_token(const work *w, const lce_row *r, bool ignored, lce_stats *out) {
     *out = ignored ? (lce_stats){0} : lce_row_end(r);
-    return fmaf((float)w->d.z_loss * out->lse, out->lse, -out->logprob);
+    return lce_loss(*out, w->d.z_loss);
 }
 
 static void end_chunk(const work *w) {
@@ -318,7 +318,7 @@ static void train_rows(void *arg, int64_t begin, int64_t end) {
             memset(s, 0, (size_t)w->nv * sizeof *s);
             continue;
         }
-        lce_coef q = lce_coef_of(stats.lse, stats.entropy, w->d.z_loss, (double[4]){weight});
+        lce_coef q = lce_coef_of(stats.lse, stats.entropy, w->d.z_loss, weight, 0, 0, 0);
         lce_grad_row(s, w->nv, w->scale, stats.lse, (float)q.a, (float)q.b, (float)q.d, target);
     }
 }

@@ -4,11 +4,13 @@
  * as soon as a row's lse is, and its logits need not be computed again. Backward is a scaling:
  *   L' = f(L)   so   dx = (dL/dx) f',  dw = (dL/dw) f'. */
 #include "ops/linear_cross_entropy/lce.h"
+#include "ops/cast/cast.h"
 #include "ops/mul/mul.h"
 #include <string.h>
 
 extern const tp_op op_linear_cross_entropy_train;
 TP_CPU_DECLARE(lce_train_cpu);
+TP_CUDA_DECLARE(lce_train_cuda);
 
 static tp_status train_infer(tp_call *k) {
     tp_status st = lce_infer_common(k);
@@ -18,8 +20,9 @@ static tp_status train_infer(tp_call *k) {
     if (coef && !tp_same_shape(coef, y))
         return tp_refuse(k, TP_ESHAPE, "coef must have the shape of targets, got %s and %s",
                          tp_shape_str(k->ctx, coef), tp_shape_str(k->ctx, y));
-    if ((st = tp_out(k, x->dtype, 0, NULL))) return st;
-    for (int i = 0; i < 2 && !st; i++) st = tp_out(k, x->dtype, y->ndim, y->shape);
+    tp_dtype stats = lce_stats_dtype(x->dtype);
+    if ((st = tp_out(k, stats, 0, NULL))) return st;
+    for (int i = 0; i < 2 && !st; i++) st = tp_out(k, stats, y->ndim, y->shape);
     if (!st) st = tp_out_like(k, x);
     return st ? st : tp_out_like(k, k->in[LCE_W]);
 }
@@ -42,7 +45,7 @@ static tp_status train_oracle(const tp_call *k) {
             lce_exact_logits(k, &d, i, s);
             e = lce_exact_stats(&d, s, target);
             logprob = e.target - e.lse;
-            lce_coef q = lce_coef_of(e.lse, e.entropy, d.z_loss, (double[4]){weight});
+            lce_coef q = lce_coef_of(e.lse, e.entropy, d.z_loss, weight, 0, 0, 0);
             lce_exact_backward(k, &d, i, s, e.lse, q, dx, dw);
         }
         sum += weight * (d.z_loss * e.lse * e.lse - logprob);
@@ -64,9 +67,11 @@ tp_lce_sum tp_linear_cross_entropy_train(tp_ctx *c, tp_tensor *x, tp_tensor *w, 
 }
 
 /* Walked for the last time, the saved gradients are scaled where they lie: at the root of a
- * backward pass by 1, which costs nothing. */
+ * backward pass by 1, which costs nothing. bf16 gradients are scaled by a factor rounded to bf16;
+ * what should not be rounded belongs into coef. */
 static tp_tensor *scaled(const tp_call *k, tp_tensor *g, tp_tensor *by) {
-    if (!k->last || g->dtype != by->dtype) return tp_mul(k->ctx, g, by);
+    by = tp_cast(k->ctx, by, g->dtype);
+    if (!k->last) return tp_mul(k->ctx, g, by);
     return tp_mul_(k->ctx, g, by) ? NULL : g;
 }
 
@@ -132,7 +137,8 @@ const tp_op op_linear_cross_entropy_train = {
         "instead of four. The gradients have the bits of linear_cross_entropy's. Costs the memory "
         "of dx and dw until backward reaches the op.",
     .infer = train_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(lce_train_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(lce_train_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&lce_train_cuda)},
     .oracle = train_oracle,
     .vjp = train_vjp,
     .saves_out = 1u << LCE_SUM_DX | 1u << LCE_SUM_DW,

@@ -1,0 +1,143 @@
+/* How a call is cut on CUDA, and where its memory lies. The vocabulary is far larger than anything
+ * else, so two blocks of logits never exist at once:
+ *
+ *   rows pass    `rows` tokens by the whole vocabulary: loss and statistics; their gradient in
+ *                place; dx, a product over the vocabulary.
+ *   weight pass  `group` leaves by `cols` entries: the logits once more (as the backward op does
+ *                anyway), their gradient in place; dw of those entries, leaf by leaf.
+ *
+ * Why dw does not come out of the rows pass, which would save a fourth product: it would grow
+ * chunk by chunk in f32, so a call would need V*C floats per level of the tree over samples, for a
+ * model of 124 M parameters more than all its logits may take; and reading and writing them for
+ * every chunk costs more than the product while chunks are below some 500 rows.
+ *
+ * dw is the sum of leaves in the CPU's tree. A leaf is one sample, or so many (a power of two, at
+ * most TP_CUDA_LEAF) as make LCE_PART tokens together, since a GPU needs long sums. So a split of
+ * the batch into powers of two of at least a leaf keeps the bits. (`numerics: fast` has no samples:
+ * leaves are LCE_PART tokens.)
+ *
+ * Logits are f32 in either pass: rounded to bf16, a logit of 20 is off by up to 1/16 and its
+ * probability by 6 %, and statistics in f32 would be for show. Their gradient has the type of w, as
+ * tensor cores want it, and overwrites the logits.
+ *
+ * What enters bits (seg, cols, leaf_t, part) depends on T, C and V only; what memory decides (rows,
+ * group) does not show. A call takes less than 1/20 of its whole logits as soon as they are large.
+ */
+#ifndef TP_LCE_PLAN_CUDA_H
+#define TP_LCE_PLAN_CUDA_H
+#include "core/ctx.h"
+#include "ops/linear_cross_entropy/lce.h"
+#include "ops/linear_cross_entropy/lce_tree.h"
+#include "ops/matmul/gemm_cuda.h"
+
+enum {
+    LCE_MIN_ROWS = 128, /* of a chunk: fewer would leave a product nothing to share */
+    LCE_MAX_ROWS = 4096,
+    LCE_PART = 2048, /* tokens in one product of dw */
+    LCE_GROUP = 8,   /* leaves side by side, at most */
+};
+
+typedef struct lce_plan {
+    lce_dims d;
+    size_t size; /* of an element of x, w, dx, dw */
+    /* rows pass */
+    int64_t rows, ld;      /* tokens of a chunk; floats from row to row */
+    int64_t seg, segments; /* dx is the sum of `segments` products over seg entries (the last less),
+                              which run side by side: a chunk has few rows for a whole GPU */
+    int64_t seg_stride;    /* floats from one partial dx to the next */
+    /* weight pass */
+    int64_t cols, tile_ld; /* vocabulary entries of a tile; floats from row to row */
+    int64_t leaf_t;        /* tokens of a leaf; the last may have fewer */
+    int64_t part;          /* tokens of a leaf in one product */
+    int64_t group, groups; /* leaves side by side */
+    int64_t leaf;          /* floats of one leaf's dw, a multiple of 4 */
+    /* memory */
+    int32_t *target; /* (n): -1 where the token counts for nothing */
+    float *coef;     /* (n,4): lse, a, b, d; before train's row pass the weight */
+    float *loss;     /* train (n): coef*loss; (samples): their sums */
+    float *sums;
+    float *logits, *partial;       /* rows pass */
+    float *tile, *leaves, *places; /* weight pass, in the same bytes */
+    size_t bytes;
+} lce_plan;
+
+static inline int64_t lce_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+static inline int64_t lce_least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t lce_most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static inline void lce_plan_rows(lce_plan *p, int64_t want, bool dx, size_t budget) {
+    const lce_dims *d = &p->d;
+    int64_t c = lce_most(d->c, 1), tiles = lce_least(lce_most(6144 / c, 1), 8);
+    p->ld = lce_up(d->v, 8);
+    tiles = lce_most(lce_least(tiles, d->v / 512), 1);
+    p->seg = lce_up((d->v + tiles - 1) / tiles, 64);
+    p->segments = (d->v + p->seg - 1) / p->seg;
+    size_t partial = dx && p->segments > 1 ? (size_t)(p->segments * c) : 0;
+    int64_t fit = (int64_t)(budget / (((size_t)p->ld + partial) * sizeof(float)));
+    if (fit > LCE_MIN_ROWS) fit -= fit % LCE_MIN_ROWS;
+    fit = lce_least(lce_most(fit, LCE_MIN_ROWS), LCE_MAX_ROWS);
+    p->rows = lce_least(want > 0 ? want : fit, d->n);
+    p->seg_stride = partial ? lce_up(p->rows * c, 4) : 0;
+}
+
+static inline void lce_plan_weight(lce_plan *p, bool fast, size_t budget) {
+    const lce_dims *d = &p->d;
+    int64_t c = lce_most(d->c, 1);
+    p->cols = lce_least(lce_most((1 << 20) / c / 128 * 128, 256), 2048);
+    p->cols = lce_least(p->cols, d->v);
+    p->tile_ld = lce_up(p->cols, 8);
+    int64_t samples = 1;
+    while (samples < TP_CUDA_LEAF && 2 * samples * d->t <= LCE_PART) samples *= 2;
+    p->leaf_t = lce_least(fast ? LCE_PART : samples * d->t, d->n);
+    p->part = lce_least(p->leaf_t, LCE_PART);
+    int64_t leaves = p->leaf_t ? (d->n + p->leaf_t - 1) / p->leaf_t : 0;
+    p->leaf = lce_up(p->cols * d->c, 4);
+    for (p->group = p->leaf_t > p->part ? 1 : LCE_GROUP;; p->group /= 2) {
+        p->groups = (leaves + p->group - 1) / p->group;
+        size_t places = p->groups > 0 ? (size_t)lce_tree_places(p->groups - 1) : 0;
+        size_t floats = (size_t)(p->group * p->part * p->tile_ld) +
+                        ((size_t)p->group + places) * (size_t)p->leaf;
+        if (p->group == 1 || floats * sizeof(float) <= budget) break;
+    }
+    p->group = lce_most(lce_least(p->group, leaves), 1);
+}
+
+/* The next count*4 bytes of the workspace, NULL for none; without a base only counts. */
+static inline void *lce_carve(char *base, size_t *used, int64_t count) {
+    void *p = base && count ? base + *used : NULL;
+    *used += ((size_t)count * 4 + 63) & ~(size_t)63;
+    return p;
+}
+
+/* base NULL: only the sizes. */
+static inline lce_plan lce_plan_of(const tp_call *k, bool stats, bool dx, bool dw, void *base) {
+    lce_plan p = {};
+    char *b = (char *)base;
+    p.d = lce_dims_of(k);
+    p.size = tp_dtype_size(k->in[LCE_X]->dtype);
+    int64_t n = p.d.n, want = ((const lce_attr *)k->attr)->o.chunk;
+    size_t budget = (size_t)n * (size_t)p.d.v / 24 * p.size, at, end;
+    lce_plan_rows(&p, want, dx, budget);
+    lce_plan_weight(&p, k->ctx->fast, budget);
+    bool train = stats && (dx || dw);
+    p.target = (int32_t *)lce_carve(b, &p.bytes, n);
+    p.coef = (float *)lce_carve(b, &p.bytes, dx || dw ? 4 * n : 0);
+    p.loss = (float *)lce_carve(b, &p.bytes, train ? n : 0);
+    p.sums = (float *)lce_carve(b, &p.bytes, train ? p.d.samples : 0);
+    at = end = p.bytes;
+    if (stats || dx) {
+        p.logits = (float *)lce_carve(b, &at, p.rows * p.ld);
+        p.partial = (float *)lce_carve(b, &at, dx ? p.segments * p.seg_stride : 0);
+        end = at;
+        at = p.bytes;
+    }
+    if (dw && n) {
+        p.tile = (float *)lce_carve(b, &at, p.group * p.part * p.tile_ld);
+        p.leaves = (float *)lce_carve(b, &at, p.group * p.leaf);
+        p.places = (float *)lce_carve(b, &at, lce_tree_places(p.groups - 1) * p.leaf);
+        end = at > end ? at : end;
+    }
+    p.bytes = end;
+    return p;
+}
+#endif
