@@ -347,7 +347,7 @@ backward_scores(const attention_params &p, const backward_place &a, tp_smem k_ti
         tile_product<MT, PART, D, D, false, D, false>(ds, do_tile, m, v_tile, c, lane);
     }
     backward_slopes<MT, PART>(ds, w, rows + M * 4);
-    tile_store<MT, PART, N>(ds, ds_tile, m, c, lane);
+    tile_store<MT, PART, N>(ds, ds_tile, m, c, lane ^ ATTENTION_MUTANT_FRAGMENT);
 }
 
 /* ---- the main kernel ------------------------------------------------------------------------ */
@@ -426,9 +426,7 @@ __global__ void __launch_bounds__(THREADS, 1)
             tp_fence();
             if (done >= 0) tp_flag_put(s.flags + done, terms);
         }
-#if !defined(MUTANT_NO_BARRIER)
-        __syncthreads();
-#endif
+        if (!ATTENTION_MUTANT_BARRIER) __syncthreads();
         float dq[size::Q_MT][size::Q_NT][4];
         const backward_place a = backward_place_of(place);
         const int at = lane + a.zero, w = warp + a.zero, head = a.b * p.H + h;

@@ -99,14 +99,15 @@ static __device__ __forceinline__ void forward_softmax(float (&s)[MT][NT][4], fl
 template <int MT, int NT, int OT, int D>
 static __device__ __forceinline__ void
 forward_values(float (&o)[MT][OT][4], const float (&s)[MT][NT][4], tp_smem v, int lane) {
+    constexpr int swap = ATTENTION_MUTANT_FRAGMENT;
 #pragma unroll
     for (int k = 0; k < NT; k += 2) {
         unsigned a[MT][4];
 #pragma unroll
         for (int i = 0; i < MT; i++) {
             a[i][0] = tp_pack_bf16x2(s[i][k][0], s[i][k][1]);
-            a[i][1] = tp_pack_bf16x2(s[i][k][2], s[i][k][3]);
-            a[i][2] = tp_pack_bf16x2(s[i][k + 1][0], s[i][k + 1][1]);
+            a[i][1 + swap] = tp_pack_bf16x2(s[i][k][2], s[i][k][3]);
+            a[i][2 - swap] = tp_pack_bf16x2(s[i][k + 1][0], s[i][k + 1][1]);
             a[i][3] = tp_pack_bf16x2(s[i][k + 1][2], s[i][k + 1][3]);
         }
 #pragma unroll
@@ -200,9 +201,8 @@ __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>
         const int stage = j0 / N & 1;
         const tp_smem k_tile = kv_tile + stage * STAGE, v_tile = k_tile + V_AT;
         tp_cp_async_wait<0>();
-#if !defined(MUTANT_NO_BARRIER)
-        __syncthreads(); /* tile j0 is there for all, and all are done with the one before */
-#endif
+        /* Tile j0 is there for all, and all are done with the one before. */
+        if (!ATTENTION_MUTANT_BARRIER) __syncthreads();
         if (j0 + N < hi) {
             const tp_smem next = kv_tile + (stage ^ 1) * STAGE;
             keys += N * p.k.t;
@@ -232,6 +232,7 @@ __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>
         forward_values<MT, NT, OT, D>(o, s, v_tile, lane + tp_lds_s32(zero));
     }
     tp_cp_async_wait<0>();
+    __syncthreads(); /* without tiles, the queries may only just have come */
     /* Found again rather than kept in registers all along. */
     forward_place(grid, tp_fresh((int)blockIdx.x), &head, &block);
     forward_finish<MT, OT, D>(o, row, p, head / p.H, head % p.H, block * M, q_tile, warp, lane);

@@ -11,6 +11,14 @@
 #include "ops/attention/attention_cuda.h"
 #include "ops/cuda_mma.h"
 
+/* tests/attention_cuda_test.cc compiles the kernels again with one of these errors. */
+#if !defined(ATTENTION_MUTANT_BARRIER)
+#define ATTENTION_MUTANT_BARRIER 0 /* 1: a barrier is missing */
+#endif
+#if !defined(ATTENTION_MUTANT_FRAGMENT)
+#define ATTENTION_MUTANT_FRAGMENT 0 /* 1: an index of a fragment is wrong */
+#endif
+
 /* The byte of chunk `chunk` of row `row`. */
 template <int D> static __device__ __forceinline__ int tile_at(int row, int chunk) {
     const int f = D % 64 ? (row >> 1) & 3 : row & 7;
