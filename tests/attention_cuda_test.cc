@@ -68,6 +68,8 @@ typedef struct problem {
     attention_attr attr; /* causal, q_offset_given, q_offset, window, scale, softcap */
     int document;        /* documents of about this many tokens; 0: none */
     bool packed, dlse;   /* q, k, v are slices of one buffer; lse has a gradient */
+    bool only_dlse;      /* o has none */
+    int starts;          /* > 0: each sequence begins this much further than the one before */
 } problem;
 
 static const problem problems[] = {
@@ -124,9 +126,12 @@ static const problem problems[] = {
      false,
      false},
     {"D 64, fewer keys than queries", 1, 300, 130, 2, 1, 64, {.causal = true}, 0, false, true},
+    {"D 128, only a gradient of lse", 1, 90, 150, 1, 1, 128, {.causal = true}, 0, true, true, true},
 };
 
-enum { Q, K, V, O, LSE, DO, SEGMENTS, DLSE, NIN };
+enum { Q, K, V, O, LSE, DO, SEGMENTS, DLSE, STARTS, NIN };
+static const int forward_in[] = {Q, K, V, SEGMENTS, STARTS};
+static const int backward_in[] = {Q, K, V, O, LSE, DO, SEGMENTS, DLSE};
 enum { NOUT = 5 }; /* o, lse, dq, dk, dv */
 static const char *const out_name[NOUT] = {"o", "lse", "dq", "dk", "dv"};
 
@@ -171,9 +176,13 @@ static void inputs(const problem *p, values in[NIN]) {
     in[DO] = values_new(4, B, T, H, D);
     in[DLSE] = values_new(3, B, H, T, 1);
     in[SEGMENTS] = (values){2, {B, T, 1, 1}, B * T, (double *)room((size_t)(B * T), 8)};
-    for (int i = 0; i < NIN; i++)
-        for (int64_t e = 0; i != SEGMENTS && e < in[i].n; e++)
+    in[STARTS] = (values){1, {B, 1, 1, 1}, B, (double *)room((size_t)B, 8)};
+    for (int b = 0; b < B; b++) in[STARTS].x[b] = b * p->starts;
+    for (int i = 0; i < SEGMENTS; i++)
+        for (int64_t e = 0; e < in[i].n; e++)
             in[i].x[e] = to_bf16(tp_normal(7, TP_RNG_TEST, (uint64_t)i, (uint64_t)e));
+    for (int64_t e = 0; e < in[DLSE].n; e++)
+        in[DLSE].x[e] = to_bf16(tp_normal(7, TP_RNG_TEST, DLSE, (uint64_t)e));
     for (int64_t e = 0; e < B * T; e++) /* documents come back, and differ from row to row */
         in[SEGMENTS].x[e] = p->document ? (int)((e + e / 37 % 5) / p->document) % 3 : 0;
 }
@@ -230,18 +239,20 @@ static void run_op(results *r, const problem *p, const values in[NIN], const tp_
         snprintf(r->error, sizeof r->error, "%s", why);
         return;
     }
-    tp_tensor *t[NIN] = {}, *out[TP_MAXOUT] = {};
+    tp_tensor *t[8] = {}, *out[TP_MAXOUT] = {};
     const int64_t row = (p->H + 2 * p->Hkv) * p->D;
     const int slice[3] = {0, p->H * p->D, (p->H + p->Hkv) * p->D};
     tp_status st = TP_OK;
     for (int i = 0; i < nin && !st; i++) {
-        const bool integers = nin == 8 ? i == SEGMENTS : i == 3;
-        const int from = nin == 8 ? i : i == 3 ? SEGMENTS : i;
-        const bool statistic = nin == 8 && (i == LSE || i == DLSE);
-        if ((integers && !p->document) || (nin == 8 && i == DLSE && !p->dlse)) continue;
+        const int from = nin == 8 ? backward_in[i] : forward_in[i];
+        const bool integers = from == SEGMENTS || from == STARTS;
+        if ((from == SEGMENTS && !p->document) || (from == DLSE && !p->dlse) ||
+            (from == DO && p->only_dlse) || (from == STARTS && !p->starts))
+            continue;
+        const bool statistic = from == LSE || from == DLSE;
         const tp_dtype dt = integers ? TP_I32 : !kernel ? TP_F64 : statistic ? TP_F32 : TP_BF16;
-        const bool cut = p->packed && kernel && i < 3;
-        if (!(t[i] = put(c, dt, &in[from], cut ? slice[i] : -1, row))) st = TP_ENOMEM;
+        const bool cut = p->packed && kernel && from <= V;
+        if (!(t[i] = put(c, dt, &in[from], cut ? slice[from] : -1, row))) st = TP_ENOMEM;
     }
     c->only_kernel = kernel;
     if (!st) st = tp_op_run(c, op, &p->attr, nin, t, out);
@@ -255,7 +266,7 @@ static void run_op(results *r, const problem *p, const values in[NIN], const tp_
 static results run(const problem *p, const values in[NIN], const tp_kernel *forward,
                    const tp_kernel *backward) {
     results r = {};
-    run_op(&r, p, in, &op_attention, forward, 4, 0, 2);
+    run_op(&r, p, in, &op_attention, forward, 5, 0, 2);
     if (!r.error[0]) run_op(&r, p, in, &op_attention_backward, backward, 8, 2, 3);
     return r;
 }
@@ -263,7 +274,7 @@ static results run(const problem *p, const values in[NIN], const tp_kernel *forw
 /* The oracle; gives the inputs o and lse on the way. */
 static results oracle(const problem *p, values in[NIN]) {
     results r = {};
-    run_op(&r, p, in, &op_attention, NULL, 4, 0, 2);
+    run_op(&r, p, in, &op_attention, NULL, 5, 0, 2);
     for (int64_t e = 0; e < in[O].n; e++) in[O].x[e] = to_bf16(r.out[0].x[e]);
     for (int64_t e = 0; e < in[LSE].n; e++) in[LSE].x[e] = (float)r.out[1].x[e];
     run_op(&r, p, in, &op_attention_backward, NULL, 8, 2, 3);
@@ -341,34 +352,47 @@ static void same_in_every_order(const problem *p, const values in[NIN], const re
 }
 
 /* ---- a query on its own --------------------------------------------------------------------- */
-/* Query t alone against all keys, at its place: the same bits as in the middle of the others. */
+/* One query of each of two sequences, at different places, against all keys: the same bits as in
+ * the middle of the others. */
 static void query_alone(void) {
-    static const problem whole = {"a query alone",  2, 300,   300,  2, 1, 64,
-                                  {.causal = true}, 0, false, false};
+    static const problem whole = {.name = "a query alone",
+                                  .B = 2,
+                                  .T = 300,
+                                  .S = 300,
+                                  .H = 2,
+                                  .Hkv = 1,
+                                  .D = 64,
+                                  .attr = {.causal = true}};
     values in[NIN];
     inputs(&whole, in);
     results all = {};
-    run_op(&all, &whole, in, &op_attention, &attention_sm80, 4, 0, 2);
-    static const int at[] = {0, 63, 64, 190, 299};
+    run_op(&all, &whole, in, &op_attention, &attention_sm80, 5, 0, 2);
+    static const int at[] = {0, 63, 64, 190, 236};
     for (int i = 0; i < 5; i++) {
         problem one = whole;
         one.T = 1;
-        one.attr.q_offset_given = true;
-        one.attr.q_offset = at[i];
+        one.starts = 63;
         values part[NIN] = {};
         memcpy(part, in, sizeof part);
         part[Q] = values_new(4, one.B, 1, one.H, one.D);
         const int64_t n = (int64_t)one.H * one.D;
-        for (int b = 0; b < one.B; b++)
-            memcpy(part[Q].x + b * n, in[Q].x + (b * whole.T + at[i]) * n, (size_t)n * 8);
+        for (int b = 0; b < one.B; b++) {
+            const int t = at[i] + b * one.starts;
+            in[STARTS].x[b] = t;
+            memcpy(part[Q].x + b * n, in[Q].x + (b * whole.T + t) * n, (size_t)n * 8);
+        }
         results r = {};
-        run_op(&r, &one, part, &op_attention, &attention_sm80, 4, 0, 2);
-        int64_t differ = 0;
+        run_op(&r, &one, part, &op_attention, &attention_sm80, 5, 0, 2);
+        int64_t differ = 0, neighbours = 0;
         for (int b = 0; b < one.B && !r.error[0]; b++)
-            for (int64_t e = 0; e < n; e++)
-                differ += r.out[0].x[b * n + e] != all.out[0].x[(b * whole.T + at[i]) * n + e];
+            for (int64_t e = 0; e < n; e++) {
+                const double *row = all.out[0].x + (b * whole.T + at[i] + b * one.starts) * n;
+                differ += r.out[0].x[b * n + e] != row[e];
+                neighbours += r.out[0].x[b * n + e] != row[n + e - (b ? 2 * n : 0)];
+            }
         expect(!r.error[0] && !differ, whole.name, "%g values of query %g differ", (double)differ,
                at[i]);
+        expect(neighbours > 0, whole.name, "another query's row was accepted", 0, 0);
         free(part[Q].x);
         results_free(&r);
     }

@@ -144,9 +144,9 @@ static __device__ __forceinline__ void backward_load(tp_smem stage,
     const uint16_t *q = (const uint16_t *)p.q.x + b * p.q.b + h * p.q.h + t * p.q.t;
     tile_load<M, D, THREADS>(stage, tile_from<D, THREADS>(q, p.q.t), p.q.t, p.T - t, p.D);
     const uint16_t *d_o = (const uint16_t *)x.d_o.x;
-    if (d_o) d_o += b * x.d_o.b + h * x.d_o.h + t * x.d_o.t;
+    d_o = d_o ? d_o + b * x.d_o.b + h * x.d_o.h + t * x.d_o.t : q;
     tile_load<M, D, THREADS>(stage + M * D * 2, tile_from<D, THREADS>(d_o, x.d_o.t), x.d_o.t,
-                             d_o ? p.T - t : 0, p.D);
+                             x.d_o.x ? p.T - t : 0, p.D);
     if (thread < M / 2) {
         const int at = thread % (M / 4) * 4;
         const float *from = thread < M / 4 ? s.lse : s.delta;
@@ -476,7 +476,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         tile_store<KV_MT, KV_NT, D>(dv, v_tile, m, c, lane);
         __syncthreads();
         const int64_t stride = (int64_t)p.Hkv * p.D;
-        const int64_t to = ((int64_t)a.b * p.S + j0) * stride + a.hkv * p.D;
+        const int64_t to = ((int64_t)a.b * p.S + j0) * stride + (int64_t)a.hkv * p.D;
         tile_write<N, D>((uint16_t *)x.dk + to, stride, k_tile, 0, p.S - j0, p.D, (int)threadIdx.x,
                          THREADS);
         tile_write<N, D>((uint16_t *)x.dv + to, stride, v_tile, 0, p.S - j0, p.D, (int)threadIdx.x,

@@ -148,7 +148,7 @@ forward_finish(float (&o)[MT][OT][4], forward_row_state<MT> &row, const attentio
     tile_store<MT, OT, D>(o, tile, first, 0, lane);
     __syncwarp();
     int64_t stride = (int64_t)p.H * p.D;
-    uint16_t *to = (uint16_t *)p.o + ((int64_t)b * p.T + t0 + first) * stride + h * p.D;
+    uint16_t *to = (uint16_t *)p.o + ((int64_t)b * p.T + t0 + first) * stride + (int64_t)h * p.D;
     tile_write<16 * MT, D>(to, stride, tile, first, p.T - t0 - first, p.D, lane, 32);
 }
 
