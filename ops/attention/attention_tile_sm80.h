@@ -44,14 +44,13 @@ static __device__ __forceinline__ const uint16_t *tile_from(const void *x, int64
 }
 
 /* Begins to copy rows [0, rows) of `width` values each; the rest of the ROWS x D tile becomes
- * zeros. x: tile_from. All THREADS threads of the block take part. */
+ * zeros. x: tile_from. All THREADS threads of the block take part; thread is threadIdx.x. */
 template <int ROWS, int D, int THREADS>
 static __device__ __forceinline__ void tile_load(tp_smem tile, const uint16_t *x, int64_t stride,
-                                                 int rows, int width) {
+                                                 int rows, int width, int thread) {
     typedef tile_share<D, THREADS> share;
     static_assert(ROWS % share::STEP == 0 && share::CHUNKS % share::PER_ROW == 0,
                   "whole rounds of rows and chunks");
-    const int thread = tp_fresh((int)threadIdx.x);
     const int row = thread / share::PER_ROW, first = thread % share::PER_ROW;
 #pragma unroll
     for (int r = 0; r < ROWS; r += share::STEP, x += share::STEP * stride)
@@ -125,11 +124,11 @@ template <int MT, int NT> static __device__ __forceinline__ void tile_zero(float
 }
 
 /* Scores, or weights, of keys that their queries do not see become `hidden`. t, j: the query and
- * the key of the thread's first element. */
+ * the key of the thread's first element. segments: of this sequence, or NULL. */
 template <int MT, int NT>
 static __device__ __forceinline__ void tile_hide(float (&s)[MT][NT][4], const attention_params &p,
-                                                 attention_band band, int b, int t, int j,
-                                                 float hidden) {
+                                                 attention_band band, const int32_t *segments,
+                                                 int t, int j, float hidden) {
 #pragma unroll
     for (int r = 0; r < 2 * MT; r++) {
         const int lo = t + 8 * r + band.lo - j, hi = min(t + 8 * r + band.hi + 1, p.S) - j;
@@ -139,21 +138,26 @@ static __device__ __forceinline__ void tile_hide(float (&s)[MT][NT][4], const at
             for (int e = 0; e < 2; e++)
                 if (8 * n + e < lo || 8 * n + e >= hi) s[r / 2][n][r % 2 * 2 + e] = hidden;
     }
-    if (!p.segments) return;
-    const int32_t *segments = p.segments + b * p.segments_b;
+    if (!segments) return;
+    static_assert(2 * NT <= 32, "a bit per key");
     int segment[2 * MT];
+    unsigned differ[2 * MT] = {}; /* bit 2n + e; gathered one key after the other, as scores leave
+                                     few registers for loads in flight */
 #pragma unroll
     for (int r = 0; r < 2 * MT; r++)
         segment[r] = t + 8 * r < p.T ? segments[(t + 8 * r) * p.segments_t] : 0;
+#pragma unroll 1
+    for (int n = 0; n < 2 * NT; n++) {
+        const int key = j + 4 * (n & ~1) + (n & 1);
+        const int other = key < p.S ? segments[key * p.segments_t] : 0;
 #pragma unroll
-    for (int n = 0; n < NT; n++)
+        for (int r = 0; r < 2 * MT; r++) differ[r] |= (unsigned)(segment[r] != other) << n;
+    }
 #pragma unroll
-        for (int e = 0; e < 2; e++) {
-            const int key = j + 8 * n + e, other = key < p.S ? segments[key * p.segments_t] : 0;
+    for (int r = 0; r < 2 * MT; r++)
 #pragma unroll
-            for (int r = 0; r < 2 * MT; r++)
-                if (segment[r] != other) s[r / 2][n][r % 2 * 2 + e] = hidden;
-        }
+        for (int n = 0; n < 2 * NT; n++)
+            if (differ[r] >> n & 1) s[r / 2][n / 2][r % 2 * 2 + n % 2] = hidden;
 }
 
 /* Rounds acc to bf16 and stores it at row m, column n of a tile. */
