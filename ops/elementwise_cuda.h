@@ -130,8 +130,7 @@ static inline tp_status tp_map_run(const tp_call *k, tp_tensor *const out[], F f
     struct id##_fn {                                                                               \
         attr_t attr;                                                                               \
         __device__ void operator()(const float *v_, float *o_, int64_t) const {                    \
-            const attr_t *a = &attr;                                                               \
-            (void)a;                                                                               \
+            [[maybe_unused]] const attr_t *a = &attr;                                              \
             setup;                                                                                 \
             names;                                                                                 \
             o_[0] = (expr);                                                                        \

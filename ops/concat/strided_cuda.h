@@ -38,15 +38,23 @@ __global__ void tp_copy_tiles(tp_walk w, U *dst, const U *src, int row, int64_t 
         src += i * w.stride[TP_COPY_SRC][d];
         outer = next;
     }
+    U v[SIDE / STEP]; /* all loads are under way before the first one is waited for */
 #pragma unroll
-    for (int j = y; j < SIDE; j += STEP)
+    for (int e = 0; e < SIDE / STEP; e++) {
+        int j = e * STEP + y;
+        v[e] = U{};
         if (r0 + x < rows && c0 + j < cols)
-            tile[j * PITCH + x] = tp_ldg(src + (r0 + x) + (c0 + j) * w.stride[TP_COPY_SRC][last]);
+            v[e] = tp_ldg(src + (r0 + x) + (c0 + j) * w.stride[TP_COPY_SRC][last]);
+    }
+#pragma unroll
+    for (int e = 0; e < SIDE / STEP; e++) tile[(e * STEP + y) * PITCH + x] = v[e];
     __syncthreads();
 #pragma unroll
-    for (int j = y; j < SIDE; j += STEP)
+    for (int e = 0; e < SIDE / STEP; e++) {
+        int j = e * STEP + y;
         if (r0 + j < rows && c0 + x < cols)
             tp_stg(dst + (r0 + j) * w.stride[TP_COPY_DST][row] + (c0 + x), (U)tile[x * PITCH + j]);
+    }
 }
 
 /* The dimension along which src is dense, if tiles are worth it; else -1. */
