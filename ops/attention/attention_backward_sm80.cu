@@ -547,8 +547,15 @@ static tp_status backward_run(const tp_call *k) {
     return backward_launch<256>(k, x);
 }
 
+static size_t backward_shared(int64_t D) {
+    if (D <= 64) return backward_size<64>::SHARED;
+    if (D <= 96) return backward_size<96>::SHARED;
+    if (D <= 128) return backward_size<128>::SHARED;
+    return backward_size<256>::SHARED;
+}
+
 static const char *backward_decline(const tp_call *k) {
-    const char *no = attention_sm80_decline(k, tp_cuda_of(k->ctx)->sm);
+    const char *no = attention_sm80_decline(k, backward_shared(k->in[0]->shape[3]));
     if (!no) no = attention_sm80_decline_rows(k->in[BACKWARD_O]);
     if (!no) no = attention_sm80_decline_rows(k->in[BACKWARD_DO]);
     if (!no) no = tp_decline_cuda_floats(k);

@@ -290,8 +290,15 @@ static tp_status forward_run(const tp_call *k) {
     return forward_run_d<256>(k, p);
 }
 
+static size_t forward_shared(int64_t D) {
+    if (D <= 64) return forward_size<64, false>::SHARED;
+    if (D <= 96) return forward_size<96, false>::SHARED;
+    if (D <= 128) return forward_size<128, false>::SHARED;
+    return forward_size<256, false>::SHARED;
+}
+
 static const char *forward_decline(const tp_call *k) {
-    return attention_sm80_decline(k, tp_cuda_of(k->ctx)->sm);
+    return attention_sm80_decline(k, forward_shared(k->in[0]->shape[3]));
 }
 
 TP_CUDA_KERNEL(attention_sm80, .decline = forward_decline, .run = forward_run);

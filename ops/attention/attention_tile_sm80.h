@@ -198,16 +198,19 @@ static inline const char *attention_sm80_decline_rows(const tp_tensor *x) {
     return NULL;
 }
 
-static inline const char *attention_sm80_decline(const tp_call *k, int sm) {
+/* shared: bytes of shared memory that the kernel wants at this head size. */
+static inline const char *attention_sm80_decline(const tp_call *k, size_t shared) {
+    const tp_cuda *device = tp_cuda_of(k->ctx);
     const char *no;
     for (int i = 0; i < 3; i++)
         if ((no = attention_sm80_decline_rows(k->in[i]))) return no;
     int64_t D = k->in[0]->shape[3], Dv = k->in[2]->shape[3];
-    if (sm < 80) return "needs compute capability 8.0";
+    if (device->sm < 80) return "needs compute capability 8.0";
     if (D != Dv) return "keys and values differ in width";
     if (D > 256) return "head size above 256";
     if (D % 8 || D == 0) return "head size is no multiple of 8";
     if (((const attention_attr *)k->attr)->scale < 0) return "a negative scale";
+    if (shared > device->shared_optin) return "the device's blocks have too little shared memory";
     return attention_decline_sizes(k);
 }
 #endif
