@@ -33,7 +33,7 @@ static __device__ __forceinline__ void naive_add(float *sums, int D, float w, in
         const int d = d0 + lane;
         float sum = d < D ? tp_lds(sums + d) : 0.0f;
         for (int i = 0; i < n; i++) {
-            const float wi = __shfl_sync(0xffffffffu, w, i);
+            const float wi = naive_round<T>(__shfl_sync(0xffffffffu, w, i));
             if (d < D && wi != 0) sum = fmaf(wi, naive_at<T>(x, b, first + i, h, d), sum);
         }
         if (d < D) tp_sts(sums + d, sum);

@@ -134,19 +134,19 @@ __global__ void __launch_bounds__(256)
 /* ---- the pieces of the main kernel ---------------------------------------------------------- */
 /* Begins to copy Q, dO, lse and delta of tile i of head (b, h). */
 template <int D>
-static __device__ __forceinline__ void backward_load(tp_smem stage,
-                                                     const attention_backward_params &x,
-                                                     const backward_space s, int b, int h, int i) {
+static __device__ __forceinline__ void
+backward_load(tp_smem stage, const attention_backward_params &x, const backward_space s, int b,
+              int h, int i, int thread) {
     typedef backward_size<D> size;
     constexpr int M = size::M;
     const attention_params &p = x.f;
-    const int thread = tp_fresh((int)threadIdx.x), t = i * M;
+    const int t = i * M;
     const uint16_t *q = (const uint16_t *)p.q.x + b * p.q.b + h * p.q.h + t * p.q.t;
-    tile_load<M, D, THREADS>(stage, tile_from<D, THREADS>(q, p.q.t), p.q.t, p.T - t, p.D);
+    tile_load<M, D, THREADS>(stage, tile_from<D, THREADS>(q, p.q.t), p.q.t, p.T - t, p.D, thread);
     const uint16_t *d_o = (const uint16_t *)x.d_o.x;
-    if (d_o) d_o += b * x.d_o.b + h * x.d_o.h + t * x.d_o.t;
+    d_o = d_o ? d_o + b * x.d_o.b + h * x.d_o.h + t * x.d_o.t : q;
     tile_load<M, D, THREADS>(stage + M * D * 2, tile_from<D, THREADS>(d_o, x.d_o.t), x.d_o.t,
-                             d_o ? p.T - t : 0, p.D);
+                             x.d_o.x ? p.T - t : 0, p.D, thread);
     if (thread < M / 2) {
         const int at = thread % (M / 4) * 4;
         const float *from = thread < M / 4 ? s.lse : s.delta;
@@ -179,7 +179,8 @@ backward_weights(float (&s)[MT][NT][4], float (&slope)[MT][NT][4], const attenti
                     x = tp_exp2f(fmaf(x, c, -lse));
                 }
         }
-    if (!whole) tile_hide(s, p, band, b, t, j, 0.0f);
+    if (!whole)
+        tile_hide(s, p, band, p.segments ? p.segments + b * p.segments_b : NULL, t, j, 0.0f);
 }
 
 /* dx = p slope (dp - delta); w: p slope. */
@@ -347,7 +348,7 @@ backward_scores(const attention_params &p, const backward_place &a, tp_smem k_ti
         tile_product<MT, PART, D, D, false, D, false>(ds, do_tile, m, v_tile, c, lane);
     }
     backward_slopes<MT, PART>(ds, w, rows + M * 4);
-    tile_store<MT, PART, N>(ds, ds_tile, m, c, lane);
+    tile_store<MT, PART, N>(ds, ds_tile, m, c, lane ^ ATTENTION_MUTANT_FRAGMENT);
 }
 
 /* ---- the main kernel ------------------------------------------------------------------------ */
@@ -372,11 +373,13 @@ __global__ void __launch_bounds__(THREADS, 1)
         const int j0 = a.n * N;
         const uint16_t *k = (const uint16_t *)p.k.x + a.b * p.k.b + a.hkv * p.k.h + j0 * p.k.t;
         const uint16_t *v = (const uint16_t *)p.v.x + a.b * p.v.b + a.hkv * p.v.h + j0 * p.v.t;
-        tile_load<N, D, THREADS>(k_tile, tile_from<D, THREADS>(k, p.k.t), p.k.t, p.S - j0, p.D);
-        tile_load<N, D, THREADS>(v_tile, tile_from<D, THREADS>(v, p.v.t), p.v.t, p.S - j0, p.D);
+        tile_load<N, D, THREADS>(k_tile, tile_from<D, THREADS>(k, p.k.t), p.k.t, p.S - j0, p.D,
+                                 (int)threadIdx.x);
+        tile_load<N, D, THREADS>(v_tile, tile_from<D, THREADS>(v, p.v.t), p.v.t, p.S - j0, p.D,
+                                 (int)threadIdx.x);
         h = a.hkv * p.G, end = a.i1 > a.i0 ? h + p.G : h;
         i = a.i1 - 1;
-        if (h < end) backward_load<D>(stages, x, s, a.b, h, i);
+        if (h < end) backward_load<D>(stages, x, s, a.b, h, i, (int)threadIdx.x);
         tp_cp_async_commit();
     }
     float dk[KV_MT][KV_NT][4], dv[KV_MT][KV_NT][4];
@@ -394,7 +397,8 @@ __global__ void __launch_bounds__(THREADS, 1)
             const int at = lane + a.zero, w = warp + a.zero;
             const int next_h = i > a.i0 ? h : h + 1, next_i = i > a.i0 ? i - 1 : a.i1 - 1;
             if (next_h < end)
-                backward_load<D>(stages + (stage ^ 1) * size::STAGE, x, s, a.b, next_h, next_i);
+                backward_load<D>(stages + (stage ^ 1) * size::STAGE, x, s, a.b, next_h, next_i,
+                                 (int)threadIdx.x + a.zero);
             tp_cp_async_commit();
             int first, last;
             backward_key_blocks<M, N>(p, a.band, i, &first, &last);
@@ -426,9 +430,7 @@ __global__ void __launch_bounds__(THREADS, 1)
             tp_fence();
             if (done >= 0) tp_flag_put(s.flags + done, terms);
         }
-#if !defined(MUTANT_NO_BARRIER)
-        __syncthreads();
-#endif
+        if (!ATTENTION_MUTANT_BARRIER) __syncthreads();
         float dq[size::Q_MT][size::Q_NT][4];
         const backward_place a = backward_place_of(place);
         const int at = lane + a.zero, w = warp + a.zero, head = a.b * p.H + h;
@@ -478,7 +480,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         tile_store<KV_MT, KV_NT, D>(dv, v_tile, m, c, lane);
         __syncthreads();
         const int64_t stride = (int64_t)p.Hkv * p.D;
-        const int64_t to = ((int64_t)a.b * p.S + j0) * stride + a.hkv * p.D;
+        const int64_t to = ((int64_t)a.b * p.S + j0) * stride + (int64_t)a.hkv * p.D;
         tile_write<N, D>((uint16_t *)x.dk + to, stride, k_tile, 0, p.S - j0, p.D, (int)threadIdx.x,
                          THREADS);
         tile_write<N, D>((uint16_t *)x.dv + to, stride, v_tile, 0, p.S - j0, p.D, (int)threadIdx.x,
@@ -545,8 +547,15 @@ static tp_status backward_run(const tp_call *k) {
     return backward_launch<256>(k, x);
 }
 
+static size_t backward_shared(int64_t D) {
+    if (D <= 64) return backward_size<64>::SHARED;
+    if (D <= 96) return backward_size<96>::SHARED;
+    if (D <= 128) return backward_size<128>::SHARED;
+    return backward_size<256>::SHARED;
+}
+
 static const char *backward_decline(const tp_call *k) {
-    const char *no = attention_sm80_decline(k, tp_cuda_of(k->ctx)->sm);
+    const char *no = attention_sm80_decline(k, backward_shared(k->in[0]->shape[3]));
     if (!no) no = attention_sm80_decline_rows(k->in[BACKWARD_O]);
     if (!no) no = attention_sm80_decline_rows(k->in[BACKWARD_DO]);
     if (!no) no = tp_decline_cuda_floats(k);

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(32) attention_naive_kernel(const attention_par
             const int d = d0 + lane;
             float sum = d < p.Dv ? f * tp_lds(o + d) : 0.0f;
             for (int i = 0; i < n; i++) {
-                const float wi = __shfl_sync(0xffffffffu, w, i);
+                const float wi = naive_round<T>(__shfl_sync(0xffffffffu, w, i));
                 if (d < p.Dv && wi != 0)
                     sum = fmaf(wi, naive_at<T>(p.v, b, j0 + i, h / p.G, d), sum);
             }

@@ -11,6 +11,12 @@ static __device__ __forceinline__ float naive_at(const attention_rows &x, int b,
     return tp_to_f32(((const T *)x.x)[b * x.b + t * x.t + h * x.h + d * x.d]);
 }
 
+/* Weights are held in the tensors' type before they multiply values, as tensor cores take them: in
+ * bf16 these kernels are the measure of what that rounding costs by itself. */
+template <typename T> static __device__ __forceinline__ float naive_round(float x) {
+    return tp_to_f32(tp_from_f32<T>(x));
+}
+
 static __device__ __forceinline__ bool naive_same_segment(const attention_params &p, int b, int t,
                                                           int j) {
     if (!p.segments) return true;

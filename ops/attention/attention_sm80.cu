@@ -32,8 +32,8 @@ template <int D, bool CAPPED> struct forward_size {
         N = CAPPED ? (int)S::N_CAPPED : (int)S::N,
         ROWS = 16 * S::MT * S::WARPS,
         THREADS = 32 * S::WARPS,
-        ZERO_AT = (ROWS + 4 * N) * D * 2, /* after Q and two stages of K and V */
-        SHARED = ZERO_AT + 16
+        PLACE_AT = (ROWS + 4 * N) * D * 2, /* after Q and two stages of K and V */
+        SHARED = PLACE_AT + 32
     };
 };
 
@@ -44,12 +44,30 @@ typedef struct forward_grid {
     int heads, section, blocks; /* (b,h) pairs; row blocks per head */
 } forward_grid;
 
-static __device__ __forceinline__ void forward_place(const forward_grid g, int id, int *head,
-                                                     int *block) {
-    int per = g.section * g.blocks, s = id / per, first = s * g.section;
-    int in = min(g.section, g.heads - first), rest = id - s * per;
-    *head = first + rest % in;
-    *block = g.blocks - 1 - rest / in;
+/* A block's part of that. Kept in shared memory, as registers are scarce. */
+typedef struct forward_place {
+    int b, h, t0, lo, hi; /* queries from t0 on; they see keys [lo, hi) by position */
+    attention_band band;
+    int zero; /* which the compiler cannot know: what is computed from lane + zero is computed
+                 afresh, where it would else be kept in registers from one product to the next */
+} forward_place;
+
+static __device__ __forceinline__ forward_place forward_place_of(tp_smem at) {
+    const uint4 x = tp_lds_u128(at), y = tp_lds_u128(at + 16);
+    forward_place a = {(int)x.x, (int)x.y, (int)x.z, (int)x.w, (int)y.x, {(int)y.y, (int)y.z},
+                       (int)y.w};
+    return a;
+}
+
+static __device__ __forceinline__ void forward_place_find(tp_smem at, const attention_params &p,
+                                                          const forward_grid g, int M) {
+    int id = (int)blockIdx.x, per = g.section * g.blocks, s = id / per, first = s * g.section;
+    int in = min(g.section, g.heads - first), rest = id - s * per, lo, hi;
+    const int head = first + rest % in, t0 = (g.blocks - 1 - rest / in) * M, b = head / p.H;
+    const attention_band band = attention_band_of(&p, b);
+    attention_keys(band, t0, min(t0 + M, p.T), p.S, &lo, &hi);
+    const int a[8] = {b, head % p.H, t0, lo, hi, band.lo, band.hi, 0};
+    for (int i = 0; i < 8; i++) tp_sts_u32(at + 4 * i, (unsigned)a[i]);
 }
 
 /* What a thread knows of its rows: row r = 2i + half is query t + 16 i + 8 half. */
@@ -99,14 +117,15 @@ static __device__ __forceinline__ void forward_softmax(float (&s)[MT][NT][4], fl
 template <int MT, int NT, int OT, int D>
 static __device__ __forceinline__ void
 forward_values(float (&o)[MT][OT][4], const float (&s)[MT][NT][4], tp_smem v, int lane) {
+    constexpr int swap = ATTENTION_MUTANT_FRAGMENT;
 #pragma unroll
     for (int k = 0; k < NT; k += 2) {
         unsigned a[MT][4];
 #pragma unroll
         for (int i = 0; i < MT; i++) {
             a[i][0] = tp_pack_bf16x2(s[i][k][0], s[i][k][1]);
-            a[i][1] = tp_pack_bf16x2(s[i][k][2], s[i][k][3]);
-            a[i][2] = tp_pack_bf16x2(s[i][k + 1][0], s[i][k + 1][1]);
+            a[i][1 + swap] = tp_pack_bf16x2(s[i][k][2], s[i][k][3]);
+            a[i][2 - swap] = tp_pack_bf16x2(s[i][k + 1][0], s[i][k + 1][1]);
             a[i][3] = tp_pack_bf16x2(s[i][k + 1][2], s[i][k + 1][3]);
         }
 #pragma unroll
@@ -147,7 +166,7 @@ forward_finish(float (&o)[MT][OT][4], forward_row_state<MT> &row, const attentio
     tile_store<MT, OT, D>(o, tile, first, 0, lane);
     __syncwarp();
     int64_t stride = (int64_t)p.H * p.D;
-    uint16_t *to = (uint16_t *)p.o + ((int64_t)b * p.T + t0 + first) * stride + h * p.D;
+    uint16_t *to = (uint16_t *)p.o + ((int64_t)b * p.T + t0 + first) * stride + (int64_t)h * p.D;
     tile_write<16 * MT, D>(to, stride, tile, first, p.T - t0 - first, p.D, lane, 32);
 }
 
@@ -160,32 +179,32 @@ __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>
     TP_SHARED_DYNAMIC(shared);
     const tp_smem q_tile = tp_smem_addr(shared), kv_tile = q_tile + M * D * 2;
     constexpr int V_AT = N * D * 2, STAGE = 2 * V_AT;
+    const tp_smem place = q_tile + size::PLACE_AT;
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
-    int head, block, lo, hi;
-    forward_place(grid, (int)blockIdx.x, &head, &block);
-    const int b = head / p.H, h = head % p.H, t0 = block * M;
-    const int w0 = t0 + warp * 16 * MT; /* the warp's first query */
-    const attention_band band = attention_band_of(&p, b);
-    attention_keys(band, t0, min(t0 + M, p.T), p.S, &lo, &hi);
-    int j0 = lo / N * N;
-    const uint16_t *queries = (const uint16_t *)p.q.x + b * p.q.b + h * p.q.h + t0 * p.q.t;
-    const uint16_t *keys = (const uint16_t *)p.k.x + b * p.k.b + h / p.G * p.k.h + j0 * p.k.t;
-    const uint16_t *values = (const uint16_t *)p.v.x + b * p.v.b + h / p.G * p.v.h + j0 * p.v.t;
-    queries = tile_from<D, THREADS>(queries, p.q.t);
-    keys = tile_from<D, THREADS>(keys, p.k.t);
-    values = tile_from<D, THREADS>(values, p.v.t);
-    tile_load<M, D, THREADS>(q_tile, queries, p.q.t, p.T - t0, p.D);
-    if (j0 < hi) {
-        const tp_smem k_tile = kv_tile + (j0 / N & 1) * STAGE;
-        tile_load<N, D, THREADS>(k_tile, keys, p.k.t, p.S - j0, p.D);
-        tile_load<N, D, THREADS>(k_tile + V_AT, values, p.v.t, p.S - j0, p.D);
-    }
-    tp_cp_async_commit();
-    /* A zero that the compiler cannot know: what is computed from lane + zero is computed where it
-     * is used, instead of being kept in registers from one tile or product to the next. */
-    const tp_smem zero = q_tile + size::ZERO_AT;
-    if (threadIdx.x == 0) tp_sts_u32(zero, 0);
+    if (threadIdx.x == 0) forward_place_find(place, p, grid, M);
+    __syncthreads();
 
+    int j0; /* the tile's first key */
+    const uint16_t *keys, *values;
+    {
+        const forward_place a = forward_place_of(place);
+        const uint16_t *queries = (const uint16_t *)p.q.x + a.b * p.q.b + a.h * p.q.h;
+        queries = tile_from<D, THREADS>(queries + a.t0 * p.q.t, p.q.t);
+        tile_load<M, D, THREADS>(q_tile, queries, p.q.t, p.T - a.t0, p.D, (int)threadIdx.x);
+        j0 = a.lo / N * N;
+        keys = (const uint16_t *)p.k.x + a.b * p.k.b + a.h / p.G * p.k.h;
+        values = (const uint16_t *)p.v.x + a.b * p.v.b + a.h / p.G * p.v.h;
+        keys = tile_from<D, THREADS>(keys + j0 * p.k.t, p.k.t);
+        values = tile_from<D, THREADS>(values + j0 * p.v.t, p.v.t);
+        if (a.lo < a.hi) {
+            const tp_smem k_tile = kv_tile + (j0 / N & 1) * STAGE;
+            const int rows = p.S - j0;
+            tile_load<N, D, THREADS>(k_tile, keys, p.k.t, rows, p.D, (int)threadIdx.x);
+            tile_load<N, D, THREADS>(k_tile + V_AT, values, p.v.t, rows, p.D, (int)threadIdx.x);
+        } else
+            j0 = a.hi;
+        tp_cp_async_commit();
+    }
     float o[MT][OT][4];
     forward_row_state<MT> row;
     tile_zero(o);
@@ -196,24 +215,24 @@ __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>
     }
     const float c = CAPPED ? LOG2E : p.scale * LOG2E;
 
-    for (; j0 < hi; j0 += N) {
-        const int stage = j0 / N & 1;
-        const tp_smem k_tile = kv_tile + stage * STAGE, v_tile = k_tile + V_AT;
+    for (; j0 < forward_place_of(place).hi; j0 += N) {
+        const tp_smem k_tile = kv_tile + (j0 / N & 1) * STAGE, v_tile = k_tile + V_AT;
         tp_cp_async_wait<0>();
-#if !defined(MUTANT_NO_BARRIER)
-        __syncthreads(); /* tile j0 is there for all, and all are done with the one before */
-#endif
-        if (j0 + N < hi) {
-            const tp_smem next = kv_tile + (stage ^ 1) * STAGE;
+        /* Tile j0 is there for all, and all are done with the one before. */
+        if (!ATTENTION_MUTANT_BARRIER) __syncthreads();
+        const forward_place a = forward_place_of(place);
+        if (j0 + N < a.hi) {
+            const tp_smem next = kv_tile + ((j0 / N & 1) ^ 1) * STAGE;
+            const int thread = (int)threadIdx.x + a.zero, rows = p.S - j0 - N;
             keys += N * p.k.t;
             values += N * p.v.t;
-            tile_load<N, D, THREADS>(next, keys, p.k.t, p.S - j0 - N, p.D);
-            tile_load<N, D, THREADS>(next + V_AT, values, p.v.t, p.S - j0 - N, p.D);
+            tile_load<N, D, THREADS>(next, keys, p.k.t, rows, p.D, thread);
+            tile_load<N, D, THREADS>(next + V_AT, values, p.v.t, rows, p.D, thread);
         }
         tp_cp_async_commit();
-        if (j0 > w0 + 16 * MT - 1 + band.hi || j0 + N - 1 < w0 + band.lo) continue;
+        const int at = lane + a.zero, w0 = a.t0 + warp * 16 * MT; /* the warp's first query */
+        if (j0 > w0 + 16 * MT - 1 + a.band.hi || j0 + N - 1 < w0 + a.band.lo) continue;
 
-        const int at = lane + tp_lds_s32(zero);
         float s[MT][NT][4];
         tile_zero(s);
         tile_product<MT, NT, D, D, false, D, false>(s, q_tile, warp * 16 * MT, k_tile, 0, at);
@@ -225,16 +244,22 @@ __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>
 #pragma unroll
                     for (int e = 0; e < 4; e++)
                         s[i][n][e] = attention_softcap(s[i][n][e] * p.scale, p.softcap);
-        const bool whole = j0 + N <= p.S && j0 + N - 1 <= w0 + band.hi &&
-                           j0 >= w0 + 16 * MT - 1 + band.lo && !p.segments;
-        if (!whole) tile_hide(s, p, band, b, w0 + at / 4, j0 + at % 4 * 2, -INFINITY);
+        {
+            const forward_place z = forward_place_of(place);
+            const int t = z.t0 + warp * 16 * MT, lane_z = lane + z.zero;
+            const bool whole = j0 + N <= p.S && j0 + N - 1 <= t + z.band.hi &&
+                               j0 >= t + 16 * MT - 1 + z.band.lo && !p.segments;
+            if (!whole)
+                tile_hide(s, p, z.band, p.segments ? p.segments + z.b * p.segments_b : NULL,
+                          t + lane_z / 4, j0 + lane_z % 4 * 2, -INFINITY);
+        }
         forward_softmax(s, o, row, c);
-        forward_values<MT, NT, OT, D>(o, s, v_tile, lane + tp_lds_s32(zero));
+        forward_values<MT, NT, OT, D>(o, s, v_tile, lane + forward_place_of(place).zero);
     }
     tp_cp_async_wait<0>();
-    /* Found again rather than kept in registers all along. */
-    forward_place(grid, tp_fresh((int)blockIdx.x), &head, &block);
-    forward_finish<MT, OT, D>(o, row, p, head / p.H, head % p.H, block * M, q_tile, warp, lane);
+    __syncthreads(); /* without tiles, the queries may only just have come */
+    const forward_place a = forward_place_of(place);
+    forward_finish<MT, OT, D>(o, row, p, a.b, a.h, a.t0, q_tile, warp, lane);
 }
 
 /* ---- on the host ---------------------------------------------------------------------------- */
@@ -265,8 +290,15 @@ static tp_status forward_run(const tp_call *k) {
     return forward_run_d<256>(k, p);
 }
 
+static size_t forward_shared(int64_t D) {
+    if (D <= 64) return forward_size<64, false>::SHARED;
+    if (D <= 96) return forward_size<96, false>::SHARED;
+    if (D <= 128) return forward_size<128, false>::SHARED;
+    return forward_size<256, false>::SHARED;
+}
+
 static const char *forward_decline(const tp_call *k) {
-    return attention_sm80_decline(k, tp_cuda_of(k->ctx)->sm);
+    return attention_sm80_decline(k, forward_shared(k->in[0]->shape[3]));
 }
 
 TP_CUDA_KERNEL(attention_sm80, .decline = forward_decline, .run = forward_run);

@@ -11,6 +11,14 @@
 #include "ops/attention/attention_cuda.h"
 #include "ops/cuda_mma.h"
 
+/* tests/attention_cuda_test.cc compiles the kernels again with one of these errors. */
+#if !defined(ATTENTION_MUTANT_BARRIER)
+#define ATTENTION_MUTANT_BARRIER 0 /* 1: a barrier is missing */
+#endif
+#if !defined(ATTENTION_MUTANT_FRAGMENT)
+#define ATTENTION_MUTANT_FRAGMENT 0 /* 1: an index of a fragment is wrong */
+#endif
+
 /* The byte of chunk `chunk` of row `row`. */
 template <int D> static __device__ __forceinline__ int tile_at(int row, int chunk) {
     const int f = D % 64 ? (row >> 1) & 3 : row & 7;
@@ -36,14 +44,13 @@ static __device__ __forceinline__ const uint16_t *tile_from(const void *x, int64
 }
 
 /* Begins to copy rows [0, rows) of `width` values each; the rest of the ROWS x D tile becomes
- * zeros. x: tile_from. All THREADS threads of the block take part. */
+ * zeros. x: tile_from. All THREADS threads of the block take part; thread is threadIdx.x. */
 template <int ROWS, int D, int THREADS>
 static __device__ __forceinline__ void tile_load(tp_smem tile, const uint16_t *x, int64_t stride,
-                                                 int rows, int width) {
+                                                 int rows, int width, int thread) {
     typedef tile_share<D, THREADS> share;
     static_assert(ROWS % share::STEP == 0 && share::CHUNKS % share::PER_ROW == 0,
                   "whole rounds of rows and chunks");
-    const int thread = tp_fresh((int)threadIdx.x);
     const int row = thread / share::PER_ROW, first = thread % share::PER_ROW;
 #pragma unroll
     for (int r = 0; r < ROWS; r += share::STEP, x += share::STEP * stride)
@@ -117,11 +124,11 @@ template <int MT, int NT> static __device__ __forceinline__ void tile_zero(float
 }
 
 /* Scores, or weights, of keys that their queries do not see become `hidden`. t, j: the query and
- * the key of the thread's first element. */
+ * the key of the thread's first element. segments: of this sequence, or NULL. */
 template <int MT, int NT>
 static __device__ __forceinline__ void tile_hide(float (&s)[MT][NT][4], const attention_params &p,
-                                                 attention_band band, int b, int t, int j,
-                                                 float hidden) {
+                                                 attention_band band, const int32_t *segments,
+                                                 int t, int j, float hidden) {
 #pragma unroll
     for (int r = 0; r < 2 * MT; r++) {
         const int lo = t + 8 * r + band.lo - j, hi = min(t + 8 * r + band.hi + 1, p.S) - j;
@@ -131,21 +138,26 @@ static __device__ __forceinline__ void tile_hide(float (&s)[MT][NT][4], const at
             for (int e = 0; e < 2; e++)
                 if (8 * n + e < lo || 8 * n + e >= hi) s[r / 2][n][r % 2 * 2 + e] = hidden;
     }
-    if (!p.segments) return;
-    const int32_t *segments = p.segments + b * p.segments_b;
+    if (!segments) return;
+    static_assert(2 * NT <= 32, "a bit per key");
     int segment[2 * MT];
+    unsigned differ[2 * MT] = {}; /* bit 2n + e; gathered one key after the other, as scores leave
+                                     few registers for loads in flight */
 #pragma unroll
     for (int r = 0; r < 2 * MT; r++)
         segment[r] = t + 8 * r < p.T ? segments[(t + 8 * r) * p.segments_t] : 0;
+#pragma unroll 1
+    for (int n = 0; n < 2 * NT; n++) {
+        const int key = j + 4 * (n & ~1) + (n & 1);
+        const int other = key < p.S ? segments[key * p.segments_t] : 0;
 #pragma unroll
-    for (int n = 0; n < NT; n++)
+        for (int r = 0; r < 2 * MT; r++) differ[r] |= (unsigned)(segment[r] != other) << n;
+    }
 #pragma unroll
-        for (int e = 0; e < 2; e++) {
-            const int key = j + 8 * n + e, other = key < p.S ? segments[key * p.segments_t] : 0;
+    for (int r = 0; r < 2 * MT; r++)
 #pragma unroll
-            for (int r = 0; r < 2 * MT; r++)
-                if (segment[r] != other) s[r / 2][n][r % 2 * 2 + e] = hidden;
-        }
+        for (int n = 0; n < 2 * NT; n++)
+            if (differ[r] >> n & 1) s[r / 2][n / 2][r % 2 * 2 + n % 2] = hidden;
 }
 
 /* Rounds acc to bf16 and stores it at row m, column n of a tile. */
@@ -186,16 +198,19 @@ static inline const char *attention_sm80_decline_rows(const tp_tensor *x) {
     return NULL;
 }
 
-static inline const char *attention_sm80_decline(const tp_call *k, int sm) {
+/* shared: bytes of shared memory that the kernel wants at this head size. */
+static inline const char *attention_sm80_decline(const tp_call *k, size_t shared) {
+    const tp_cuda *device = tp_cuda_of(k->ctx);
     const char *no;
     for (int i = 0; i < 3; i++)
         if ((no = attention_sm80_decline_rows(k->in[i]))) return no;
     int64_t D = k->in[0]->shape[3], Dv = k->in[2]->shape[3];
-    if (sm < 80) return "needs compute capability 8.0";
+    if (device->sm < 80) return "needs compute capability 8.0";
     if (D != Dv) return "keys and values differ in width";
     if (D > 256) return "head size above 256";
     if (D % 8 || D == 0) return "head size is no multiple of 8";
     if (((const attention_attr *)k->attr)->scale < 0) return "a negative scale";
+    if (shared > device->shared_optin) return "the device's blocks have too little shared memory";
     return attention_decline_sizes(k);
 }
 #endif
