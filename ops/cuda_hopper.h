@@ -250,10 +250,16 @@ TP_DEVICE void tp_wgmma_commit(void) {
 template <int N> TP_DEVICE void tp_wgmma_wait(void) {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
-/* Registers that a started product reads or writes may not be moved across this line. */
+/* Registers that a started product reads or writes may not be moved across this line. Stands before
+ * the start for accumulators, and behind the wait for these and for a. */
 template <int N> TP_DEVICE void tp_wgmma_pin(float (&d)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+template <int N> TP_DEVICE void tp_wgmma_pin(uint32_t (&a)[N][4]) {
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        asm volatile("" : "+r"(a[i][0]), "+r"(a[i][1]), "+r"(a[i][2]), "+r"(a[i][3])::"memory");
 }
 
 #define TP_R0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"

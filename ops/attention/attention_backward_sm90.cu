@@ -230,6 +230,7 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
     const uint64_t dq_keys =
         sm90_columns_desc<64, BN>(shared + M::K + (D == 128 ? group * BN * 128 : 0));
     float dk[D / 2], dv[D / 2];
+    uint32_t ds[BM / 16][4] = {}; /* read by a product that goes on into the next round */
     tp_mbar_wait(bars.kv_full, 0);
     const int rounds = f.p.G * (w.blocks.last - w.blocks.first);
     for (int it = 0, m = w.blocks.first; it < rounds; it++) {
@@ -240,7 +241,7 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
         const float *lse = (const float *)(shared + M::STATS + stage * M::STAT_BYTES);
         const float *delta = lse + BM;
         float s[BM / 2], dp[BM / 2];
-        uint32_t p[BM / 16][4], ds[BM / 16][4];
+        uint32_t p[BM / 16][4];
         tp_mbar_wait(&bars.q_full[stage], phase);
         backward_scores<D, BM>(s, keys, sm90_rows_desc<D, BM>(q, 0));
         tp_mbar_wait(&bars.do_full[stage], phase);
@@ -248,6 +249,7 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
         tp_wgmma_wait<1>();
         tp_wgmma_pin(s);
         tp_wgmma_pin(dk); /* of the round before, is done too */
+        tp_wgmma_pin(ds);
         if (it > 0 && lane == 0) tp_mbar_arrive(&bars.empty[stage ^ 1]);
         /* some query does not see some key */
         if (f.p.segments || sm90_hi(&f.p, t0) < j0 + 64 || sm90_lo(&f.p, t0 + BM - 1) > j0)
@@ -294,6 +296,7 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
         backward_rows<D, BM>(dk, ds, sm90_columns_desc<D, BM>(q), it > 0);
         tp_wgmma_wait<1>();
         tp_wgmma_pin(dv);
+        tp_wgmma_pin(p);
         tp_wgmma_pin(dq);
         tp_mbar_wait(bars.dq_empty, (it & 1) ^ 1);
 #pragma unroll

@@ -301,6 +301,7 @@ forward_consume(const forward_params &f, unsigned char *shared, uint64_t *bars, 
                 forward_softmax(s, m, l, alpha, f.scale_log2);
                 tp_wgmma_wait<0>();
                 tp_wgmma_pin(o);
+                tp_wgmma_pin(p);
                 if (lane == 0) tp_mbar_arrive(&v_empty[before]);
 #pragma unroll
                 for (int x = 0; x < D / 2; x++) o[x] *= alpha[x / 2 % 2];
@@ -312,6 +313,7 @@ forward_consume(const forward_params &f, unsigned char *shared, uint64_t *bars, 
                                   sm90_columns_desc<D, BN>(shared + M::V + stage * M::KV_BYTES));
             tp_wgmma_wait<0>();
             tp_wgmma_pin(o);
+            tp_wgmma_pin(p);
             if (lane == 0) tp_mbar_arrive(&v_empty[stage]);
             used += last - first;
             tiles++;

@@ -101,6 +101,7 @@ static inline void tp_wgmma_fence(void) {}
 static inline void tp_wgmma_commit(void) { hopper_wgmma_commit(); }
 template <int N> static inline void tp_wgmma_wait(void) { hopper_wgmma_wait(N); }
 template <int N> static inline void tp_wgmma_pin(float (&)[N]) {}
+template <int N> static inline void tp_wgmma_pin(uint32_t (&)[N][4]) {}
 template <int N, int TA, int TB>
 static inline void tp_wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b, int add) {
     static_assert(N == 64 || N == 80 || N == 96 || N == 128 || N == 256, "no such width here");
