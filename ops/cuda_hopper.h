@@ -250,6 +250,19 @@ TP_DEVICE void tp_wgmma_commit(void) {
 template <int N> TP_DEVICE void tp_wgmma_wait(void) {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
+/* The same, but not before x, which is not negative, is known: ptxas moves a plain wait up across
+ * any arithmetic, which then would not overlap with the products. It keeps the order of the wait
+ * and a store, which is never done. `scratch`: any address in shared memory. */
+template <int N> TP_DEVICE void tp_wgmma_wait_after(float x, void *scratch) {
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.lt.f32 p, %0, 0f00000000;\n"
+                 "@p st.shared.f32 [%1], %0;\n"
+                 "wgmma.wait_group.sync.aligned %2;\n"
+                 "}" ::"f"(x),
+                 "r"(tp_smem_address(scratch)), "n"(N)
+                 : "memory");
+}
 /* Registers that a started product reads or writes may not be moved across this line. Stands before
  * the start for accumulators, and behind the wait for these and for a. */
 template <int N> TP_DEVICE void tp_wgmma_pin(float (&d)[N]) {

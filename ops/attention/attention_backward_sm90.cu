@@ -261,7 +261,10 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
             for (int e = 0; e < 4; e++)
                 s[4 * i + e] = tp_ex2(fmaf(s[4 * i + e], f.scale_log2, -(e % 2 ? x.y : x.x)));
         }
-        tp_wgmma_wait<0>();
+        uint32_t all = 0; /* depends on every weight, and is not negative */
+#pragma unroll
+        for (int i = 0; i < BM / 2; i++) all |= __float_as_uint(s[i]);
+        tp_wgmma_wait_after<0>(__uint_as_float(all), bars.kv_full);
         tp_wgmma_pin(dp);
 #pragma unroll
         for (int i = 0; i < BM / 8; i++) {
@@ -352,6 +355,10 @@ static __global__ void __launch_bounds__(384, 1)
         tp_mbar_init(bars.dq_full, 8);
         tp_mbar_init(bars.dq_empty, 1);
         tp_mbar_init_fence();
+        tp_tma_prefetch_map(&f.k);
+        tp_tma_prefetch_map(&f.v);
+        tp_tma_prefetch_map(&f.q);
+        tp_tma_prefetch_map(&f.d_o);
         tp_sts(ticket, atomicAdd(f.ticket, 1));
     }
     __syncthreads();

@@ -100,6 +100,10 @@ static inline void tp_sts_tile4(void *p, float x, float y, float z, float w) {
 static inline void tp_wgmma_fence(void) {}
 static inline void tp_wgmma_commit(void) { hopper_wgmma_commit(); }
 template <int N> static inline void tp_wgmma_wait(void) { hopper_wgmma_wait(N); }
+template <int N> static inline void tp_wgmma_wait_after(float x, void *) {
+    if (x < 0) emu_report("tp_wgmma_wait_after: %g is negative", (double)x);
+    hopper_wgmma_wait(N);
+}
 template <int N> static inline void tp_wgmma_pin(float (&)[N]) {}
 template <int N> static inline void tp_wgmma_pin(uint32_t (&)[N][4]) {}
 template <int N, int TA, int TB>
