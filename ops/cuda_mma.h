@@ -80,6 +80,12 @@ static __device__ __forceinline__ float tp_lds_f32(tp_smem at) {
     return x;
 }
 
+static __device__ __forceinline__ int tp_lds_s32(tp_smem at) {
+    int x;
+    asm volatile("ld.shared.s32 %0, [%1];" : "=r"(x) : "r"(at) : "memory");
+    return x;
+}
+
 static __device__ __forceinline__ void tp_sts_u32(tp_smem at, unsigned x) {
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(x) : "memory");
 }
@@ -222,6 +228,7 @@ static inline unsigned tp_pack_bf16x2(float lo, float hi) {
     return tp_f32_to_bf16(lo) | (unsigned)tp_f32_to_bf16(hi) << 16;
 }
 static inline float tp_lds_f32(tp_smem at) { return tp_lds((const float *)emu_smem_ptr(at)); }
+static inline int tp_lds_s32(tp_smem at) { return tp_lds((const int *)emu_smem_ptr(at)); }
 static inline void tp_sts_u32(tp_smem at, unsigned x) { tp_sts((unsigned *)emu_smem_ptr(at), x); }
 static inline uint4 tp_lds_u128(tp_smem at) { return tp_lds((const uint4 *)emu_smem_ptr(at)); }
 static inline int tp_fresh(int x) { return x; }

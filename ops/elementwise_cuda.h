@@ -10,92 +10,119 @@ typedef struct tp_map_args {
     tp_walk walk;
     const void *in[TP_MAP_IN];
     void *out[TP_MAP_OUT];
-    int64_t vectors;
+    int64_t n, vectors; /* elements; how many of them go as whole vectors, from the first on */
+    bool in_place;      /* out[0] is in[0], strides and all */
 } tp_map_args;
 
-/* f(x, y, at): x[NIN] in, y[NOUT] out, of the output's element `at`. */
-template <typename F, typename T, int V, int NIN, int NOUT>
-__global__ void tp_map(F f, tp_map_args a) {
-    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= a.vectors) return;
+/* A truth value: 0 or 1 where one is written, anything where one is read. */
+static __device__ __forceinline__ float tp_to_f32(uint8_t x) { return x ? 1.0f : 0.0f; }
+template <> __device__ __forceinline__ uint8_t tp_from_f32<uint8_t>(float x) { return x != 0.0f; }
+
+/* from[j]: where operand j has what meets the output's element `at`. */
+template <int N>
+static __device__ __forceinline__ void tp_walk_at(const tp_walk &w, int64_t at, int64_t from[N]) {
+#pragma unroll
+    for (int j = 0; j < N; j++) from[j] = 0;
+    for (int d = w.ndim - 1; d >= 0; d--) {
+        int64_t next = d ? at / w.shape[d] : 0, x = at - next * w.shape[d];
+#pragma unroll
+        for (int j = 0; j < N; j++) from[j] += x * w.stride[j][d];
+        at = next;
+    }
+}
+
+/* V neighbouring values of one operand, or one value V times (step 0). */
+template <typename T, int V, int N>
+static __device__ __forceinline__ void tp_map_load(const void *in, int64_t from, int64_t step,
+                                                   float x[V][N], int j) {
+    const T *p = (const T *)in + from;
+    if (V > 1 && step == 1) {
+        tp_vec<T, V> v = tp_load<T, V>(p);
+#pragma unroll
+        for (int e = 0; e < V; e++) x[e][j] = tp_to_f32(v.v[e]);
+    } else {
+        float one = tp_to_f32(tp_ldg(p));
+#pragma unroll
+        for (int e = 0; e < V; e++) x[e][j] = one;
+    }
+}
+
+template <typename F, typename C, typename T, typename R, int V, int NIN, int NOUT>
+static __device__ __forceinline__ void tp_map_some(const F &f, const tp_map_args &a, int64_t at) {
     int last = a.walk.ndim - 1;
-    int64_t at = i * V, rest = at, col = at;
     int64_t from[NIN];
-    for (int j = 0; j < NIN; j++) from[j] = 0;
-    if (last > 0) {
-        rest = at / a.walk.shape[last];
-        col = at - rest * a.walk.shape[last];
-        for (int d = last - 1; d >= 0; d--) {
-            int64_t next = rest / a.walk.shape[d], x = rest - next * a.walk.shape[d];
-            for (int j = 0; j < NIN; j++) from[j] += x * a.walk.stride[j][d];
-            rest = next;
-        }
-    }
     float x[V][NIN], y[V][NOUT];
+    tp_walk_at<NIN>(a.walk, at, from);
+    tp_map_load<C, V, NIN>(a.in[0], from[0], a.walk.stride[0][last], x, 0);
 #pragma unroll
-    for (int j = 0; j < NIN; j++) {
-        int64_t step = a.walk.stride[j][last];
-        const T *p = (const T *)a.in[j] + from[j] + col * step;
-        if (V > 1 && step == 1) {
-            tp_vec<T, V> v = tp_load<T, V>(p);
-#pragma unroll
-            for (int e = 0; e < V; e++) x[e][j] = tp_to_f32(v.v[e]);
-        } else {
-            float one = tp_to_f32(tp_ldg(p)); /* V > 1: the operand is repeated */
-#pragma unroll
-            for (int e = 0; e < V; e++) x[e][j] = one;
-        }
-    }
+    for (int j = 1; j < NIN; j++)
+        tp_map_load<T, V, NIN>(a.in[j], from[j], a.walk.stride[j][last], x, j);
 #pragma unroll
     for (int e = 0; e < V; e++) f(x[e], y[e], at + e);
+    int64_t to = a.in_place ? from[0] : at;
 #pragma unroll
     for (int j = 0; j < NOUT; j++) {
-        tp_vec<T, V> v;
+        tp_vec<R, V> v;
 #pragma unroll
-        for (int e = 0; e < V; e++) v.v[e] = tp_from_f32<T>(y[e][j]);
-        tp_store<T, V>((T *)a.out[j] + at, v);
+        for (int e = 0; e < V; e++) v.v[e] = tp_from_f32<R>(y[e][j]);
+        tp_store<R, V>((R *)a.out[j] + to, v);
+    }
+}
+
+/* f(x, y, at): x[NIN] in, y[NOUT] out, of the output's element `at`. The first input has elements
+ * of type C, the others of T, the outputs of R. */
+template <typename F, typename C, typename T, typename R, int V, int NIN, int NOUT>
+__global__ void tp_map(F f, tp_map_args a) {
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < a.vectors) {
+        tp_map_some<F, C, T, R, V, NIN, NOUT>(f, a, i * V);
+    } else {
+        i += a.vectors * (V - 1);
+        if (i < a.n) tp_map_some<F, C, T, R, 1, NIN, NOUT>(f, a, i);
     }
 }
 
 /* Vectors of V are possible: every operand is dense or repeated along the last dimension, and each
- * vector of it begins at a multiple of 16 bytes. */
-static inline bool tp_map_takes(const tp_map_args *a, int nin, int nout, int V) {
+ * vector of it begins at a multiple of its size. (One row may end in part of a vector.) */
+static inline bool tp_map_takes(const tp_map_args *a, int nin, const size_t in_bytes[], int nout,
+                                size_t out_bytes, int V) {
     int last = a->walk.ndim - 1;
-    if (a->walk.shape[last] % V) return false;
+    if (last && a->walk.shape[last] % V) return false;
     for (int j = 0; j < nout; j++)
-        if (!tp_aligned(a->out[j], 16)) return false;
+        if (!tp_aligned(a->out[j], V * out_bytes)) return false;
     for (int j = 0; j < nin; j++) {
-        if (a->walk.stride[j][last] == 0) continue;
-        if (a->walk.stride[j][last] != 1 || !tp_aligned(a->in[j], 16)) return false;
+        int64_t step = a->walk.stride[j][last];
+        if (step == 0 && !(j == 0 && a->in_place)) continue;
+        if (step != 1 || !tp_aligned(a->in[j], V * in_bytes[j])) return false;
         for (int d = 0; d < last; d++)
             if (a->walk.stride[j][d] % V) return false;
     }
     return true;
 }
 
-/* Applies f to k's inputs (all of dtype T); out are dense and of one shape. */
-template <typename T, int NIN, int NOUT, typename F>
+/* Applies f to k's inputs. out are dense and of one shape; or out[0] is in[0] itself. */
+template <typename C, typename T, typename R, int NIN, int NOUT, typename F>
 static inline tp_status tp_map_typed(const tp_call *k, tp_tensor *const out[], F f) {
     enum { V = tp_width<T>::N };
-    int64_t n = tp_numel(out[0]);
+    size_t bytes[NIN];
     tp_map_args a = {};
-    if (!n) return TP_OK;
+    if (!(a.n = tp_numel(out[0]))) return TP_OK;
     a.walk = tp_walk_of(k, out[0]);
-    for (int j = 0; j < NIN; j++) a.in[j] = k->in[j]->data;
-    for (int j = 0; j < NOUT; j++) a.out[j] = out[j]->data;
-    if (tp_map_takes(&a, NIN, NOUT, V)) {
-        a.vectors = n / V;
-        return TP_LAUNCH(k, (tp_map<F, T, V, NIN, NOUT>), tp_blocks(a.vectors, TP_MAP_THREADS),
-                         TP_MAP_THREADS, 0, f, a);
+    a.in_place = out[0] == k->in[0];
+    for (int j = 0; j < NIN; j++) {
+        a.in[j] = k->in[j]->data;
+        bytes[j] = j ? sizeof(T) : sizeof(C);
     }
-    a.vectors = n;
-    return TP_LAUNCH(k, (tp_map<F, T, 1, NIN, NOUT>), tp_blocks(n, TP_MAP_THREADS), TP_MAP_THREADS,
-                     0, f, a);
+    for (int j = 0; j < NOUT; j++) a.out[j] = out[j]->data;
+    if (tp_map_takes(&a, NIN, bytes, NOUT, sizeof(R), V)) a.vectors = a.n / V;
+    int64_t threads = a.n - a.vectors * (V - 1);
+    return TP_LAUNCH(k, (tp_map<F, C, T, R, V, NIN, NOUT>), tp_blocks(threads, TP_MAP_THREADS),
+                     TP_MAP_THREADS, 0, f, a);
 }
 
 template <int NIN, int NOUT, typename F>
 static inline tp_status tp_map_run(const tp_call *k, tp_tensor *const out[], F f) {
-    TP_BY_FLOAT(out[0]->dtype, T, return (tp_map_typed<T, NIN, NOUT, F>(k, out, f)));
+    TP_BY_FLOAT(out[0]->dtype, T, return (tp_map_typed<T, T, T, NIN, NOUT, F>(k, out, f)));
 }
 
 /* The kernel `id` of an op with attributes of type attr_t: setup may read them through `a`. */
@@ -103,8 +130,7 @@ static inline tp_status tp_map_run(const tp_call *k, tp_tensor *const out[], F f
     struct id##_fn {                                                                               \
         attr_t attr;                                                                               \
         __device__ void operator()(const float *v_, float *o_, int64_t) const {                    \
-            const attr_t *a = &attr;                                                               \
-            (void)a;                                                                               \
+            [[maybe_unused]] const attr_t *a = &attr;                                              \
             setup;                                                                                 \
             names;                                                                                 \
             o_[0] = (expr);                                                                        \

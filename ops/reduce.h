@@ -2,6 +2,9 @@
 #ifndef TP_REDUCE_H
 #define TP_REDUCE_H
 #include "ops/op.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 typedef struct tp_reduce_attr {
     int32_t dims; /* bitmask: bit i set = dimension i is reduced */
@@ -31,9 +34,12 @@ typedef struct tp_dims {
 void tp_dims_push(tp_dims *d, int64_t size, int64_t stride);
 /* t's dimensions, those that stay and those that are reduced. */
 void tp_dims_split(const tp_tensor *t, int32_t dims, tp_dims *kept, tp_dims *gone);
-static inline int64_t tp_dims_offset(const tp_dims *d, int64_t i) {
+static inline TP_HD int64_t tp_dims_offset(const tp_dims *d, int64_t i) {
     int64_t at = 0;
     for (int j = d->ndim - 1; j > 0; i /= d->shape[j--]) at += i % d->shape[j] * d->stride[j];
     return d->ndim ? at + i * d->stride[0] : 0;
 }
+#ifdef __cplusplus
+}
+#endif
 #endif

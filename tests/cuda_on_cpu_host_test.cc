@@ -182,11 +182,11 @@ static bool kills(void (*fn)(void *), void *arg) {
 }
 static void read_it(void *p) { (void)*(volatile float *)p; }
 static void write_it(void *p) { *(volatile float *)p = 1; }
-static void overflow(int depth) {
+static __attribute__((noinline)) int overflow(int depth) {
     volatile char room[4096];
-    room[0] = (char)depth;
-    if (depth > 0) overflow(depth - 1);
-    room[1] = room[0];
+    room[depth] = (char)depth;
+    int below = depth > 0 ? overflow(depth - 1) : 0;
+    return below + room[depth];
 }
 static void launch_overflow(void *depth) { LAUNCH(1, 32, 0, overflow(*(int *)depth)); }
 static void test_protection(void **state) {

@@ -8,6 +8,8 @@
 extern const tp_op op_adamw_;
 TP_CPU_DECLARE(adamw_cpu);
 TP_CPU_DECLARE(adamw_bf16_cpu);
+TP_CUDA_DECLARE(adamw_cuda);
+TP_CUDA_DECLARE(adamw_bf16_cuda);
 
 static tp_status check_state(tp_call *k) {
     static const char *const names[] = {"p", "p and m", "p and v", "p and grad"};
@@ -153,7 +155,8 @@ const tp_op op_adamw_ = {
            "the element's place in its parameter.",
     .infer = adamw_infer,
     .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(adamw_cpu),
-                                                     TP_CPU_LIST(adamw_bf16_cpu), NULL}},
+                                                     TP_CPU_LIST(adamw_bf16_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&adamw_cuda, &adamw_bf16_cuda)},
     .oracle = adamw_oracle,
     .no_vjp = "an update, not a function",
     .optional = 8,

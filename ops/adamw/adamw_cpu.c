@@ -4,25 +4,13 @@
 #include "ops/philox.h"
 #include "ops/simd.h"
 
-/* ---- the formula ---------------------------------------------------------------------------- */
-typedef struct lanes { /* adamw_step, in every lane */
-    v16 scale, b1, b1c, b2, b2c, rate, v_scale, epsilon, decay;
-} lanes;
+/* ---- the formula, in every lane ------------------------------------------------------------- */
+ADAMW_FORMULA(lanes, update, v16, v16)
 
 static inline lanes lanes_of(const adamw_step *s) {
     return (lanes){v16_set1(s->scale),   v16_set1(s->b1),      v16_set1(s->b1c),
                    v16_set1(s->b2),      v16_set1(s->b2c),     v16_set1(s->rate),
                    v16_set1(s->v_scale), v16_set1(s->epsilon), v16_set1(s->decay)};
-}
-
-/* Sixteen elements: m and v become the new moments; returns the new p. */
-static inline v16 update(v16 p, v16 *m, v16 *v, v16 grad, const lanes *s) {
-    v16 g = v16_mul(s->scale, grad);
-    *m = v16_fma(s->b1, *m, v16_mul(s->b1c, g));
-    *v = v16_fma(s->b2, *v, v16_mul(s->b2c, v16_mul(g, g)));
-    v16 under = v16_fma(v16_sqrt(*v), s->v_scale, s->epsilon);
-    v16 move = v16_div(v16_mul(s->rate, *m), under);
-    return v16_sub(p, v16_fma(s->decay, p, move));
 }
 
 /* ---- f32 moments ---------------------------------------------------------------------------- */

@@ -10,6 +10,8 @@
 extern const tp_op op_add, op_add_;
 TP_CPU_DECLARE(add_cpu);
 TP_CPU_DECLARE(add_inplace_cpu);
+TP_CUDA_DECLARE(add_cuda);
+TP_CUDA_DECLARE(add_inplace_cuda);
 
 tp_tensor *tp_add(tp_ctx *c, tp_tensor *a, tp_tensor *b) { return tp_op1(c, &op_add, NULL, a, b); }
 
@@ -98,7 +100,8 @@ const tp_op op_add = {
     .synopsis = "y = a+b",
     .doc = "Elementwise sum of two tensors that broadcast against each other.",
     .infer = tp_infer_broadcast,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(add_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(add_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&add_cuda)},
     .oracle = add_oracle,
     .vjp = add_vjp,
     .flops = tp_flops_1,
@@ -109,7 +112,8 @@ const tp_op op_add_ = {
     .synopsis = "a += b",
     .doc = "Adds b to a in place. Both have one shape and dtype; the fast kernel wants a dense.",
     .infer = add_inplace_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(add_inplace_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(add_inplace_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&add_inplace_cuda)},
     .oracle = add_inplace_oracle,
     .no_vjp = "changes its input in place; use add where a gradient is wanted",
     .inplace = 1,

@@ -12,6 +12,8 @@
 extern const tp_op op_attention;
 TP_CPU_DECLARE(attention_flash_cpu);
 TP_CPU_DECLARE(attention_naive_cpu);
+TP_CUDA_DECLARE(attention_sm80);
+TP_CUDA_DECLARE(attention_naive_cuda);
 
 /* ---- what both ops refuse ------------------------------------------------------------------- */
 const tp_attr attention_attrs[] = {
@@ -295,7 +297,8 @@ const tp_op op_attention = {
         "exp(score) for every query.",
     .infer = attention_infer,
     .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(attention_flash_cpu),
-                                                     TP_CPU_LIST(attention_naive_cpu), NULL}},
+                                                     TP_CPU_LIST(attention_naive_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&attention_sm80, &attention_naive_cuda)},
     .oracle = attention_oracle,
     .vjp = attention_vjp,
     .saves_in = 1 << ATTENTION_Q | 1 << ATTENTION_K | 1 << ATTENTION_V | 1 << ATTENTION_SEGMENTS,

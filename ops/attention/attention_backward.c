@@ -15,6 +15,8 @@
 
 extern const tp_op op_attention_backward;
 TP_CPU_DECLARE(attention_backward_cpu);
+TP_CUDA_DECLARE(attention_backward_sm80);
+TP_CUDA_DECLARE(attention_backward_naive_cuda);
 
 static tp_status need_shape(const tp_call *k, int i, const char *arg, int ndim,
                             const int64_t *shape) {
@@ -175,7 +177,9 @@ const tp_op op_attention_backward = {
         "from q, k and lse, tile by tile: memory is O(T). Sums run over rows and keys in a fixed "
         "order, whatever the number of threads.",
     .infer = backward_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(attention_backward_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(attention_backward_cpu), NULL},
+               [TP_CUDA] =
+                   TP_CUDA_LIST(&attention_backward_sm80, &attention_backward_naive_cuda)},
     .oracle = backward_oracle,
     .no_vjp =
         "second-order gradients of attention are not fused; compose it from matmul and softmax",

@@ -46,14 +46,14 @@ template <int D> struct backward_size {
         KV_NT = D / (WARPS / S::KV_N) / 8,
         Q_MT = M / S::Q_M / 16,
         Q_NT = D / (WARPS / S::Q_M) / 8,
-        /* shared memory: K, V, two stages of (Q, dO, lse, delta), P, dS, the block's number */
+        /* shared memory: K, V, two stages of (Q, dO, lse, delta), P, dS, the block's place */
         Q_AT = 2 * N * D * 2,
         ROWS_AT = 2 * M * D * 2, /* lse, delta within a stage */
         STAGE = ROWS_AT + 2 * M * 4,
         P_AT = Q_AT + 2 * STAGE,
         DS_AT = P_AT + M * N * 2,
-        NUMBER_AT = DS_AT + M * N * 2,
-        SHARED = NUMBER_AT + 16
+        PLACE_AT = DS_AT + M * N * 2,
+        SHARED = PLACE_AT + 32
     };
 };
 
@@ -66,10 +66,6 @@ typedef struct backward_space {
     int keys;           /* blocks of N keys per head */
     int section;        /* (b, key head) pairs whose blocks are neighbours */
 } backward_space;
-
-static __device__ __forceinline__ int *backward_flag(const backward_space s, int head, int tile) {
-    return s.flags + (int64_t)head * s.tiles + tile;
-}
 
 /* The key blocks [*first, *last] that queries of tile i see by position; none: *first > *last. */
 template <int M, int N>
@@ -128,9 +124,8 @@ __global__ void __launch_bounds__(256)
     if (!inside || part) return;
     float lse = INFINITY;
     if (live) {
-        lse = x.lse[b * x.lse_stride[0] + h * x.lse_stride[1] + t * x.lse_stride[2]] * LOG2E;
-        if (x.dlse)
-            sum -= x.dlse[b * x.dlse_stride[0] + h * x.dlse_stride[1] + t * x.dlse_stride[2]];
+        lse = attention_statistic_at(x.lse, b, h, t) * LOG2E;
+        sum -= attention_statistic_at(x.dlse, b, h, t);
     }
     s.lse[row] = lse == -INFINITY ? INFINITY : lse; /* then 2^(s - lse) is 0 */
     s.delta[row] = live ? sum : 0;
@@ -162,12 +157,11 @@ static __device__ __forceinline__ void backward_load(tp_smem stage,
 
 /* Scores become weights p and slopes ds/dx; what is not seen becomes 0. t, j: this thread's first
  * query and key; rows: lse of the warp's rows in shared memory. */
-template <int MT, int NT, bool EXTRA>
+template <int MT, int NT, bool CAPPED>
 static __device__ __forceinline__ void
 backward_weights(float (&s)[MT][NT][4], float (&slope)[MT][NT][4], const attention_params &p,
                  attention_band band, int b, int t, int j, bool whole, tp_smem rows) {
-    const bool capped = EXTRA && p.softcap > 0;
-    const float c = capped ? LOG2E : p.scale * LOG2E;
+    const float c = CAPPED ? LOG2E : p.scale * LOG2E;
 #pragma unroll
     for (int i = 0; i < MT; i++)
 #pragma unroll
@@ -178,34 +172,14 @@ backward_weights(float (&s)[MT][NT][4], float (&slope)[MT][NT][4], const attenti
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     float &x = s[i][n][2 * half + e];
-                    if (EXTRA) slope[i][n][2 * half + e] = 1;
-                    if (capped) {
+                    if (CAPPED) {
                         x = attention_softcap(x * p.scale, p.softcap);
                         slope[i][n][2 * half + e] = attention_softcap_dx(x, p.softcap);
                     }
                     x = tp_exp2f(fmaf(x, c, -lse));
                 }
         }
-    if (whole) return;
-#pragma unroll
-    for (int n = 0; n < NT; n++)
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            const int key = j + 8 * n + e;
-            const int32_t *segments = p.segments ? p.segments + b * p.segments_b : NULL;
-            int segment = 0;
-            if (EXTRA && segments && key < p.S) segment = segments[key * p.segments_t];
-#pragma unroll
-            for (int i = 0; i < MT; i++)
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    const int at = t + 16 * i + 8 * half, d = key - at;
-                    bool sees = d >= band.lo && d <= band.hi && key < p.S;
-                    if (EXTRA && segments && at < p.T)
-                        sees = sees && segments[at * p.segments_t] == segment;
-                    if (!sees) s[i][n][2 * half + e] = 0;
-                }
-        }
+    if (!whole) tile_hide(s, p, band, b, t, j, 0.0f);
 }
 
 /* dx = p slope (dp - delta); w: p slope. */
@@ -236,8 +210,17 @@ static __device__ __forceinline__ void backward_times(float (&x)[MT][NT][4],
             for (int e = 0; e < 4; e++) x[i][n][e] *= by[i][n][e];
 }
 
-/* The sum of dQ so far is what the block's own term is added to. `sum`: this thread's first place
- * in the tile's sums; each fragment of a warp's 32 lanes lies together. */
+/* A thread's first place in a tile's sums of dQ. Each fragment of a warp's 32 lanes lies together.
+ */
+template <int D>
+static __device__ __forceinline__ float4 *backward_sum(const backward_space s, int head, int tile,
+                                                       int warp, int lane) {
+    typedef backward_size<D> size;
+    float *tile_sums = s.dq + ((int64_t)head * s.tiles + tile) * size::M * D;
+    return (float4 *)tile_sums + warp * size::Q_MT * size::Q_NT * 32 + lane;
+}
+
+/* The sum of dQ so far is what the block's own term is added to. */
 template <int MT, int NT>
 static __device__ __forceinline__ void backward_dq_load(float (&acc)[MT][NT][4],
                                                         const float4 *sum) {
@@ -283,21 +266,6 @@ static __device__ __forceinline__ void backward_dq_finish(const float (&acc)[MT]
         }
 }
 
-/* By one thread, between two barriers: tells that this block's term of the tile before is there,
- * and waits for the terms before its own of this tile. One fence serves both, unless it must wait
- * and meanwhile keep nobody waiting. seen: a glance at the flag some time ago. */
-static __device__ __forceinline__ void backward_hand_over(int *done, int done_value,
-                                                          const int *flag, int value, int seen) {
-    if (done && seen != value) {
-        tp_fence();
-        tp_flag_put(done, done_value);
-        done = NULL;
-    }
-    if (seen != value) tp_flag_wait(flag, value);
-    tp_fence();
-    if (done) tp_flag_put(done, done_value);
-}
-
 template <int MT, int NT>
 static __device__ __forceinline__ void tile_scale(float (&x)[MT][NT][4], float by) {
 #pragma unroll
@@ -318,141 +286,202 @@ backward_tiles(const attention_params &p, attention_band band, int n, int *i0, i
     *i1 = t1 > t0 ? (t1 - 1) / M + 1 : *i0;
 }
 
+/* What a block works on: keys n N.. of key head hkv of sequence b, and tiles [i0, i1) of the
+ * queries of its heads. Kept in shared memory, as registers are scarce. */
+typedef struct backward_place {
+    int b, hkv, n, i0, i1;
+    attention_band band;
+    int zero; /* which the compiler cannot know: what is computed from lane + zero is computed
+                 afresh, where it would else be kept in registers from the phase before */
+} backward_place;
+
+static __device__ __forceinline__ backward_place backward_place_of(tp_smem at) {
+    const uint4 x = tp_lds_u128(at), y = tp_lds_u128(at + 16);
+    backward_place a = {(int)x.x, (int)x.y, (int)x.z, (int)x.w, (int)y.x, {(int)y.y, (int)y.z},
+                        (int)y.w};
+    return a;
+}
+
+/* Blocks in the order in which they start: by sections of heads, whose queries and sums of dq stay
+ * in the second-level cache; then by keys; then by head. */
+template <int M, int N>
+static __device__ __forceinline__ void backward_place_find(tp_smem at, const attention_params &p,
+                                                           const backward_space s) {
+    const int number = atomicAdd(s.flags + p.B * p.H * s.tiles, 1);
+    const int per = s.section * s.keys, first = number / per * s.section;
+    const int in = min(s.section, p.B * p.Hkv - first), rest = number % per;
+    const int head = first + rest % in, n = rest / in, b = head / p.Hkv;
+    const attention_band band = attention_band_of(&p, b);
+    int i0, i1;
+    backward_tiles<M, N>(p, band, n, &i0, &i1);
+    const int a[8] = {b, head % p.Hkv, n, i0, i1, band.lo, band.hi, 0};
+    for (int i = 0; i < 8; i++) tp_sts_u32(at + 4 * i, (unsigned)a[i]);
+}
+
+/* Phase one of a tile: P and dS to shared memory. The warp's part is 16 MT rows by 8 PART columns
+ * at row m, column c. */
+template <int D, int MT, int PART, bool CAPPED>
+static __device__ __forceinline__ void
+backward_scores(const attention_params &p, const backward_place &a, tp_smem k_tile, tp_smem q_tile,
+                int i, int m, int c, int lane) {
+    typedef backward_size<D> size;
+    constexpr int M = size::M, N = size::N;
+    const int t = i * M + m, j = a.n * N + c;
+    const tp_smem v_tile = k_tile + N * D * 2, do_tile = q_tile + M * D * 2;
+    const tp_smem p_tile = k_tile + size::P_AT, ds_tile = k_tile + size::DS_AT;
+    const tp_smem rows = q_tile + size::ROWS_AT + (m + lane / 4) * 4;
+    const bool whole = j + 8 * PART <= p.S && j + 8 * PART - 1 <= t + a.band.hi &&
+                       j >= t + 16 * MT - 1 + a.band.lo && !p.segments;
+    float w[MT][PART][4], slope[MT][PART][4], ds[MT][PART][4];
+    tile_zero(w);
+    tile_zero(ds);
+    tile_product<MT, PART, D, D, false, D, false>(w, q_tile, m, k_tile, c, lane);
+    /* Early, so that the tensor cores have work during the exponentials; with CAPPED late, so that
+     * fewer values are kept at a time. */
+    if (!CAPPED) tile_product<MT, PART, D, D, false, D, false>(ds, do_tile, m, v_tile, c, lane);
+    backward_weights<MT, PART, CAPPED>(w, slope, p, a.band, a.b, t + lane / 4, j + lane % 4 * 2,
+                                       whole, rows);
+    tile_store<MT, PART, N>(w, p_tile, m, c, lane);
+    if (CAPPED) {
+        backward_times<MT, PART>(w, slope);
+        tile_product<MT, PART, D, D, false, D, false>(ds, do_tile, m, v_tile, c, lane);
+    }
+    backward_slopes<MT, PART>(ds, w, rows + M * 4);
+    tile_store<MT, PART, N>(ds, ds_tile, m, c, lane);
+}
+
 /* ---- the main kernel ------------------------------------------------------------------------ */
-/* EXTRA: softcap or segments. */
-template <int D, bool EXTRA>
+template <int D, bool CAPPED>
 __global__ void __launch_bounds__(THREADS, 1)
     attention_backward_sm80_kernel(const attention_backward_params x, const backward_space s) {
     typedef backward_size<D> size;
     typedef backward_shape<D> shape;
-    constexpr int M = size::M, N = size::N;
+    constexpr int M = size::M, N = size::N, KV_MT = size::KV_MT, KV_NT = size::KV_NT;
     TP_SHARED_DYNAMIC(shared);
     const attention_params &p = x.f;
     const tp_smem k_tile = tp_smem_addr(shared), v_tile = k_tile + N * D * 2;
     const tp_smem stages = k_tile + size::Q_AT, p_tile = k_tile + size::P_AT;
-    const tp_smem ds_tile = k_tile + size::DS_AT;
+    const tp_smem ds_tile = k_tile + size::DS_AT, place = k_tile + size::PLACE_AT;
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
 
-    /* Blocks in the order in which they start: by sections of heads, whose queries and sums of dq
-     * stay in the second-level cache; then by keys; then by head. */
-    if (threadIdx.x == 0)
-        tp_sts((int *)(shared + size::NUMBER_AT), atomicAdd(backward_flag(s, p.B * p.H, 0), 1));
+    if (threadIdx.x == 0) backward_place_find<M, N>(place, p, s);
     __syncthreads();
-    const int number = tp_lds((const int *)(shared + size::NUMBER_AT));
-    const int per = s.section * s.keys, first_head = number / per * s.section;
-    const int in = min(s.section, p.B * p.Hkv - first_head), rest = number % per;
-    const int n = rest / in, b = (first_head + rest % in) / p.Hkv;
-    const int hkv = (first_head + rest % in) % p.Hkv, j0 = n * N;
-    const attention_band band = attention_band_of(&p, b);
-    int i0, i1;
-    backward_tiles<M, N>(p, band, n, &i0, &i1);
-
-    float dk[size::KV_MT][size::KV_NT][4], dv[size::KV_MT][size::KV_NT][4];
-    tile_zero(dk);
-    tile_zero(dv);
+    int h, i, end; /* head, tile of queries; the head after the last */
     {
-        const uint16_t *k = (const uint16_t *)p.k.x + b * p.k.b + hkv * p.k.h + j0 * p.k.t;
-        const uint16_t *v = (const uint16_t *)p.v.x + b * p.v.b + hkv * p.v.h + j0 * p.v.t;
+        const backward_place a = backward_place_of(place);
+        const int j0 = a.n * N;
+        const uint16_t *k = (const uint16_t *)p.k.x + a.b * p.k.b + a.hkv * p.k.h + j0 * p.k.t;
+        const uint16_t *v = (const uint16_t *)p.v.x + a.b * p.v.b + a.hkv * p.v.h + j0 * p.v.t;
         tile_load<N, D, THREADS>(k_tile, tile_from<D, THREADS>(k, p.k.t), p.k.t, p.S - j0, p.D);
         tile_load<N, D, THREADS>(v_tile, tile_from<D, THREADS>(v, p.v.t), p.v.t, p.S - j0, p.D);
+        h = a.hkv * p.G, end = a.i1 > a.i0 ? h + p.G : h;
+        i = a.i1 - 1;
+        if (h < end) backward_load<D>(stages, x, s, a.b, h, i);
+        tp_cp_async_commit();
     }
-    if (i1 > i0) backward_load<D>(stages, x, s, b, hkv * p.G, i1 - 1);
-    tp_cp_async_commit();
+    float dk[KV_MT][KV_NT][4], dv[KV_MT][KV_NT][4];
+    tile_zero(dk);
+    tile_zero(dv);
 
-    int *done = NULL; /* flag of the tile before, to be set to done_value */
-    int done_value = 0, stage = 0;
-    for (int h = hkv * p.G; h < hkv * p.G + p.G; h++)
-        for (int i = i1 - 1; i >= i0; i--, stage ^= 1) {
-            const tp_smem q_tile = stages + stage * size::STAGE, do_tile = q_tile + M * D * 2;
-            const int at = tp_fresh(lane), w = tp_fresh(warp), head = b * p.H + h;
-            int *flag = backward_flag(s, head, i);
-            int first, last, seen = 0;
-            backward_key_blocks<M, N>(p, band, i, &first, &last);
-            tp_cp_async_wait<0>();
-            __syncthreads(); /* tile i is there for all, and all are done with the one before */
-            if (i > i0)
-                backward_load<D>(stages + (stage ^ 1) * size::STAGE, x, s, b, h, i - 1);
-            else if (h + 1 < hkv * p.G + p.G)
-                backward_load<D>(stages + (stage ^ 1) * size::STAGE, x, s, b, h + 1, i1 - 1);
+    int done = -1, terms = 0; /* the flag of the tile before, and what it is to become */
+    for (int stage = 0; h < end; stage ^= 1) {
+        const tp_smem q_tile = stages + stage * size::STAGE, do_tile = q_tile + M * D * 2;
+        tp_cp_async_wait<0>();
+        __syncthreads(); /* tile i is there for all, and all are done with the one before */
+        int seen = 0;
+        {
+            const backward_place a = backward_place_of(place);
+            const int at = lane + a.zero, w = warp + a.zero;
+            const int next_h = i > a.i0 ? h : h + 1, next_i = i > a.i0 ? i - 1 : a.i1 - 1;
+            if (next_h < end)
+                backward_load<D>(stages + (stage ^ 1) * size::STAGE, x, s, a.b, next_h, next_i);
             tp_cp_async_commit();
-            if (n > first && threadIdx.x == 0) seen = tp_flag_peek(flag);
+            int first, last;
+            backward_key_blocks<M, N>(p, a.band, i, &first, &last);
+            if (a.n > first && threadIdx.x == 0)
+                seen = tp_flag_peek(s.flags + (a.b * p.H + h) * s.tiles + i);
 
-            { /* P and dS, through shared memory */
-                constexpr int MT = size::S_MT, NT = size::S_NT;
-                const int m = w / (WARPS / shape::S_M) * 16 * MT;
-                const int c = w % (WARPS / shape::S_M) * 8 * NT, t = i * M + m;
-                const tp_smem rows = q_tile + size::ROWS_AT + (m + at / 4) * 4;
-                const bool whole = j0 + N <= p.S && j0 + c + 8 * NT - 1 <= t + band.hi &&
-                                   j0 + c >= t + 16 * MT - 1 + band.lo && !(EXTRA && p.segments);
-                float weight[MT][NT][4], ds[MT][NT][4];
-                tile_zero(weight);
-                tile_zero(ds);
-                tile_product<MT, NT, D, D, false, D, false>(weight, q_tile, m, k_tile, c, at);
-                if (!EXTRA)
-                    tile_product<MT, NT, D, D, false, D, false>(ds, do_tile, m, v_tile, c, at);
-                float slope[MT][NT][4];
-                backward_weights<MT, NT, EXTRA>(weight, slope, p, band, b, t + at / 4,
-                                                j0 + c + at % 4 * 2, whole, rows);
-                tile_store<MT, NT, N>(weight, p_tile, m, c, at);
-                if (EXTRA) { /* in this order there are fewer values to keep at a time */
-                    backward_times<MT, NT>(weight, slope);
-                    tile_product<MT, NT, D, D, false, D, false>(ds, do_tile, m, v_tile, c, at);
-                }
-                backward_slopes<MT, NT>(ds, weight, rows + M * 4);
-                tile_store<MT, NT, N>(ds, ds_tile, m, c, at);
-            }
-            if (threadIdx.x == 0)
-                backward_hand_over(done, done_value, flag, n > first ? n - first : 0, seen);
-#if !defined(MUTANT_NO_BARRIER)
-            __syncthreads();
-#endif
-            float dq[size::Q_MT][size::Q_NT][4];
-            float4 *sum = (float4 *)(s.dq + ((int64_t)head * s.tiles + i) * M * D) +
-                          w * size::Q_MT * size::Q_NT * 32 + at;
-            if (n > first)
-                backward_dq_load(dq, sum); /* used last, when it will have come */
-            else
-                tile_zero(dq);
-            { /* dV += P' dO, dK += dS' Q */
-                constexpr int MT = size::KV_MT, NT = size::KV_NT;
-                const int m = w / (WARPS / shape::KV_N) * 16 * MT;
-                const int c = w % (WARPS / shape::KV_N) * 8 * NT;
-                tile_product<MT, NT, M, N, true, D, true>(dv, p_tile, m, do_tile, c, at);
-                tile_product<MT, NT, M, N, true, D, true>(dk, ds_tile, m, q_tile, c, at);
-            }
-            { /* dQ += dS K */
-                constexpr int MT = size::Q_MT, NT = size::Q_NT;
-                const int m = w / (WARPS / shape::Q_M) * 16 * MT;
-                const int c = w % (WARPS / shape::Q_M) * 8 * NT;
-                tile_product<MT, NT, N, N, false, D, true>(dq, ds_tile, m, k_tile, c, at);
-                done = n < last ? flag : NULL;
-                done_value = n - first + 1;
-                if (n < last)
-                    backward_dq_store(dq, sum);
-                else
-                    backward_dq_finish(dq, x, b, h, i * M + m + at / 4, c + at % 4 * 2);
-            }
+            constexpr int NT = size::S_NT, PART = CAPPED && NT > 2 ? NT / 2 : NT;
+            const int m = w / (WARPS / shape::S_M) * 16 * size::S_MT;
+#pragma unroll 1
+            for (int part = 0; part < NT / PART; part++)
+                backward_scores<D, size::S_MT, PART, CAPPED>(
+                    p, a, k_tile, q_tile, i, m, (w % (WARPS / shape::S_M) * NT + part * PART) * 8,
+                    at);
         }
+        /* One thread hands over the tile before and takes this one. One fence serves both, unless
+         * it must wait and meanwhile keep nobody waiting. */
+        if (threadIdx.x == 0) {
+            const backward_place a = backward_place_of(place);
+            int first, last;
+            backward_key_blocks<M, N>(p, a.band, i, &first, &last);
+            if (a.n > first && seen != a.n - first) {
+                if (done >= 0) {
+                    tp_fence();
+                    tp_flag_put(s.flags + done, terms);
+                    done = -1;
+                }
+                tp_flag_wait(s.flags + (a.b * p.H + h) * s.tiles + i, a.n - first);
+            }
+            tp_fence();
+            if (done >= 0) tp_flag_put(s.flags + done, terms);
+        }
+#if !defined(MUTANT_NO_BARRIER)
+        __syncthreads();
+#endif
+        float dq[size::Q_MT][size::Q_NT][4];
+        const backward_place a = backward_place_of(place);
+        const int at = lane + a.zero, w = warp + a.zero, head = a.b * p.H + h;
+        int first, last;
+        backward_key_blocks<M, N>(p, a.band, i, &first, &last);
+        if (a.n > first) /* needed last, when it will have come */
+            backward_dq_load(dq, backward_sum<D>(s, head, i, w, at));
+        else
+            tile_zero(dq);
+        { /* dV += P' dO, dK += dS' Q */
+            const int m = w / (WARPS / shape::KV_N) * 16 * KV_MT;
+            const int c = w % (WARPS / shape::KV_N) * 8 * KV_NT;
+            tile_product<KV_MT, KV_NT, M, N, true, D, true>(dv, p_tile, m, do_tile, c, at);
+            tile_product<KV_MT, KV_NT, M, N, true, D, true>(dk, ds_tile, m, q_tile, c, at);
+        }
+        { /* dQ += dS K */
+            constexpr int MT = size::Q_MT, NT = size::Q_NT;
+            const backward_place z = backward_place_of(place);
+            const int lane_q = lane + z.zero, warp_q = warp + z.zero;
+            const int m = warp_q / (WARPS / shape::Q_M) * 16 * MT;
+            const int c = warp_q % (WARPS / shape::Q_M) * 8 * NT;
+            tile_product<MT, NT, N, N, false, D, true>(dq, ds_tile, m, k_tile, c, lane_q);
+            backward_key_blocks<M, N>(p, z.band, i, &first, &last);
+            done = z.n < last ? (z.b * p.H + h) * s.tiles + i : -1;
+            terms = z.n - first + 1;
+            if (done >= 0)
+                backward_dq_store(dq, backward_sum<D>(s, z.b * p.H + h, i, warp_q, lane_q));
+            else
+                backward_dq_finish(dq, x, z.b, h, i * M + m + lane_q / 4, c + lane_q % 4 * 2);
+            h += i == z.i0;
+            i = i == z.i0 ? z.i1 - 1 : i - 1;
+        }
+    }
     tp_cp_async_wait<0>();
     __syncthreads();
-    if (done && threadIdx.x == 0) {
+    if (threadIdx.x == 0 && done >= 0) {
         tp_fence();
-        tp_flag_put(done, done_value);
+        tp_flag_put(s.flags + done, terms);
     }
 
     { /* dk and dv leave through the places of K and V */
-        constexpr int MT = size::KV_MT, NT = size::KV_NT;
-        const int m = warp / (WARPS / shape::KV_N) * 16 * MT;
-        const int c = warp % (WARPS / shape::KV_N) * 8 * NT;
+        const backward_place a = backward_place_of(place);
+        const int m = warp / (WARPS / shape::KV_N) * 16 * KV_MT;
+        const int c = warp % (WARPS / shape::KV_N) * 8 * KV_NT, j0 = a.n * N;
         tile_scale(dk, p.scale);
-        tile_store<MT, NT, D>(dk, k_tile, m, c, lane);
-        tile_store<MT, NT, D>(dv, v_tile, m, c, lane);
+        tile_store<KV_MT, KV_NT, D>(dk, k_tile, m, c, lane);
+        tile_store<KV_MT, KV_NT, D>(dv, v_tile, m, c, lane);
         __syncthreads();
         const int64_t stride = (int64_t)p.Hkv * p.D;
-        const int64_t to = ((int64_t)b * p.S + j0) * stride + hkv * p.D;
-        tile_write<N, D>((uint16_t *)x.dk + to, stride, k_tile, 0, p.S - j0, p.D, threadIdx.x,
+        const int64_t to = ((int64_t)a.b * p.S + j0) * stride + a.hkv * p.D;
+        tile_write<N, D>((uint16_t *)x.dk + to, stride, k_tile, 0, p.S - j0, p.D, (int)threadIdx.x,
                          THREADS);
-        tile_write<N, D>((uint16_t *)x.dv + to, stride, v_tile, 0, p.S - j0, p.D, threadIdx.x,
+        tile_write<N, D>((uint16_t *)x.dv + to, stride, v_tile, 0, p.S - j0, p.D, (int)threadIdx.x,
                          THREADS);
     }
 }
@@ -491,7 +520,7 @@ static tp_status backward_launch(const tp_call *k, const attention_backward_para
              TP_LAUNCH(k, (attention_delta_sm80_kernel<D>), tp_blocks(threads, 256), 256, 0, x, s)))
         return st;
     const unsigned blocks = (unsigned)(p.B * p.Hkv * s.keys);
-    if (p.softcap > 0 || p.segments)
+    if (p.softcap > 0)
         return TP_LAUNCH(k, (attention_backward_sm80_kernel<D, true>), blocks, THREADS,
                          size::SHARED, x, s);
     return TP_LAUNCH(k, (attention_backward_sm80_kernel<D, false>), blocks, THREADS, size::SHARED,
@@ -520,9 +549,7 @@ static const char *backward_decline(const tp_call *k) {
     const char *no = attention_sm80_decline(k, tp_cuda_of(k->ctx)->sm);
     if (!no) no = attention_sm80_decline_rows(k->in[BACKWARD_O]);
     if (!no) no = attention_sm80_decline_rows(k->in[BACKWARD_DO]);
-    if (!no && k->in[BACKWARD_LSE]->dtype != TP_F32) no = "lse is not f32";
-    if (!no && k->in[BACKWARD_DLSE] && k->in[BACKWARD_DLSE]->dtype != TP_F32)
-        no = "dlse is not f32";
+    if (!no) no = tp_decline_cuda_floats(k);
     return no;
 }
 

@@ -18,6 +18,13 @@ typedef struct attention_rows {
     int64_t b, t, h, d;
 } attention_rows;
 
+/* One number per row, (B,H,T), f32 or bf16. */
+typedef struct attention_statistic {
+    const void *x; /* NULL: absent, zeros */
+    bool bf16;
+    int64_t b, h, t;
+} attention_statistic;
+
 typedef struct attention_params {
     attention_rows q, k, v;
     void *o;    /* (B,T,H,Dv), dense */
@@ -33,10 +40,16 @@ typedef struct attention_params {
 typedef struct attention_backward_params {
     attention_params f; /* its o and lse are not used */
     attention_rows o, d_o;
-    const float *lse, *dlse; /* (B,H,T), strided; dlse may be NULL */
-    int64_t lse_stride[3], dlse_stride[3];
+    attention_statistic lse, dlse;
     void *dq, *dk, *dv; /* dense, shaped like q, k and v */
 } attention_backward_params;
+
+static __device__ __forceinline__ float attention_statistic_at(const attention_statistic &s, int b,
+                                                               int h, int t) {
+    if (!s.x) return 0;
+    const int64_t i = b * s.b + h * s.h + t * s.t;
+    return s.bf16 ? tp_to_f32(((const tp_bf16 *)s.x)[i]) : ((const float *)s.x)[i];
+}
 
 static inline TP_HD int attention_clamp(int64_t x, int64_t lo, int64_t hi) {
     return (int)(x < lo ? lo : x > hi ? hi : x);
@@ -87,8 +100,12 @@ static inline attention_params attention_params_of(const tp_call *k, const tp_te
     return p;
 }
 
-static inline void attention_strides3(int64_t to[3], const tp_tensor *x) {
-    for (int i = 0; x && i < 3; i++) to[i] = x->stride[i];
+static inline attention_statistic attention_statistic_of(const tp_tensor *x) {
+    attention_statistic s = {NULL, false, 0, 0, 0};
+    if (!x) return s;
+    s.x = x->data, s.bf16 = x->dtype == TP_BF16;
+    s.b = x->stride[0], s.h = x->stride[1], s.t = x->stride[2];
+    return s;
 }
 
 static inline attention_backward_params attention_backward_params_of(const tp_call *k) {
@@ -96,10 +113,8 @@ static inline attention_backward_params attention_backward_params_of(const tp_ca
     p.f = attention_params_of(k, k->in[BACKWARD_SEGMENTS], NULL);
     p.o = attention_rows_of(k->in[BACKWARD_O]);
     p.d_o = attention_rows_of(k->in[BACKWARD_DO]);
-    p.lse = tp_f32(k->in[BACKWARD_LSE]);
-    attention_strides3(p.lse_stride, k->in[BACKWARD_LSE]);
-    p.dlse = k->in[BACKWARD_DLSE] ? tp_f32(k->in[BACKWARD_DLSE]) : NULL;
-    attention_strides3(p.dlse_stride, k->in[BACKWARD_DLSE]);
+    p.lse = attention_statistic_of(k->in[BACKWARD_LSE]);
+    p.dlse = attention_statistic_of(k->in[BACKWARD_DLSE]);
     p.dq = k->out[0]->data, p.dk = k->out[1]->data, p.dv = k->out[2]->data;
     return p;
 }

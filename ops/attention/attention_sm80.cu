@@ -10,29 +10,30 @@
 #include "ops/attention/attention_tile_sm80.h"
 
 /* Tiles by head size. MT > 1 lets a fragment of K or V serve several products; beyond D = 64 the
- * queries do not fit into registers beside two such tiles of outputs. N_EXTRA: keys per tile with
- * softcap or segments, whose arithmetic wants registers as well. */
+ * queries do not fit into registers beside two such tiles of outputs. N_CAPPED: keys per tile with
+ * softcap, whose arithmetic wants registers as well. */
 template <int D> struct forward_shape;
 template <> struct forward_shape<64> {
-    enum { MT = 2, WARPS = 4, N = 64, N_EXTRA = 64, BLOCKS = 2 };
+    enum { MT = 2, WARPS = 4, N = 64, N_CAPPED = 64, BLOCKS = 2 };
 };
 template <> struct forward_shape<96> {
-    enum { MT = 2, WARPS = 4, N = 64, N_EXTRA = 64, BLOCKS = 2 };
+    enum { MT = 2, WARPS = 4, N = 64, N_CAPPED = 64, BLOCKS = 2 };
 };
 template <> struct forward_shape<128> {
-    enum { MT = 2, WARPS = 4, N = 64, N_EXTRA = 32, BLOCKS = 2 };
+    enum { MT = 2, WARPS = 4, N = 64, N_CAPPED = 32, BLOCKS = 2 };
 };
 template <> struct forward_shape<256> {
-    enum { MT = 1, WARPS = 8, N = 32, N_EXTRA = 32, BLOCKS = 1 };
+    enum { MT = 1, WARPS = 8, N = 32, N_CAPPED = 32, BLOCKS = 1 };
 };
 
-template <int D, bool EXTRA> struct forward_size {
+template <int D, bool CAPPED> struct forward_size {
     typedef forward_shape<D> S;
     enum {
-        N = EXTRA ? (int)S::N_EXTRA : (int)S::N,
+        N = CAPPED ? (int)S::N_CAPPED : (int)S::N,
         ROWS = 16 * S::MT * S::WARPS,
         THREADS = 32 * S::WARPS,
-        SHARED = (ROWS + 4 * N) * D * 2 /* Q, two stages of K and V */
+        ZERO_AT = (ROWS + 4 * N) * D * 2, /* after Q and two stages of K and V */
+        SHARED = ZERO_AT + 16
     };
 };
 
@@ -55,36 +56,6 @@ static __device__ __forceinline__ void forward_place(const forward_grid g, int i
 template <int MT> struct forward_row_state {
     float m[2 * MT], l[2 * MT]; /* c times the running maximum; this thread's part of the sum */
 };
-
-/* Scores become -inf where keys from j0 on are not seen. */
-template <int MT, int NT, bool EXTRA>
-static __device__ __forceinline__ void forward_mask(float (&s)[MT][NT][4],
-                                                    const attention_params &p, attention_band band,
-                                                    int b, int t, int j0, int lane) {
-    int segment[2 * MT] = {};
-    if (EXTRA && p.segments)
-#pragma unroll
-        for (int r = 0; r < 2 * MT; r++)
-            if (t + 8 * r < p.T)
-                segment[r] = p.segments[b * p.segments_b + (t + 8 * r) * p.segments_t];
-#pragma unroll
-    for (int n = 0; n < NT; n++)
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            int j = j0 + 8 * n + lane % 4 * 2 + e, other = 0;
-            if (EXTRA && p.segments && j < p.S)
-                other = p.segments[b * p.segments_b + j * p.segments_t];
-#pragma unroll
-            for (int i = 0; i < MT; i++)
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    int d = j - (t + 16 * i + 8 * half);
-                    bool sees = d >= band.lo && d <= band.hi && j < p.S;
-                    if (EXTRA) sees = sees && segment[2 * i + half] == other;
-                    if (!sees) s[i][n][2 * half + e] = -INFINITY;
-                }
-        }
-}
 
 /* Scores become weights; returns through `o` what was summed before, shrunk. */
 template <int MT, int NT, int OT>
@@ -180,11 +151,10 @@ forward_finish(float (&o)[MT][OT][4], forward_row_state<MT> &row, const attentio
     tile_write<16 * MT, D>(to, stride, tile, first, p.T - t0 - first, p.D, lane, 32);
 }
 
-/* EXTRA: softcap or segments. */
-template <int D, bool EXTRA>
+template <int D, bool CAPPED>
 __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>::BLOCKS)
     attention_sm80_kernel(const attention_params p, const forward_grid grid) {
-    typedef forward_size<D, EXTRA> size;
+    typedef forward_size<D, CAPPED> size;
     constexpr int MT = forward_shape<D>::MT, N = size::N, NT = N / 8, OT = D / 8;
     constexpr int M = size::ROWS, THREADS = size::THREADS;
     TP_SHARED_DYNAMIC(shared);
@@ -206,10 +176,15 @@ __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>
     values = tile_from<D, THREADS>(values, p.v.t);
     tile_load<M, D, THREADS>(q_tile, queries, p.q.t, p.T - t0, p.D);
     if (j0 < hi) {
-        tile_load<N, D, THREADS>(kv_tile, keys, p.k.t, p.S - j0, p.D);
-        tile_load<N, D, THREADS>(kv_tile + V_AT, values, p.v.t, p.S - j0, p.D);
+        const tp_smem k_tile = kv_tile + (j0 / N & 1) * STAGE;
+        tile_load<N, D, THREADS>(k_tile, keys, p.k.t, p.S - j0, p.D);
+        tile_load<N, D, THREADS>(k_tile + V_AT, values, p.v.t, p.S - j0, p.D);
     }
     tp_cp_async_commit();
+    /* A zero that the compiler cannot know: what is computed from lane + zero is computed where it
+     * is used, instead of being kept in registers from one tile or product to the next. */
+    const tp_smem zero = q_tile + size::ZERO_AT;
+    if (threadIdx.x == 0) tp_sts_u32(zero, 0);
 
     float o[MT][OT][4];
     forward_row_state<MT> row;
@@ -219,10 +194,10 @@ __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>
         row.m[r] = -INFINITY;
         row.l[r] = 0;
     }
-    const bool capped = EXTRA && p.softcap > 0;
-    const float c = capped ? LOG2E : p.scale * LOG2E;
+    const float c = CAPPED ? LOG2E : p.scale * LOG2E;
 
-    for (int stage = 0; j0 < hi; j0 += N, stage ^= 1) {
+    for (; j0 < hi; j0 += N) {
+        const int stage = j0 / N & 1;
         const tp_smem k_tile = kv_tile + stage * STAGE, v_tile = k_tile + V_AT;
         tp_cp_async_wait<0>();
 #if !defined(MUTANT_NO_BARRIER)
@@ -238,11 +213,11 @@ __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>
         tp_cp_async_commit();
         if (j0 > w0 + 16 * MT - 1 + band.hi || j0 + N - 1 < w0 + band.lo) continue;
 
-        const int at = tp_fresh(lane);
+        const int at = lane + tp_lds_s32(zero);
         float s[MT][NT][4];
         tile_zero(s);
         tile_product<MT, NT, D, D, false, D, false>(s, q_tile, warp * 16 * MT, k_tile, 0, at);
-        if (capped)
+        if (CAPPED)
 #pragma unroll
             for (int i = 0; i < MT; i++)
 #pragma unroll
@@ -251,10 +226,10 @@ __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>
                     for (int e = 0; e < 4; e++)
                         s[i][n][e] = attention_softcap(s[i][n][e] * p.scale, p.softcap);
         const bool whole = j0 + N <= p.S && j0 + N - 1 <= w0 + band.hi &&
-                           j0 >= w0 + 16 * MT - 1 + band.lo && !(EXTRA && p.segments);
-        if (!whole) forward_mask<MT, NT, EXTRA>(s, p, band, b, w0 + at / 4, j0, at);
+                           j0 >= w0 + 16 * MT - 1 + band.lo && !p.segments;
+        if (!whole) tile_hide(s, p, band, b, w0 + at / 4, j0 + at % 4 * 2, -INFINITY);
         forward_softmax(s, o, row, c);
-        forward_values<MT, NT, OT, D>(o, s, v_tile, at);
+        forward_values<MT, NT, OT, D>(o, s, v_tile, lane + tp_lds_s32(zero));
     }
     tp_cp_async_wait<0>();
     /* Found again rather than kept in registers all along. */
@@ -263,21 +238,20 @@ __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>
 }
 
 /* ---- on the host ---------------------------------------------------------------------------- */
-template <int D, bool EXTRA>
+template <int D, bool CAPPED>
 static tp_status forward_launch(const tp_call *k, const attention_params &p) {
-    typedef forward_size<D, EXTRA> size;
+    typedef forward_size<D, CAPPED> size;
     /* 16 MB of keys and values at a time: a third of the second-level cache of an H100. */
     double bytes = 4.0 * D * p.S / p.G;
     forward_grid g = {p.B * p.H, (int)(16e6 / (bytes + 1)), (int)tp_blocks(p.T, size::ROWS)};
     g.section = g.section < p.G ? p.G : g.section / p.G * p.G; /* they share keys */
     if (g.section > g.heads) g.section = g.heads;
-    return TP_LAUNCH(k, (attention_sm80_kernel<D, EXTRA>), (unsigned)(g.heads * g.blocks),
+    return TP_LAUNCH(k, (attention_sm80_kernel<D, CAPPED>), (unsigned)(g.heads * g.blocks),
                      size::THREADS, size::SHARED, p, g);
 }
 
 template <int D> static tp_status forward_run_d(const tp_call *k, const attention_params &p) {
-    return p.softcap > 0 || p.segments ? forward_launch<D, true>(k, p)
-                                       : forward_launch<D, false>(k, p);
+    return p.softcap > 0 ? forward_launch<D, true>(k, p) : forward_launch<D, false>(k, p);
 }
 
 static tp_status forward_run(const tp_call *k) {

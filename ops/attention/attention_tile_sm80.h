@@ -46,10 +46,10 @@ static __device__ __forceinline__ void tile_load(tp_smem tile, const uint16_t *x
     const int thread = tp_fresh((int)threadIdx.x);
     const int row = thread / share::PER_ROW, first = thread % share::PER_ROW;
 #pragma unroll
-    for (int r = 0; r < ROWS; r += share::STEP)
+    for (int r = 0; r < ROWS; r += share::STEP, x += share::STEP * stride)
 #pragma unroll
         for (int c = 0; c < share::CHUNKS; c += share::PER_ROW)
-            tp_cp_async_16(tile + tile_at<D>(row + r, first + c), x + r * stride + c * 8,
+            tp_cp_async_16(tile + tile_at<D>(row + r, first + c), x + c * 8,
                            row + r < rows && (first + c) * 8 < width);
 }
 
@@ -114,6 +114,38 @@ template <int MT, int NT> static __device__ __forceinline__ void tile_zero(float
         for (int j = 0; j < NT; j++)
 #pragma unroll
             for (int e = 0; e < 4; e++) x[i][j][e] = 0;
+}
+
+/* Scores, or weights, of keys that their queries do not see become `hidden`. t, j: the query and
+ * the key of the thread's first element. */
+template <int MT, int NT>
+static __device__ __forceinline__ void tile_hide(float (&s)[MT][NT][4], const attention_params &p,
+                                                 attention_band band, int b, int t, int j,
+                                                 float hidden) {
+#pragma unroll
+    for (int r = 0; r < 2 * MT; r++) {
+        const int lo = t + 8 * r + band.lo - j, hi = min(t + 8 * r + band.hi + 1, p.S) - j;
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+#pragma unroll
+            for (int e = 0; e < 2; e++)
+                if (8 * n + e < lo || 8 * n + e >= hi) s[r / 2][n][r % 2 * 2 + e] = hidden;
+    }
+    if (!p.segments) return;
+    const int32_t *segments = p.segments + b * p.segments_b;
+    int segment[2 * MT];
+#pragma unroll
+    for (int r = 0; r < 2 * MT; r++)
+        segment[r] = t + 8 * r < p.T ? segments[(t + 8 * r) * p.segments_t] : 0;
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            const int key = j + 8 * n + e, other = key < p.S ? segments[key * p.segments_t] : 0;
+#pragma unroll
+            for (int r = 0; r < 2 * MT; r++)
+                if (segment[r] != other) s[r / 2][n][r % 2 * 2 + e] = hidden;
+        }
 }
 
 /* Rounds acc to bf16 and stores it at row m, column n of a tile. */

@@ -8,6 +8,7 @@
 
 extern const tp_op op_cast;
 TP_CPU_DECLARE(cast_cpu);
+TP_CUDA_DECLARE(cast_cuda);
 
 typedef struct cast_attr {
     int32_t dtype;
@@ -70,7 +71,8 @@ const tp_op op_cast = {
     .synopsis = "y = x in another dtype",
     .doc = "Changes the element type. Casts are never implicit.",
     .infer = cast_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(cast_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(cast_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&cast_cuda)},
     .oracle = cast_oracle,
     .vjp = cast_vjp,
     .attrs = cast_attrs,

@@ -1,4 +1,5 @@
 /* cast on the CPU: loops for the pairs that training uses, one value at a time for the others. */
+#include "ops/cast/cast_math.h"
 #include "ops/convert.h"
 #include "ops/elementwise.h"
 
@@ -18,15 +19,6 @@ static void bf16_to_f32(const tp_run *r) {
     for (int64_t i = 0, n = r->n; i < n; i++) y[i] = tp_bf16_to_f32(x[i]);
 }
 
-/* The fraction is dropped; what does not fit is limited; NaN is 0. */
-static int64_t to_integer(double v, tp_dtype t) {
-    int64_t lo = t == TP_I32 ? INT32_MIN : t == TP_I64 ? INT64_MIN : 0;
-    int64_t hi = t == TP_I32 ? INT32_MAX : t == TP_I64 ? INT64_MAX : 255;
-    if (v != v) return 0;
-    if (v >= (double)hi) return hi;
-    return v <= (double)lo ? lo : (int64_t)v;
-}
-
 static int64_t get_integer(const tp_tensor *t, int64_t i) {
     if (t->dtype == TP_I64) return ((const int64_t *)t->data)[i];
     return t->dtype == TP_I32 ? ((const int32_t *)t->data)[i] : ((const uint8_t *)t->data)[i];
@@ -39,10 +31,10 @@ static void any_to_any(const tp_run *r) {
     for (int64_t i = 0; i < r->n; i++) {
         if (p->to == TP_I64) {
             ((int64_t *)y.data)[i] =
-                tp_is_float(p->from) ? to_integer(tp_get(&x, i), p->to) : get_integer(&x, i);
+                tp_is_float(p->from) ? cast_to_integer(tp_get(&x, i), p->to) : get_integer(&x, i);
         } else {
             double v = tp_get(&x, i);
-            tp_set(&y, i, tp_is_float(p->to) ? v : (double)to_integer(v, p->to));
+            tp_set(&y, i, tp_is_float(p->to) ? v : (double)cast_to_integer(v, p->to));
         }
     }
 }

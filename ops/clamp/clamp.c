@@ -8,6 +8,8 @@
 extern const tp_op op_clamp, op_clamp_backward;
 TP_CPU_DECLARE(clamp_cpu);
 TP_CPU_DECLARE(clamp_backward_cpu);
+TP_CUDA_DECLARE(clamp_cuda);
+TP_CUDA_DECLARE(clamp_backward_cuda);
 
 tp_tensor *tp_clamp(tp_ctx *c, tp_tensor *x, double lo, double hi) {
     return tp_op1(c, &op_clamp, (&(clamp_attr){lo, hi}), x);
@@ -85,7 +87,8 @@ const tp_op op_clamp = {
     .synopsis = "y = min(max(x,lo),hi)",
     .doc = "Limits values to the interval [lo, hi].",
     .infer = clamp_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(clamp_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(clamp_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&clamp_cuda)},
     .oracle = clamp_oracle,
     .vjp = clamp_vjp,
     .saves_in = 1,
@@ -99,7 +102,8 @@ const tp_op op_clamp_backward = {
     .synopsis = "dx = lo <= x <= hi ? dy : 0",
     .doc = "The derivative of clamp times dy.",
     .infer = clamp_backward_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(clamp_backward_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(clamp_backward_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&clamp_backward_cuda)},
     .oracle = clamp_backward_oracle,
     .vjp = clamp_backward_vjp,
     .saves_in = 1,

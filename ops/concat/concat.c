@@ -2,21 +2,13 @@
  * dout: a view, no arithmetic. An absent input stands for zeros, which is what the gradients of
  * slice and split need. */
 #include "ops/concat/concat.h"
+#include "ops/concat/concat_attr.h"
 #include "ops/concat/strided.h"
 #include "ops/split/split.h"
 #include <string.h>
 
 extern const tp_op op_concat;
-
-typedef struct concat_attr {
-    int dim;
-    int64_t size[TP_MAXIN];
-} concat_attr;
-
-static int concat_dim(const tp_call *k, const tp_tensor *t) {
-    int dim = ((const concat_attr *)k->attr)->dim;
-    return dim < 0 ? dim + t->ndim : dim;
-}
+TP_CUDA_DECLARE(concat_cuda);
 
 static tp_status check_input(const tp_call *k, const tp_tensor *first, int i, int dim) {
     const tp_tensor *t = k->in[i];
@@ -78,14 +70,10 @@ static tp_status concat_oracle(const tp_call *k) {
 
 static tp_status concat_run(const tp_call *k) {
     const concat_attr *a = k->attr;
-    const tp_tensor *y = k->out[0];
-    int dim = concat_dim(k, y);
     int64_t start = 0;
-    if (!y->data) return TP_OK;
+    if (!k->out[0]->data) return TP_OK;
     for (int i = 0; i < k->nin; i++) {
-        tp_tensor part = *y;
-        part.shape[dim] = a->size[i];
-        part.data = (char *)y->data + start * y->stride[dim] * (int64_t)tp_dtype_size(y->dtype);
+        tp_tensor part = concat_part(k, i, start);
         tp_strided_copy(k->ctx, &part, k->in[i]);
         start += a->size[i];
     }
@@ -167,7 +155,8 @@ const tp_op op_concat = {
     .synopsis = "y = [x0, x1, ...]",
     .doc = "Tensors one behind the other along a dimension; an absent input stands for zeros.",
     .infer = concat_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){&concat_copy, NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){&concat_copy, NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&concat_cuda)},
     .oracle = concat_oracle,
     .vjp = concat_vjp,
     .optional = 0xff,

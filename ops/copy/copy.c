@@ -6,6 +6,7 @@
 
 extern const tp_op op_copy;
 TP_CPU_DECLARE(copy_cpu);
+TP_CUDA_DECLARE(copy_cuda);
 
 tp_tensor *tp_copy(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_copy, NULL, x); }
 tp_tensor *tp_contiguous_of(tp_ctx *c, tp_tensor *x) {
@@ -41,7 +42,8 @@ const tp_op op_copy = {
     .synopsis = "y = x",
     .doc = "The same values in fresh, dense memory; any dtype, any strides.",
     .infer = copy_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(copy_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(copy_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&copy_cuda)},
     .oracle = copy_oracle,
     .vjp = copy_vjp,
     .samples = copy_samples,

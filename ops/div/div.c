@@ -10,6 +10,7 @@
 
 extern const tp_op op_div;
 TP_CPU_DECLARE(div_cpu);
+TP_CUDA_DECLARE(div_cuda);
 
 tp_tensor *tp_div(tp_ctx *c, tp_tensor *a, tp_tensor *b) { return tp_op1(c, &op_div, NULL, a, b); }
 
@@ -41,7 +42,8 @@ const tp_op op_div = {
     .synopsis = "y = a/b",
     .doc = "Elementwise quotient of two tensors that broadcast against each other.",
     .infer = tp_infer_broadcast,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(div_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(div_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&div_cuda)},
     .oracle = div_oracle,
     .vjp = div_vjp,
     .saves_in = 2,

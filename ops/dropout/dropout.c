@@ -9,6 +9,7 @@
 
 extern const tp_op op_dropout;
 TP_CPU_DECLARE(dropout_cpu);
+TP_CUDA_DECLARE(dropout_cuda);
 
 tp_tensor *tp_dropout(tp_ctx *c, tp_tensor *x, double p_drop) {
     dropout_attr a = {p_drop, c->seed, c->step, c->sample, c->stream};
@@ -74,7 +75,8 @@ const tp_op op_dropout = {
     .doc = "Drops elements at random. The mask m is a function of seed, step, site, sample and "
            "position, and is never stored.",
     .infer = dropout_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(dropout_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(dropout_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&dropout_cuda)},
     .oracle = dropout_oracle,
     .vjp = dropout_vjp,
     .flops = tp_flops_1,

@@ -31,6 +31,37 @@ static inline TP_HD void dropout_words(uint32_t k0, uint32_t k1, uint32_t c[4]) 
     c[0] = c0, c[1] = c1, c[2] = c2, c[3] = c3;
 }
 
+/* The mask of a call: of element i of the tensor, that is, i % inner of sample + i / inner. */
+typedef struct dropout_mask {
+    uint32_t k0, k1, threshold;
+    float scale;
+    uint64_t sample; /* global number of the tensor's first */
+    int64_t samples, inner;
+} dropout_mask;
+
+static inline dropout_mask dropout_mask_of(const tp_call *k) {
+    const dropout_attr *a = (const dropout_attr *)k->attr;
+    const tp_tensor *x = k->in[0];
+    uint32_t key[4];
+    dropout_mask m;
+    tp_philox(key, a->seed, TP_RNG_DROPOUT, a->step, a->stream); /* the site's key */
+    m.k0 = key[0];
+    m.k1 = key[1] ^ TP_RNG_DROPOUT * 0x9E3779B9u; /* as tp_philox does */
+    m.threshold = dropout_threshold(a->p_drop);
+    m.scale = (float)(1 / (1 - a->p_drop));
+    m.sample = a->sample;
+    m.samples = x->ndim ? x->shape[0] : 1;
+    m.inner = m.samples ? tp_numel(x) / m.samples : 1;
+    return m;
+}
+
+static inline TP_HD void dropout_group(uint32_t k0, uint32_t k1, uint64_t sample, uint64_t group,
+                                       uint32_t word[4]) {
+    word[0] = (uint32_t)group, word[1] = (uint32_t)(group >> 32);
+    word[2] = (uint32_t)sample, word[3] = (uint32_t)(sample >> 32);
+    dropout_words(k0, k1, word);
+}
+
 static inline TP_HD float dropout_f(float x, uint32_t word, uint32_t threshold, float scale) {
     return word >= threshold ? x * scale : 0.0f;
 }

@@ -10,6 +10,9 @@
 extern const tp_op op_embedding, op_embedding_backward, op_embedding_backward_;
 TP_CPU_DECLARE(embedding_backward_cpu);
 TP_CPU_DECLARE(embedding_add_cpu);
+TP_CUDA_DECLARE(embedding_cuda);
+TP_CUDA_DECLARE(embedding_backward_cuda);
+TP_CUDA_DECLARE(embedding_add_cuda);
 
 static tp_status embedding_infer(tp_call *k) {
     const tp_tensor *ids = k->in[0], *table = k->in[1];
@@ -186,7 +189,8 @@ const tp_op op_embedding = {
     .synopsis = "y = table[ids]",
     .doc = "Rows of a table by number: token and position embeddings.",
     .infer = embedding_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){&embedding_copy, NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){&embedding_copy, NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&embedding_cuda)},
     .oracle = embedding_oracle,
     .vjp = embedding_vjp,
     .saves_in = 1 << 0,
@@ -199,7 +203,8 @@ const tp_op op_embedding_backward = {
            "then over samples in a fixed tree. Work grows with the ids, not with the vocabulary, "
            "save for writing zeros.",
     .infer = backward_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(embedding_backward_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(embedding_backward_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&embedding_backward_cuda)},
     .oracle = backward_oracle,
     .vjp = backward_vjp,
     .saves_in = 1 << 0,
@@ -215,7 +220,8 @@ const tp_op op_embedding_backward_ = {
         "The gradient of an embedding table added in place to another gradient of the same table, "
         "in the order of embedding_backward and then once to each row that occurs.",
     .infer = add_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(embedding_add_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(embedding_add_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&embedding_add_cuda)},
     .oracle = add_oracle,
     .no_vjp = "changes its input in place; embedding_backward is differentiable",
     .inplace = 1,

@@ -8,6 +8,7 @@
 
 extern const tp_op op_exp;
 TP_CPU_DECLARE(exp_cpu);
+TP_CUDA_DECLARE(exp_cuda);
 
 tp_tensor *tp_exp(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_exp, NULL, x); }
 
@@ -31,7 +32,8 @@ const tp_op op_exp = {
     .synopsis = "y = e^x",
     .doc = "The exponential function, elementwise.",
     .infer = tp_infer_unary,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(exp_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(exp_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&exp_cuda)},
     .oracle = exp_oracle,
     .vjp = exp_vjp,
     .saves_out = 1,

@@ -1,16 +1,12 @@
 /* fill: y = v, a constant. */
 #include "ops/fill/fill.h"
 #include "ops/convert.h"
+#include "ops/fill/fill_attr.h"
 #include <string.h>
 
 extern const tp_op op_fill;
 TP_CPU_DECLARE(fill_cpu);
-
-typedef struct fill_attr {
-    double v;
-    int32_t dtype, ndim;
-    int64_t shape[TP_MAXDIM];
-} fill_attr;
+TP_CUDA_DECLARE(fill_cuda);
 
 tp_tensor *tp_full(tp_ctx *c, tp_dtype t, double v, int ndim, const int64_t *shape) {
     fill_attr a = {.v = v, .dtype = (int32_t)t, .ndim = ndim};
@@ -40,6 +36,11 @@ static tp_status fill_infer(tp_call *k) {
     return tp_out(k, (tp_dtype)a->dtype, a->ndim, a->shape);
 }
 
+void fill_value(const tp_call *k, void *one) {
+    tp_tensor t = {.data = one, .dtype = k->out[0]->dtype};
+    tp_set(&t, 0, ((const fill_attr *)k->attr)->v);
+}
+
 static tp_status fill_oracle(const tp_call *k) {
     const fill_attr *a = k->attr;
     for (int64_t i = 0, n = tp_numel(k->out[0]); i < n; i++) tp_set(k->out[0], i, a->v);
@@ -67,7 +68,8 @@ const tp_op op_fill = {
     .synopsis = "y = v",
     .doc = "A tensor of a given shape and dtype with every value the same.",
     .infer = fill_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(fill_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(fill_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&fill_cuda)},
     .oracle = fill_oracle,
     .no_vjp = "a constant depends on no tensor",
     .attrs = fill_attrs,

@@ -1,7 +1,7 @@
 /* fill on the CPU: the value is rounded once, then its bytes are repeated. */
 #include "ops/broadcast.h"
-#include "ops/convert.h"
 #include "ops/elementwise.h"
+#include "ops/fill/fill_attr.h"
 
 typedef struct fill_job {
     char *y;
@@ -16,8 +16,7 @@ static void fill_range(void *arg, int64_t begin, int64_t end) {
 
 static tp_status fill_all(const tp_call *k) {
     fill_job j = {.y = k->out[0]->data, .size = tp_dtype_size(k->out[0]->dtype)};
-    tp_tensor one = {.data = j.one, .dtype = k->out[0]->dtype};
-    tp_set(&one, 0, *(const double *)k->attr); /* fill_attr begins with the value */
+    fill_value(k, j.one);
     tp_parallel_for(k->ctx, tp_numel(k->out[0]), TP_ELEMENT_GRAIN, fill_range, &j);
     return TP_OK;
 }

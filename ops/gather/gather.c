@@ -5,6 +5,8 @@
 #include <string.h>
 
 extern const tp_op op_gather, op_gather_backward;
+TP_CUDA_DECLARE(gather_cuda);
+TP_CUDA_DECLARE(gather_backward_cuda);
 
 typedef struct gather_attr {
     int64_t channels;
@@ -156,7 +158,8 @@ const tp_op op_gather = {
     .doc =
         "Values of each row by their place in the last dimension: the log-probability of a target.",
     .infer = gather_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){&gather_cpu, NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){&gather_cpu, NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&gather_cuda)},
     .oracle = gather_oracle,
     .vjp = gather_vjp,
     .saves_in = 1 << 1,
@@ -167,7 +170,8 @@ const tp_op op_gather_backward = {
     .synopsis = "dx[...,idx] += dy",
     .doc = "The gradient of gather: zeros, and each row's values added at their places in order.",
     .infer = backward_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){&gather_backward_cpu, NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){&gather_backward_cpu, NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&gather_backward_cuda)},
     .oracle = backward_oracle,
     .vjp = backward_vjp,
     .saves_in = 1 << 0,

@@ -9,6 +9,8 @@
 
 extern const tp_op op_gather_rows, op_scatter_add_rows;
 TP_CPU_DECLARE(scatter_add_rows_cpu);
+TP_CUDA_DECLARE(gather_rows_cuda);
+TP_CUDA_DECLARE(scatter_add_rows_cuda);
 
 static tp_status gather_infer(tp_call *k) {
     tp_status st;
@@ -128,7 +130,8 @@ const tp_op op_gather_rows = {
     .synopsis = "y = x[idx,:]",
     .doc = "Rows of a matrix by number. With topk it takes out the tokens that a block works on.",
     .infer = gather_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){&gather_rows_copy, NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){&gather_rows_copy, NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&gather_rows_cuda)},
     .oracle = gather_oracle,
     .vjp = gather_vjp,
     .saves_in = 1 << 1,
@@ -141,7 +144,8 @@ const tp_op op_scatter_add_rows = {
         "Rows added into a matrix by number, in the order of the indices; an absent x stands for "
         "zeros.",
     .infer = scatter_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(scatter_add_rows_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(scatter_add_rows_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&scatter_add_rows_cuda)},
     .oracle = scatter_oracle,
     .vjp = scatter_vjp,
     .saves_in = 1 << 1,

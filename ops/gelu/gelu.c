@@ -18,6 +18,7 @@ TP_CPU_DECLARE(gelu_cpu);
 TP_CPU_DECLARE(gelu_backward_cpu);
 TP_CUDA_DECLARE(gelu_cuda);
 TP_CUDA_DECLARE(gelu_backward_cuda);
+TP_CUDA_DECLARE(gelu_backward2_cuda);
 
 typedef struct gelu_terms {
     double y, dy, d2y;
@@ -115,6 +116,7 @@ const tp_op op_gelu_backward2 = {
     .synopsis = "dy*gelu''(x)",
     .doc = "The second derivative of gelu times dy; only second-order gradients run it.",
     .infer = tp_infer_binary,
+    .kernel = {[TP_CUDA] = TP_CUDA_LIST(&gelu_backward2_cuda)},
     .oracle = gelu_backward2_oracle,
     .no_vjp = "third-order gradients of gelu are not offered; difference second-order ones",
     .flops = gelu_flops,

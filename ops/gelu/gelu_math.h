@@ -19,4 +19,14 @@ static inline TP_HD float gelu_dx(float x) {
     float e = tp_expf(v > 80.0f ? 80.0f : v), s = 1.0f / (1.0f + e); /* e s needs a finite e */
     return s * fmaf(x, e * s * du, 1.0f);
 }
+
+/* … y'' = s (1 - s) (2 w + x ((1 - 2s) w^2 + w')), w = (2u)', w' = (2u)''. Where |2u| > 80 it is
+ * below 1e-30, and its factors may overflow. */
+static inline TP_HD float gelu_d2x(float x) {
+    float x2 = x * x, v = -gelu_2u(x, x2), du = 1.595769122f * fmaf(0.134145f, x2, 1.0f);
+    float e = tp_expf(v > 80.0f ? 80.0f : v), s = 1.0f / (1.0f + e);
+    float d2u = 0.428128898f * x;
+    float y = e * s * s * fmaf(x, fmaf((e * s - s) * du, du, d2u), 2.0f * du);
+    return fabsf(v) > 80.0f ? 0.0f : y;
+}
 #endif

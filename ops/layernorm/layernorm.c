@@ -18,6 +18,9 @@ extern const tp_op op_layernorm, op_add_layernorm, op_layernorm_backward;
 TP_CPU_DECLARE(layernorm_cpu);
 TP_CPU_DECLARE(add_layernorm_cpu);
 TP_CPU_DECLARE(layernorm_backward_cpu);
+TP_CUDA_DECLARE(layernorm_cuda);
+TP_CUDA_DECLARE(add_layernorm_cuda);
+TP_CUDA_DECLARE(layernorm_backward_cuda);
 
 static tp_status layernorm_infer(tp_call *k) {
     tp_status st;
@@ -249,7 +252,8 @@ const tp_op op_layernorm = {
     .doc = "Layer normalisation over the last dimension. Gives y, and per row the mean and the "
            "reciprocal standard deviation that the backward op reads again.",
     .infer = layernorm_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(layernorm_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(layernorm_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&layernorm_cuda)},
     .oracle = layernorm_oracle,
     .vjp = layernorm_vjp,
     .saves_in = 1 << 0 | 1 << 1,
@@ -266,7 +270,8 @@ const tp_op op_add_layernorm = {
     .doc = "The residual addition and the layernorm behind it in one pass over memory. Gives the "
            "sum, y, mean and rstd.",
     .infer = add_layernorm_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(add_layernorm_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(add_layernorm_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&add_layernorm_cuda)},
     .oracle = add_layernorm_oracle,
     .vjp = add_layernorm_vjp,
     .saves_in = 1 << 2,
@@ -283,7 +288,8 @@ const tp_op op_layernorm_backward = {
     .doc = "Gradients of layernorm: dx, and dw and db where asked for, in one pass over memory. "
            "dsum, the gradient of add_layernorm's sum, is added to dx.",
     .infer = backward_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(layernorm_backward_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(layernorm_backward_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&layernorm_backward_cuda)},
     .oracle = backward_oracle,
     .no_vjp = "second-order gradients of the fused norm are not offered; write the norm with mean, "
               "sub, mul and div to get them",

@@ -3,6 +3,9 @@
 #ifndef TP_NORM_OP_H
 #define TP_NORM_OP_H
 #include "ops/op.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 typedef struct tp_norm_attr {
     double eps;
@@ -24,4 +27,7 @@ tp_status tp_norm_out_stat(tp_call *k, const tp_tensor *x);
 tp_status tp_norm_need_stat(const tp_call *k, int x, int i, const char *arg);
 /* Appends dx like x and, as attr says, dw and db (C). */
 tp_status tp_norm_out_gradients(tp_call *k, const tp_tensor *x, const tp_tensor *w);
+#ifdef __cplusplus
+}
+#endif
 #endif

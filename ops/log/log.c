@@ -8,6 +8,7 @@
 
 extern const tp_op op_log;
 TP_CPU_DECLARE(log_cpu);
+TP_CUDA_DECLARE(log_cuda);
 
 tp_tensor *tp_log(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_log, NULL, x); }
 
@@ -31,7 +32,8 @@ const tp_op op_log = {
     .synopsis = "y = ln x",
     .doc = "The natural logarithm, elementwise.",
     .infer = tp_infer_unary,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(log_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(log_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&log_cuda)},
     .oracle = log_oracle,
     .vjp = log_vjp,
     .saves_in = 1,

@@ -12,6 +12,9 @@
 extern const tp_op op_log_softmax, op_log_softmax_backward, op_log_softmax_backward2;
 TP_CPU_DECLARE(log_softmax_cpu);
 TP_CPU_DECLARE(log_softmax_backward_cpu);
+TP_CUDA_DECLARE(log_softmax_cuda);
+TP_CUDA_DECLARE(log_softmax_backward_cuda);
+TP_CUDA_DECLARE(log_softmax_backward2_cuda);
 
 static tp_status log_softmax_oracle(const tp_call *k) {
     int64_t n = tp_dim(k->in[0], -1), all = tp_numel(k->in[0]);
@@ -111,7 +114,8 @@ const tp_op op_log_softmax = {
     .synopsis = "y = x-log(sum(e^x))",
     .doc = "Logarithms of the softmax over the last dimension, without its underflow.",
     .infer = tp_infer_softmax,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(log_softmax_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(log_softmax_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&log_softmax_cuda)},
     .oracle = log_softmax_oracle,
     .vjp = log_softmax_vjp,
     .saves_out = 1 << 0,
@@ -123,7 +127,8 @@ const tp_op op_log_softmax_backward = {
     .synopsis = "dx = dy-e^y*sum(dy)",
     .doc = "The gradient of log_softmax from its result y.",
     .infer = tp_infer_softmax,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(log_softmax_backward_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(log_softmax_backward_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&log_softmax_backward_cuda)},
     .oracle = backward_oracle,
     .vjp = backward_vjp,
     .saves_in = 1 << 0 | 1 << 1,
@@ -136,6 +141,7 @@ const tp_op op_log_softmax_backward2 = {
     .doc =
         "The gradients of log_softmax_backward for y and dy; only second-order gradients run it.",
     .infer = backward2_infer,
+    .kernel = {[TP_CUDA] = TP_CUDA_LIST(&log_softmax_backward2_cuda)},
     .oracle = backward2_oracle,
     .no_vjp = "third-order gradients of log_softmax are not offered; difference second-order ones",
     .flops = log_softmax_flops,

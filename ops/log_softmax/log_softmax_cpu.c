@@ -9,7 +9,7 @@ static void forward_rows(void *arg, int64_t begin, int64_t end) {
         float *restrict y = tp_f32(k->out[0]) + row * n, max = softmax_max(x, n);
         float log_sum =
             tp_logf(softmax_exps(x, y, n, max)); /* y holds the exponentials for a while */
-        for (int64_t i = 0; i < n; i++) y[i] = (x[i] - max) - log_sum;
+        for (int64_t i = 0; i < n; i++) y[i] = log_softmax_y(x[i], max, log_sum);
     }
 }
 
@@ -20,7 +20,7 @@ static void backward_rows(void *arg, int64_t begin, int64_t end) {
         const float *restrict y = tp_f32(k->in[0]) + row * n;
         const float *restrict dy = tp_f32(k->in[1]) + row * n;
         float *restrict dx = tp_f32(k->out[0]) + row * n, s = softmax_sum(dy, n);
-        for (int64_t i = 0; i < n; i++) dx[i] = fmaf(-tp_expf(y[i]), s, dy[i]);
+        for (int64_t i = 0; i < n; i++) dx[i] = log_softmax_dx(y[i], dy[i], s);
     }
 }
 

@@ -1,6 +1,10 @@
-/* Matrix products on CUDA, as other kernels call them. A product is one kernel chosen by (n, k) and
- * dtypes, never by m, and never split along k: a row of the result has the same bits whatever other
- * rows it is computed with. */
+/* Matrix products on CUDA, as other kernels call them. A product is one kernel chosen by (n, k),
+ * layouts and dtypes, never by m, and never split along k: a row of the result has the same bits
+ * whatever other rows it is computed with.
+ *
+ * Two things can run a product: cuBLASLt (gemm_cublaslt.cu) with an algorithm that is chosen once
+ * and kept, and our own tiled kernels (gemm_tile.cu, gemm_mma.cu), which take every view and size,
+ * and are what the CPU runs in tests. */
 #ifndef TP_GEMM_CUDA_H
 #define TP_GEMM_CUDA_H
 #include "ops/op.h"
@@ -8,8 +12,13 @@
 extern "C" {
 #endif
 
-/* Element (i,j) of matrix b stands at p + b*batch + i*row + j*col, counted in elements; row or col is
- * 1 (or the dimension it walks is). */
+/* Gradients of weights are summed over leaves of so many samples (dimension 0) at a time, and the
+ * leaves in the binary tree of gemm.h: parts of a batch that are powers of two of at least a leaf
+ * are subtrees of it. */
+enum { TP_CUDA_LEAF = 8 };
+
+/* Element (i,j) of matrix b stands at p + b*batch + i*row + j*col, counted in elements. Fast where
+ * row or col is 1 (or the dimension it walks is) and rows begin at multiples of 16 bytes. */
 typedef struct tp_cuda_matrix {
     void *p;
     tp_dtype dtype; /* f32 or bf16 */
@@ -29,11 +38,27 @@ typedef struct tp_cuda_gemm {
     tp_cuda_matrix a, b, c; /* c.col is 1 */
     const void *bias;       /* NULL, or n values of c's dtype */
     bool accumulate;        /* c += a b; without bias */
+    bool m_fixed;           /* m is a dimension of a weight, not a number of rows: the algorithm may
+                               be chosen by it. Implied where a's columns are dense (a.row is 1) */
     tp_cuda_epilogue epilogue;
     void *aux;
 } tp_cuda_gemm;
 /* Launches on the ctx's stream; k names the op in errors. Needs no workspace of the call. */
 tp_status tp_cuda_gemm_run(const tp_call *k, const tp_cuda_gemm *g);
+
+/* Who runs products from now on, for tests and benchmarks. AUTO: cuBLASLt on a GPU, our own on the
+ * CPU, and our own wherever cuBLASLt declines. */
+typedef enum tp_cuda_gemm_path {
+    TP_GEMM_AUTO,
+    TP_GEMM_OWN,
+    TP_GEMM_CUBLASLT,
+} tp_cuda_gemm_path;
+tp_status tp_cuda_gemm_choose(tp_ctx *c, tp_cuda_gemm_path path);
+/* Products so far that cuBLASLt ran, and its plans (one per problem, made once). */
+typedef struct tp_cuda_gemm_stats {
+    int64_t plans, cublaslt_runs, own_runs;
+} tp_cuda_gemm_stats;
+tp_cuda_gemm_stats tp_cuda_gemm_stats_of(const tp_ctx *c);
 #ifdef __cplusplus
 }
 #endif

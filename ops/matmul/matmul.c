@@ -12,6 +12,7 @@
 
 extern const tp_op op_matmul;
 TP_CPU_DECLARE(matmul_cpu);
+TP_CUDA_DECLARE(matmul_cuda);
 
 tp_tensor *tp_matmul(tp_ctx *c, tp_tensor *a, tp_tensor *b, const tp_matmul_opts *o) {
     tp_matmul_attr attr = {o && o->trans_a, o && o->trans_b};
@@ -181,8 +182,8 @@ const tp_op op_matmul = {
            "(…,K,M) and b as (…,N,K). bias (N) is optional. Each element is one chain of fused "
            "multiply-adds in the order of K, whatever the shape around it.",
     .infer = tp_matmul_infer,
-    .kernel = {[TP_CPU] =
-                   (const tp_kernel *const[]){&matmul_onednn, TP_CPU_LIST(matmul_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){&matmul_onednn, TP_CPU_LIST(matmul_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&matmul_cuda)},
     .oracle = tp_matmul_oracle,
     .vjp = matmul_vjp,
     .saves_in = 3,

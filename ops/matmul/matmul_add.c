@@ -6,6 +6,7 @@
 
 extern const tp_op op_matmul_;
 TP_CPU_DECLARE(matmul_add_cpu);
+TP_CUDA_DECLARE(matmul_add_cuda);
 
 tp_status tp_matmul_(tp_ctx *c, tp_tensor *sum, tp_tensor *a, tp_tensor *b,
                      const tp_matmul_opts *o) {
@@ -84,7 +85,8 @@ const tp_op op_matmul_ = {
         "A matrix product with a shared b, added in place once each element's chain is complete: "
         "the bits of matmul and add_, without the product in memory.",
     .infer = matmul_add_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(matmul_add_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(matmul_add_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&matmul_add_cuda)},
     .oracle = matmul_add_oracle,
     .no_vjp = "changes its input in place; matmul and add are differentiable",
     .inplace = 1,

@@ -12,6 +12,7 @@
 
 extern const tp_op op_matmul_gelu;
 TP_CPU_DECLARE(matmul_gelu_cpu);
+TP_CUDA_DECLARE(matmul_gelu_cuda);
 enum { Y, H };
 
 tp_tensor *tp_matmul_gelu(tp_ctx *c, tp_tensor *a, tp_tensor *b, const tp_matmul_opts *o) {
@@ -87,7 +88,8 @@ const tp_op op_matmul_gelu = {
            "pass: gelu reads each tile of h while it is in cache. The bits are those of the two "
            "ops. h, which the gradient needs, is the second output.",
     .infer = matmul_gelu_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(matmul_gelu_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(matmul_gelu_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&matmul_gelu_cuda)},
     .oracle = matmul_gelu_oracle,
     .vjp = matmul_gelu_vjp,
     .saves_in = 3,

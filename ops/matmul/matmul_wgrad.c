@@ -10,6 +10,7 @@
 
 extern const tp_op op_matmul_wgrad;
 TP_CPU_DECLARE(matmul_wgrad_cpu);
+TP_CUDA_DECLARE(matmul_wgrad_cuda);
 
 tp_status tp_matmul_wgrad(tp_ctx *c, tp_tensor *x, tp_tensor *dy, const tp_wgrad_opts *o,
                           tp_tensor *out[2]) {
@@ -124,7 +125,8 @@ const tp_op op_matmul_wgrad = {
         "power-of-two parts of a batch are subtrees.",
     .infer = wgrad_infer,
     .kernel = {[TP_CPU] = (const tp_kernel *const[]){&matmul_wgrad_onednn,
-                                                     TP_CPU_LIST(matmul_wgrad_cpu), NULL}},
+                                                     TP_CPU_LIST(matmul_wgrad_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&matmul_wgrad_cuda)},
     .oracle = wgrad_oracle,
     .vjp = wgrad_vjp,
     .saves_in = 3,

@@ -13,6 +13,9 @@ extern const tp_op op_max, op_max_backward, op_max_pick;
 TP_CPU_DECLARE(max_cpu);
 TP_CPU_DECLARE(max_backward_cpu);
 TP_CPU_DECLARE(max_pick_cpu);
+TP_CUDA_DECLARE(max_cuda);
+TP_CUDA_DECLARE(max_backward_cuda);
+TP_CUDA_DECLARE(max_pick_cuda);
 
 static tp_status max_both(tp_ctx *c, tp_tensor *x, unsigned dims, bool keepdim, tp_tensor *y[2]) {
     tp_reduce_attr a = tp_reduce_dims(x, dims, keepdim ? dims : 0);
@@ -180,7 +183,8 @@ const tp_op op_max = {
     .doc = "The largest element over the dimensions of a bitmask and, as i32, its first row-major "
            "position among them. The gradient goes to that element.",
     .infer = max_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(max_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(max_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&max_cuda)},
     .oracle = max_oracle,
     .vjp = max_vjp,
     .saves_out = 2,
@@ -194,7 +198,8 @@ const tp_op op_max_backward = {
     .synopsis = "dx = dy at the positions, 0 elsewhere",
     .doc = "The vjp of max: zeros of x's shape with dy at the positions that max found.",
     .infer = max_backward_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(max_backward_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(max_backward_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&max_backward_cuda)},
     .oracle = max_backward_oracle,
     .vjp = max_backward_vjp,
     .saves_in = 1,
@@ -208,7 +213,8 @@ const tp_op op_max_pick = {
     .synopsis = "y = x at the positions",
     .doc = "The elements of x at positions that max found; the vjp of max_backward.",
     .infer = max_pick_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(max_pick_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(max_pick_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&max_pick_cuda)},
     .oracle = max_pick_oracle,
     .vjp = max_pick_vjp,
     .saves_in = 1,

@@ -14,6 +14,9 @@ extern const tp_op op_minimum, op_maximum, op_less;
 TP_CPU_DECLARE(minimum_cpu);
 TP_CPU_DECLARE(maximum_cpu);
 TP_CPU_DECLARE(less_cpu);
+TP_CUDA_DECLARE(minimum_cuda);
+TP_CUDA_DECLARE(maximum_cuda);
+TP_CUDA_DECLARE(less_cuda);
 
 tp_tensor *tp_minimum(tp_ctx *c, tp_tensor *a, tp_tensor *b) {
     return tp_op1(c, &op_minimum, NULL, a, b);
@@ -78,7 +81,8 @@ const tp_op op_minimum = {
     .synopsis = "y = min(a,b)",
     .doc = "The smaller of two tensors, elementwise with broadcasting.",
     .infer = tp_infer_broadcast,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(minimum_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(minimum_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&minimum_cuda)},
     .oracle = minimum_oracle,
     .vjp = minimum_vjp,
     .saves_in = 3,
@@ -90,7 +94,8 @@ const tp_op op_maximum = {
     .synopsis = "y = max(a,b)",
     .doc = "The larger of two tensors, elementwise with broadcasting.",
     .infer = tp_infer_broadcast,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(maximum_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(maximum_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&maximum_cuda)},
     .oracle = maximum_oracle,
     .vjp = maximum_vjp,
     .saves_in = 3,
@@ -102,7 +107,8 @@ const tp_op op_less = {
     .synopsis = "y = a < b",
     .doc = "Which elements of a are smaller than those of b, as u8; broadcasts.",
     .infer = less_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(less_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(less_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&less_cuda)},
     .oracle = less_oracle,
     .no_vjp = "a comparison is piecewise constant",
     .flops = tp_flops_1,

@@ -9,6 +9,8 @@
 extern const tp_op op_mul, op_mul_;
 TP_CPU_DECLARE(mul_cpu);
 TP_CPU_DECLARE(mul_inplace_cpu);
+TP_CUDA_DECLARE(mul_cuda);
+TP_CUDA_DECLARE(mul_inplace_cuda);
 
 tp_tensor *tp_mul(tp_ctx *c, tp_tensor *a, tp_tensor *b) { return tp_op1(c, &op_mul, NULL, a, b); }
 
@@ -71,7 +73,8 @@ const tp_op op_mul = {
     .synopsis = "y = a*b",
     .doc = "Elementwise product of two tensors that broadcast against each other.",
     .infer = tp_infer_broadcast,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(mul_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(mul_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&mul_cuda)},
     .oracle = mul_oracle,
     .vjp = mul_vjp,
     .saves_in = 3,
@@ -85,7 +88,8 @@ const tp_op op_mul_ = {
         "Multiplies a tensor in place by one number. Where that is 1, as the cotangent of a loss "
         "is, no byte is touched.",
     .infer = mul_inplace_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(mul_inplace_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(mul_inplace_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&mul_inplace_cuda)},
     .oracle = mul_inplace_oracle,
     .no_vjp = "changes its input in place; use mul where a gradient is wanted",
     .inplace = 1,

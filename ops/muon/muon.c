@@ -11,6 +11,8 @@
 extern const tp_op op_momentum_, op_newton_schulz;
 TP_CPU_DECLARE(momentum_cpu);
 TP_CPU_DECLARE(newton_schulz_cpu);
+TP_CUDA_DECLARE(momentum_cuda);
+TP_CUDA_DECLARE(newton_schulz_cuda);
 
 /* ---- momentum_ ------------------------------------------------------------------------------ */
 static tp_status momentum_infer(tp_call *k) {
@@ -170,7 +172,8 @@ const tp_op op_momentum_ = {
            "Nesterov's or "
            "the buffer itself.",
     .infer = momentum_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(momentum_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(momentum_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&momentum_cuda)},
     .oracle = momentum_oracle,
     .no_vjp = "an update, not a function",
     .optional = 2,
@@ -187,7 +190,8 @@ const tp_op op_newton_schulz = {
         "Five steps of a quintic Newton-Schulz iteration drive all singular values of x near 1. A "
         "fused matrix (q, k, v in one) is treated block by block.",
     .infer = newton_schulz_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(newton_schulz_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(newton_schulz_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&newton_schulz_cuda)},
     .oracle = newton_schulz_oracle,
     .no_vjp = "an optimiser's step; compose it from matmul where a gradient is wanted",
     .flops = newton_schulz_flops,

@@ -10,6 +10,8 @@
 extern const tp_op op_relu, op_relu_backward;
 TP_CPU_DECLARE(relu_cpu);
 TP_CPU_DECLARE(relu_backward_cpu);
+TP_CUDA_DECLARE(relu_cuda);
+TP_CUDA_DECLARE(relu_backward_cuda);
 
 tp_tensor *tp_relu(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_relu, NULL, x); }
 tp_tensor *tp_relu_backward(tp_ctx *c, tp_tensor *y, tp_tensor *dy) {
@@ -52,7 +54,8 @@ const tp_op op_relu = {
     .synopsis = "y = max(x,0)",
     .doc = "The rectified linear unit, elementwise.",
     .infer = tp_infer_unary,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(relu_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(relu_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&relu_cuda)},
     .oracle = relu_oracle,
     .vjp = relu_vjp,
     .saves_out = 1,
@@ -64,7 +67,8 @@ const tp_op op_relu_backward = {
     .synopsis = "dx = y > 0 ? dy : 0",
     .doc = "The derivative of relu, said with its result y, times dy.",
     .infer = tp_infer_binary,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(relu_backward_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(relu_backward_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&relu_backward_cuda)},
     .oracle = relu_backward_oracle,
     .vjp = relu_backward_vjp,
     .saves_in = 1,

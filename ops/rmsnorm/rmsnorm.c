@@ -17,6 +17,9 @@ extern const tp_op op_rmsnorm, op_add_rmsnorm, op_rmsnorm_backward;
 TP_CPU_DECLARE(rmsnorm_cpu);
 TP_CPU_DECLARE(add_rmsnorm_cpu);
 TP_CPU_DECLARE(rmsnorm_backward_cpu);
+TP_CUDA_DECLARE(rmsnorm_cuda);
+TP_CUDA_DECLARE(add_rmsnorm_cuda);
+TP_CUDA_DECLARE(rmsnorm_backward_cuda);
 
 static tp_status rmsnorm_infer(tp_call *k) {
     tp_status st;
@@ -201,7 +204,8 @@ const tp_op op_rmsnorm = {
     .doc = "Root mean square normalisation over the last dimension. Gives y and, per row, the "
            "reciprocal root mean square that the backward op reads again.",
     .infer = rmsnorm_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(rmsnorm_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(rmsnorm_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&rmsnorm_cuda)},
     .oracle = rmsnorm_oracle,
     .vjp = rmsnorm_vjp,
     .saves_in = 1 << 0 | 1 << 1,
@@ -218,7 +222,8 @@ const tp_op op_add_rmsnorm = {
     .doc = "The residual addition and the rmsnorm behind it in one pass over memory. Gives the "
            "sum, y and rstd.",
     .infer = add_rmsnorm_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(add_rmsnorm_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(add_rmsnorm_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&add_rmsnorm_cuda)},
     .oracle = add_rmsnorm_oracle,
     .vjp = add_rmsnorm_vjp,
     .saves_in = 1 << 2,
@@ -235,7 +240,8 @@ const tp_op op_rmsnorm_backward = {
     .doc = "Gradients of rmsnorm: dx, and dw where asked for, in one pass over memory. dsum, the "
            "gradient of add_rmsnorm's sum, is added to dx.",
     .infer = backward_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(rmsnorm_backward_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(rmsnorm_backward_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&rmsnorm_backward_cuda)},
     .oracle = backward_oracle,
     .no_vjp = "second-order gradients of the fused norm are not offered; write the norm with mean, "
               "mul and div to get them",

@@ -13,6 +13,7 @@
 
 extern const tp_op op_rope;
 TP_CPU_DECLARE(rope_cpu);
+TP_CUDA_DECLARE(rope_cuda);
 
 /* The h-th root of 1/theta by Newton's method from 1, which lies above it, so that the steps go
  * down without a swing; then powers of it. Only + - * /, so every machine gets the same numbers. */
@@ -166,7 +167,8 @@ const tp_op op_rope = {
     .doc = "Rotary position embedding, Hugging Face's layout: values i and i+h of a head turn by "
            "position * theta^(-i/h). Its gradient is the rotation back, the same op.",
     .infer = rope_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(rope_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(rope_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&rope_cuda)},
     .oracle = rope_oracle,
     .vjp = rope_vjp,
     .saves_in = 1 << ROPE_POSITIONS,

@@ -4,8 +4,14 @@
 #define TP_ROPE_MATH_H
 #include "ops/math.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
 /* Frequencies theta^(-i/h), i < h (rope.c). */
 void rope_frequencies(double theta, int64_t h, double *frequency);
+#ifdef __cplusplus
+}
+#endif
 
 /* cos a and sin a for 0 <= a < 2^20. a = n pi/2 + r, |r| <= pi/4: pi/2 in three parts, of which the
  * first two have 33 bits, so that their multiples by n < 2^20 are exact (Cody and Waite 1980). Then

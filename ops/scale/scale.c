@@ -7,6 +7,7 @@
 
 extern const tp_op op_scale;
 TP_CPU_DECLARE(scale_cpu);
+TP_CUDA_DECLARE(scale_cuda);
 
 tp_tensor *tp_scale(tp_ctx *c, tp_tensor *x, double s, double t) {
     return tp_op1(c, &op_scale, (&(scale_attr){s, t}), x);
@@ -45,7 +46,8 @@ const tp_op op_scale = {
     .synopsis = "y = s*x + t",
     .doc = "Multiplies by the constant s and adds the constant t.",
     .infer = tp_infer_unary,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(scale_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(scale_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&scale_cuda)},
     .oracle = scale_oracle,
     .vjp = scale_vjp,
     .flops = scale_flops,

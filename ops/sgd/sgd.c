@@ -5,6 +5,7 @@
 
 extern const tp_op op_sgd_;
 TP_CPU_DECLARE(sgd_cpu);
+TP_CUDA_DECLARE(sgd_cuda);
 
 static tp_status sgd_infer(tp_call *k) {
     const tp_sgd_opts *o = k->attr;
@@ -78,7 +79,8 @@ const tp_op op_sgd_ = {
         "One step of gradient descent in place, with heavy-ball or Nesterov momentum and decoupled "
         "weight decay. Muon applies its directions with it.",
     .infer = sgd_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(sgd_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(sgd_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&sgd_cuda)},
     .oracle = sgd_oracle,
     .no_vjp = "an update, not a function",
     .optional = 6,

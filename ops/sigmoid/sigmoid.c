@@ -11,6 +11,8 @@
 extern const tp_op op_sigmoid, op_sigmoid_backward;
 TP_CPU_DECLARE(sigmoid_cpu);
 TP_CPU_DECLARE(sigmoid_backward_cpu);
+TP_CUDA_DECLARE(sigmoid_cuda);
+TP_CUDA_DECLARE(sigmoid_backward_cuda);
 
 tp_tensor *tp_sigmoid(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_sigmoid, NULL, x); }
 tp_tensor *tp_sigmoid_backward(tp_ctx *c, tp_tensor *y, tp_tensor *dy) {
@@ -57,7 +59,8 @@ const tp_op op_sigmoid = {
     .synopsis = "y = 1/(1+e^-x)",
     .doc = "The logistic function, elementwise.",
     .infer = tp_infer_unary,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(sigmoid_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(sigmoid_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&sigmoid_cuda)},
     .oracle = sigmoid_oracle,
     .vjp = sigmoid_vjp,
     .saves_out = 1,
@@ -69,7 +72,8 @@ const tp_op op_sigmoid_backward = {
     .synopsis = "dx = dy*y*(1-y)",
     .doc = "The derivative of sigmoid, said with its result y, times dy.",
     .infer = tp_infer_binary,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(sigmoid_backward_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(sigmoid_backward_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&sigmoid_backward_cuda)},
     .oracle = sigmoid_backward_oracle,
     .vjp = sigmoid_backward_vjp,
     .saves_in = 3,

@@ -12,6 +12,8 @@
 extern const tp_op op_silu, op_silu_backward;
 TP_CPU_DECLARE(silu_cpu);
 TP_CPU_DECLARE(silu_backward_cpu);
+TP_CUDA_DECLARE(silu_cuda);
+TP_CUDA_DECLARE(silu_backward_cuda);
 
 tp_tensor *tp_silu(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_silu, NULL, x); }
 tp_tensor *tp_silu_backward(tp_ctx *c, tp_tensor *x, tp_tensor *dy) {
@@ -19,9 +21,10 @@ tp_tensor *tp_silu_backward(tp_ctx *c, tp_tensor *x, tp_tensor *dy) {
 }
 
 tp_tensor *tp_silu_second(tp_ctx *c, tp_tensor *x, tp_tensor *dy) {
-    tp_tensor *s = tp_sigmoid(c, x);
+    /* 1 - s is the logistic function of -x: said so, it survives the rounding of s to bf16 */
+    tp_tensor *s = tp_sigmoid(c, x), *rest = tp_sigmoid(c, tp_scale(c, x, -1, 0));
     tp_tensor *factor = tp_scale(c, tp_mul(c, x, tp_scale(c, s, -2, 1)), 1, 2);
-    return tp_mul(c, tp_sigmoid_backward(c, s, dy), factor);
+    return tp_mul(c, tp_mul(c, tp_mul(c, dy, s), rest), factor);
 }
 
 static double silu_f64(double x) { return x / (1 + exp(-x)); }
@@ -65,7 +68,8 @@ const tp_op op_silu = {
     .synopsis = "y = x/(1+e^-x)",
     .doc = "Sigmoid linear unit: x times the logistic function of x.",
     .infer = tp_infer_unary,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(silu_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(silu_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&silu_cuda)},
     .oracle = silu_oracle,
     .vjp = silu_vjp,
     .saves_in = 1,
@@ -77,7 +81,8 @@ const tp_op op_silu_backward = {
     .synopsis = "dx = dy*s*(1+x*(1-s))",
     .doc = "The derivative of silu times dy; s is the logistic function of x.",
     .infer = tp_infer_binary,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(silu_backward_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(silu_backward_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&silu_backward_cuda)},
     .oracle = silu_backward_oracle,
     .vjp = silu_backward_vjp,
     .saves_in = 3,

@@ -12,6 +12,9 @@
 extern const tp_op op_softmax, op_softmax_backward, op_softmax_backward2;
 TP_CPU_DECLARE(softmax_cpu);
 TP_CPU_DECLARE(softmax_backward_cpu);
+TP_CUDA_DECLARE(softmax_cuda);
+TP_CUDA_DECLARE(softmax_backward_cuda);
+TP_CUDA_DECLARE(softmax_backward2_cuda);
 
 static tp_status softmax_oracle(const tp_call *k) {
     int64_t n = tp_dim(k->in[0], -1), all = tp_numel(k->in[0]);
@@ -104,7 +107,8 @@ const tp_op op_softmax = {
     .synopsis = "y = e^x/sum(e^x)",
     .doc = "Exponentials over the last dimension that sum to 1. The maximum is subtracted first.",
     .infer = tp_infer_softmax,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(softmax_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(softmax_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&softmax_cuda)},
     .oracle = softmax_oracle,
     .vjp = softmax_vjp,
     .saves_out = 1 << 0,
@@ -116,7 +120,8 @@ const tp_op op_softmax_backward = {
     .synopsis = "dx = y*(dy-sum(dy*y))",
     .doc = "The gradient of softmax from its result y.",
     .infer = tp_infer_softmax,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(softmax_backward_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(softmax_backward_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&softmax_backward_cuda)},
     .oracle = backward_oracle,
     .vjp = backward_vjp,
     .saves_in = 1 << 0 | 1 << 1,
@@ -128,6 +133,7 @@ const tp_op op_softmax_backward2 = {
     .synopsis = "g*(dy-sum(dy*y))-dy*sum(g*y)",
     .doc = "The gradient of softmax_backward for y; only second-order gradients run it.",
     .infer = tp_infer_softmax,
+    .kernel = {[TP_CUDA] = TP_CUDA_LIST(&softmax_backward2_cuda)},
     .oracle = backward2_oracle,
     .no_vjp = "third-order gradients of softmax are not offered; difference second-order ones",
     .flops = backward_flops,

@@ -19,7 +19,7 @@ static void backward_rows(void *arg, int64_t begin, int64_t end) {
         const float *restrict y = tp_f32(k->in[0]) + row * n;
         const float *restrict dy = tp_f32(k->in[1]) + row * n;
         float *restrict dx = tp_f32(k->out[0]) + row * n, s = softmax_dot(y, dy, n);
-        for (int64_t i = 0; i < n; i++) dx[i] = y[i] * (dy[i] - s);
+        for (int64_t i = 0; i < n; i++) dx[i] = softmax_dx(y[i], dy[i], s);
     }
 }
 

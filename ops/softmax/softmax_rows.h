@@ -3,8 +3,8 @@
 #ifndef TP_SOFTMAX_ROWS_H
 #define TP_SOFTMAX_ROWS_H
 #include "ops/layernorm/lanes.h"
-#include "ops/math.h"
 #include "ops/op.h"
+#include "ops/softmax/softmax_math.h"
 
 /* The largest of n >= 1 values. A NaN may be passed over: its exponential is NaN all the same. */
 static inline float softmax_max(const float *x, int64_t n) {
@@ -38,7 +38,7 @@ static inline float softmax_dot(const float *x, const float *y, int64_t n) {
 
 /* e[i] = e^(x[i] - max); answers their sum. */
 static inline float softmax_exps(const float *restrict x, float *restrict e, int64_t n, float max) {
-    for (int64_t i = 0; i < n; i++) e[i] = tp_expf(x[i] - max); /* expf overflows above 88.7 */
+    for (int64_t i = 0; i < n; i++) e[i] = softmax_exp(x[i], max);
     return softmax_sum(e, n);
 }
 

@@ -9,6 +9,7 @@
 
 extern const tp_op op_sub;
 TP_CPU_DECLARE(sub_cpu);
+TP_CUDA_DECLARE(sub_cuda);
 
 tp_tensor *tp_sub(tp_ctx *c, tp_tensor *a, tp_tensor *b) { return tp_op1(c, &op_sub, NULL, a, b); }
 
@@ -37,7 +38,8 @@ const tp_op op_sub = {
     .synopsis = "y = a-b",
     .doc = "Elementwise difference of two tensors that broadcast against each other.",
     .infer = tp_infer_broadcast,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(sub_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(sub_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&sub_cuda)},
     .oracle = sub_oracle,
     .vjp = sub_vjp,
     .flops = tp_flops_1,

@@ -10,6 +10,7 @@
 
 extern const tp_op op_sum;
 TP_CPU_DECLARE(sum_cpu);
+TP_CUDA_DECLARE(sum_cuda);
 
 tp_tensor *tp_sum_at(tp_ctx *c, tp_tensor *x, unsigned dims, unsigned keep) {
     tp_reduce_attr a = tp_reduce_dims(x, dims, keep);
@@ -109,7 +110,8 @@ const tp_op op_sum = {
     .doc = "Sums over the dimensions of a bitmask. The order of the additions depends on the shape "
            "only; samples (dimension 0) are added in a binary tree.",
     .infer = sum_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(sum_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(sum_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&sum_cuda)},
     .oracle = sum_oracle,
     .vjp = sum_vjp,
     .flops = sum_flops,

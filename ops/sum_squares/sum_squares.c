@@ -3,6 +3,7 @@
 
 extern const tp_op op_sum_squares;
 TP_CPU_DECLARE(sum_squares_cpu);
+TP_CUDA_DECLARE(sum_squares_cuda);
 
 static tp_status sum_squares_infer(tp_call *k) {
     tp_status st = tp_need_float(k, 0, "x");
@@ -42,7 +43,8 @@ const tp_op op_sum_squares = {
            "gives the same bits when a gradient is cut into shards. A chunk's is finite exactly if "
            "each of its f32 values is.",
     .infer = sum_squares_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(sum_squares_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(sum_squares_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&sum_squares_cuda)},
     .oracle = sum_squares_oracle,
     .no_vjp = "measures gradients; sum(mul(x,x)) is differentiable",
     .flops = sum_squares_flops,

@@ -16,6 +16,8 @@
 extern const tp_op op_swiglu, op_swiglu_backward;
 TP_CPU_DECLARE(swiglu_cpu);
 TP_CPU_DECLARE(swiglu_backward_cpu);
+TP_CUDA_DECLARE(swiglu_cuda);
+TP_CUDA_DECLARE(swiglu_backward_cuda);
 
 tp_tensor *tp_swiglu(tp_ctx *c, tp_tensor *gate, tp_tensor *up) {
     return tp_op1(c, &op_swiglu, NULL, gate, up);
@@ -96,7 +98,8 @@ const tp_op op_swiglu = {
     .synopsis = "y = silu(gate)*up",
     .doc = "The gated linear unit with silu: half of a Llama feed-forward layer.",
     .infer = tp_infer_binary,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(swiglu_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(swiglu_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&swiglu_cuda)},
     .oracle = swiglu_oracle,
     .vjp = swiglu_vjp,
     .saves_in = 3,
@@ -108,7 +111,8 @@ const tp_op op_swiglu_backward = {
     .synopsis = "dgate = dy*up*silu'(gate), dup = dy*silu(gate)",
     .doc = "Both gradients of swiglu in one pass over memory.",
     .infer = swiglu_backward_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(swiglu_backward_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(swiglu_backward_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&swiglu_backward_cuda)},
     .oracle = swiglu_backward_oracle,
     .vjp = swiglu_backward_vjp,
     .saves_in = 7,

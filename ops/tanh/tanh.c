@@ -11,6 +11,8 @@
 extern const tp_op op_tanh, op_tanh_backward;
 TP_CPU_DECLARE(tanh_cpu);
 TP_CPU_DECLARE(tanh_backward_cpu);
+TP_CUDA_DECLARE(tanh_cuda);
+TP_CUDA_DECLARE(tanh_backward_cuda);
 
 tp_tensor *tp_tanh(tp_ctx *c, tp_tensor *x) { return tp_op1(c, &op_tanh, NULL, x); }
 tp_tensor *tp_tanh_backward(tp_ctx *c, tp_tensor *y, tp_tensor *dy) {
@@ -54,7 +56,8 @@ const tp_op op_tanh = {
     .synopsis = "y = tanh(x)",
     .doc = "The hyperbolic tangent, elementwise.",
     .infer = tp_infer_unary,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(tanh_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(tanh_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&tanh_cuda)},
     .oracle = tanh_oracle,
     .vjp = tanh_vjp,
     .saves_out = 1,
@@ -66,7 +69,8 @@ const tp_op op_tanh_backward = {
     .synopsis = "dx = dy*(1-y*y)",
     .doc = "The derivative of tanh, said with its result y, times dy.",
     .infer = tp_infer_binary,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(tanh_backward_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(tanh_backward_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&tanh_backward_cuda)},
     .oracle = tanh_backward_oracle,
     .vjp = tanh_backward_vjp,
     .saves_in = 3,

@@ -5,10 +5,11 @@
  * keeps the n largest keys of a row in a heap with the smallest on top, and sorts them. */
 #include "ops/topk/topk.h"
 #include "ops/gather/gather.h"
-#include "ops/math.h"
+#include "ops/topk/topk_math.h"
 #include <string.h>
 
 extern const tp_op op_topk;
+TP_CUDA_DECLARE(topk_cuda);
 
 typedef struct topk_attr {
     int64_t n;
@@ -58,14 +59,6 @@ static tp_status topk_oracle(const tp_call *k) {
 }
 
 /* ---- the kernel ----------------------------------------------------------------------------- */
-/* Larger keys come first: the value's bits made monotone, then the complement of the index. */
-static uint64_t key_of(float x, int64_t i) {
-    uint32_t bits = tp_f32_to_bits(x + 0.0f); /* -0 equals +0 */
-    if (x != x) bits = 0x7fffffffu;           /* all NaN are one, above infinity */
-    bits = bits >> 31 ? ~bits : bits | 0x80000000u;
-    return (uint64_t)bits << 32 | (uint32_t) ~(uint32_t)i;
-}
-
 /* Puts `key` at `at` of a heap with the smallest key on top, and down to its place. */
 static void sift(uint64_t *heap, int64_t n, int64_t at, uint64_t key) {
     for (int64_t child; (child = 2 * at + 1) < n; at = child) {
@@ -82,14 +75,14 @@ static void topk_rows(void *arg, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; row++) {
         const float *x = tp_f32(k->in[0]) + row * channels;
         uint64_t *heap = (uint64_t *)k->workspace + row * n;
-        for (int64_t i = 0; i < n; i++) heap[i] = key_of(x[i], i);
+        for (int64_t i = 0; i < n; i++) heap[i] = topk_key(x[i], i);
         for (int64_t i = n / 2; i-- > 0;) sift(heap, n, i, heap[i]);
         for (int64_t i = n; i < channels; i++) {
-            uint64_t key = key_of(x[i], i);
+            uint64_t key = topk_key(x[i], i);
             if (key > heap[0]) sift(heap, n, 0, key);
         }
         for (int64_t left = n; left-- > 0;) { /* the smallest that is left goes to the back */
-            int32_t i = (int32_t) ~(uint32_t)heap[0];
+            int32_t i = topk_index(heap[0]);
             tp_f32(k->out[0])[row * n + left] = x[i];
             tp_i32(k->out[1])[row * n + left] = i;
             sift(heap, left, 0, heap[left]);
@@ -150,7 +143,8 @@ const tp_op op_topk = {
         "The n largest values of each row, largest first, and their places as i32. Of equal values "
         "the first comes first; NaN counts as largest.",
     .infer = topk_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){&topk_heap, NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){&topk_heap, NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&topk_cuda)},
     .oracle = topk_oracle,
     .vjp = topk_vjp,
     .saves_out = 1 << 1,

@@ -9,6 +9,7 @@
 
 extern const tp_op op_where;
 TP_CPU_DECLARE(where_cpu);
+TP_CUDA_DECLARE(where_cuda);
 
 tp_tensor *tp_where(tp_ctx *c, tp_tensor *cond, tp_tensor *a, tp_tensor *b) {
     return tp_op1(c, &op_where, NULL, cond, a, b);
@@ -65,7 +66,8 @@ const tp_op op_where = {
     .synopsis = "y = cond ? a : b",
     .doc = "Chooses between a and b, elementwise with broadcasting.",
     .infer = where_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(where_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(where_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&where_cuda)},
     .oracle = where_oracle,
     .vjp = where_vjp,
     .saves_in = 1,

@@ -21,13 +21,16 @@
 #endif
 
 static const size_t RANGE = (size_t)16 << 30, TOTAL = (size_t)8 << 30; /* addresses; memory told */
-enum { ALIGN = 256, GAP = 256, FILL_MAX = 64 << 20 };
+/* Of an allocation, FILL bytes at most are filled with NaN, and KEEP stay mapped when it is freed.
+ */
+static const size_t ALIGN = 256, GAP = 256, FILL = 1 << 20, KEEP = 16 << 20;
+static const size_t HUGE_PAGE = 2 << 20;
 struct allocation { /* sorted by address */
     size_t at, bytes;
 };
 static allocation *allocs;
 static size_t nallocs, allocs_room, used_bytes;
-static size_t high; /* whole pages from the range's start that were ever in use */
+static size_t high; /* whole huge pages from the range's start that were ever in use */
 static unsigned char *range;
 static int opened;
 
@@ -103,7 +106,7 @@ extern "C" cudaError_t cudaMalloc(void **p, size_t bytes) {
     allocs[i] = allocation{at, bytes};
     nallocs++;
     used_bytes += bytes;
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), to = (at + room + page - 1) / page * page;
+    size_t to = (at + room + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
     __asan_poison_memory_region(range + at + bytes, room - bytes); /* the gap behind it */
     if (to > high) { /* beyond `to`, nothing is mapped */
         __asan_poison_memory_region(range + at + room, to - at - room);
@@ -111,7 +114,7 @@ extern "C" cudaError_t cudaMalloc(void **p, size_t bytes) {
     }
     __asan_unpoison_memory_region(range + at, bytes);
     emu_device_open(); /* what is not written yet is NaN */
-    memset(range + at, 0xff, bytes <= FILL_MAX ? bytes : 1 << 20);
+    memset(range + at, 0xff, bytes <= FILL ? bytes : FILL);
     emu_device_close();
     *p = range + at;
     return cudaSuccess;
@@ -125,14 +128,14 @@ extern "C" cudaError_t cudaFree(void *p) {
         return cudaErrorInvalidValue;
     }
     size_t bytes = allocs[i].bytes;
-    __asan_poison_memory_region(p, bytes <= FILL_MAX ? bytes : 1 << 20);
+    __asan_poison_memory_region(p, bytes <= FILL ? bytes : FILL);
     used_bytes -= bytes;
     nallocs--;
     memmove(&allocs[i], &allocs[i + 1], (nallocs - (size_t)i) * sizeof *allocs);
-    if (bytes > 1 << 20) { /* whole pages go back to the system */
+    if (bytes > KEEP) { /* pages go back to the system, but for what the next owner will fill */
         size_t page = (size_t)sysconf(_SC_PAGESIZE), at = (size_t)((unsigned char *)p - range);
-        size_t from = (at + page - 1) / page * page, to = (at + bytes) / page * page;
-        madvise(range + from, to - from, MADV_DONTNEED);
+        size_t from = (at + KEEP + page - 1) / page * page, to = (at + bytes) / page * page;
+        if (from < to) madvise(range + from, to - from, MADV_DONTNEED);
     }
     return cudaSuccess;
 }

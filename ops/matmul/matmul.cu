@@ -1,0 +1,106 @@
+/* matmul, matmul_ and matmul_gelu on CUDA: tensors and attributes turned into gemm_cuda.h's
+ * matrices. */
+#include "ops/cuda.h"
+#include "ops/matmul/gemm_cuda.h"
+#include "ops/matmul/matmul_call.h"
+
+typedef struct product {
+    const tp_tensor *a, *b, *bias;
+    tp_tensor *c, *h; /* h: NULL, or where the product goes that c is the gelu of */
+    bool accumulate;
+} product;
+
+/* The first of t's `dims` leading dimensions from which on they lie evenly apart, and how far. */
+static int even_from(const tp_tensor *t, int dims, int64_t *stride) {
+    int64_t n = 1;
+    *stride = 0;
+    for (; dims > 0; dims--) {
+        if (t->shape[dims - 1] == 1) continue;
+        if (n == 1)
+            *stride = t->stride[dims - 1];
+        else if (t->stride[dims - 1] != *stride * n)
+            break;
+        n *= t->shape[dims - 1];
+    }
+    return dims;
+}
+
+/* The i-th matrix, counted over all leading dimensions. */
+static void *matrix_at(const tp_tensor *t, int64_t i) {
+    int64_t at = 0;
+    for (int d = t->ndim - 3; d >= 0 && i; d--) { /* i = 0: a dimension may be empty */
+        at += i % t->shape[d] * t->stride[d];
+        i /= t->shape[d];
+    }
+    return (char *)t->data + at * (int64_t)tp_dtype_size(t->dtype);
+}
+
+static tp_status run_product(const tp_call *k, const product *p) {
+    const tp_matmul_attr *attr = (const tp_matmul_attr *)k->attr;
+    const tp_tensor *a = p->a, *b = p->b;
+    int row = a->ndim - 2, col = a->ndim - 1, b_row = b->ndim - 2, b_col = b->ndim - 1;
+    int64_t m = tp_dim(p->c, -2), n = tp_dim(p->c, -1), stride;
+    tp_cuda_gemm g = {
+        .batch = 1,
+        .m = m,
+        .n = n,
+        .k = a->shape[attr->trans_a ? row : col],
+        .a = {a->data, a->dtype, a->stride[attr->trans_a ? col : row],
+              a->stride[attr->trans_a ? row : col]},
+        .b = {b->data, b->dtype, b->stride[attr->trans_b ? b_col : b_row],
+              b->stride[attr->trans_b ? b_row : b_col]},
+        .c = {p->c->data, p->c->dtype, n, 1, m * n},
+        .bias = p->bias ? p->bias->data : NULL,
+        .accumulate = p->accumulate,
+        .epilogue = p->h ? TP_EPILOGUE_GELU : TP_EPILOGUE_NONE,
+        .aux = p->h ? p->h->data : NULL,
+    };
+    if (b->ndim == 2 && !attr->trans_a && even_rows(a, &stride)) {
+        g.m *= tp_batch(p->c); /* all rows meet the same b: one tall matrix */
+        g.a.row = stride;
+        return tp_cuda_gemm_run(k, &g);
+    }
+    int first = even_from(a, row, &g.a.batch), first_b = 0;
+    if (b->ndim > 2) first_b = even_from(b, row, &g.b.batch);
+    if (first_b > first) first = first_b;
+    int64_t outer = 1;
+    for (int i = 0; i < first; i++) outer *= a->shape[i];
+    for (int i = first; i < row; i++) g.batch *= a->shape[i];
+    size_t step = (size_t)(g.batch * m * n) * tp_dtype_size(p->c->dtype);
+    tp_status st = TP_OK;
+    for (int64_t s = 0; s < outer && !st; s++) {
+        g.a.p = matrix_at(a, s * g.batch);
+        if (b->ndim > 2) g.b.p = matrix_at(b, s * g.batch);
+        g.c.p = (char *)p->c->data + (size_t)s * step;
+        if (p->h) g.aux = (char *)p->h->data + (size_t)s * step;
+        st = tp_cuda_gemm_run(k, &g);
+    }
+    return st;
+}
+
+static const char *matmul_decline(const tp_call *k) {
+    if (k->in[2] && !tp_contiguous(k->in[2])) return "bias is strided";
+    return tp_decline_cuda_floats(k);
+}
+
+static tp_status matmul_run(const tp_call *k) {
+    product p = {k->in[0], k->in[1], k->in[2], k->out[0], NULL, false};
+    return run_product(k, &p);
+}
+TP_CUDA_KERNEL(matmul_cuda, .decline = matmul_decline, .run = matmul_run);
+
+static tp_status matmul_gelu_run(const tp_call *k) {
+    product p = {k->in[0], k->in[1], k->in[2], k->out[0], k->out[1], false};
+    return run_product(k, &p);
+}
+TP_CUDA_KERNEL(matmul_gelu_cuda, .decline = matmul_decline, .run = matmul_gelu_run);
+
+static const char *matmul_add_decline(const tp_call *k) {
+    return tp_contiguous(k->in[0]) ? tp_decline_cuda_floats(k) : "sum is strided";
+}
+
+static tp_status matmul_add_run(const tp_call *k) {
+    product p = {k->in[1], k->in[2], NULL, k->in[0], NULL, true};
+    return run_product(k, &p);
+}
+TP_CUDA_KERNEL(matmul_add_cuda, .decline = matmul_add_decline, .run = matmul_add_run);

@@ -1,0 +1,4 @@
+/* softmax on CUDA. */
+#include "ops/softmax/softmax_cuda.h"
+
+SOFTMAX_CUDA(softmax, false)
