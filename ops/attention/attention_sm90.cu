@@ -187,8 +187,9 @@ static __device__ __forceinline__ void forward_softmax(float (&s)[N], float (&m)
             top = fmaxf(top, fmaxf(s[4 * i + 2 * r], s[4 * i + 2 * r + 1]));
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-        float base = top == -HUGE_VALF ? 0 : top * scale_log2;
-        alpha[r] = tp_ex2(fmaf(m[r], scale_log2, -base));
+        /* both products rounded alike: where m stays, alpha is exactly 1 */
+        float base = top == -HUGE_VALF ? 0 : __fmul_rn(top, scale_log2);
+        alpha[r] = tp_ex2(__fmul_rn(m[r], scale_log2) - base);
         m[r] = top;
         float sum = 0;
 #pragma unroll
