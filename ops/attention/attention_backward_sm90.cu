@@ -6,6 +6,10 @@
  *   dV += P' dO     dK += dS' Q     P' and dS' are wgmma's A operand, in registers
  *   dQ  = dS K      dS' passes through shared memory, as each warpgroup needs all 128 keys of it
  *
+ * The tensor cores always have something queued: dP' while the exponentials are taken, dV while dS'
+ * is made, dK while dQ is taken away. dS' is made from P' as rounded to bf16 for dV: keeping both
+ * forms would need more registers than there are.
+ *
  * dV and dK stay in registers. dQ is a sum over blocks: each adds its part to an f32 buffer in a
  * FIXED order of key tiles, which a counter per block of queries enforces, so the bits are the same
  * in every run (one block at a time adds, so nothing relies on atomicity). A block takes its work
@@ -261,19 +265,20 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
             for (int e = 0; e < 4; e++)
                 s[4 * i + e] = tp_ex2(fmaf(s[4 * i + e], f.scale_log2, -(e % 2 ? x.y : x.x)));
         }
-        uint32_t all = 0; /* depends on every weight, and is not negative */
-#pragma unroll
-        for (int i = 0; i < BM / 2; i++) all |= __float_as_uint(s[i]);
-        tp_wgmma_wait_after<0>(__uint_as_float(all), bars.kv_full);
+        sm90_pack(p, s);
+        backward_rows<D, BM>(dv, p, sm90_columns_desc<D, BM>(d_o), it > 0);
+        tp_wgmma_wait<1>();
         tp_wgmma_pin(dp);
 #pragma unroll
         for (int i = 0; i < BM / 8; i++) {
             float2 x = tp_lds((const float2 *)(delta + 8 * i + c));
 #pragma unroll
-            for (int e = 0; e < 4; e++)
-                dp[4 * i + e] = s[4 * i + e] * (dp[4 * i + e] - (e % 2 ? x.y : x.x));
+            for (int e = 0; e < 4; e++) { /* the weight as dv sees it: s is not kept */
+                uint32_t pair = p[i / 2][i % 2 * 2 + e / 2];
+                float weight = __uint_as_float(e % 2 ? pair & 0xffff0000u : pair << 16);
+                dp[4 * i + e] = weight * (dp[4 * i + e] - (e % 2 ? x.y : x.x));
+            }
         }
-        sm90_pack(p, s);
         sm90_pack(ds, dp);
 #pragma unroll
         for (int i = 0; i < BM / 8; i++)
@@ -284,7 +289,6 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
                             ds[i / 2][i % 2 * 2 + r]);
             }
         tp_fence_async();
-        backward_rows<D, BM>(dv, p, sm90_columns_desc<D, BM>(d_o), it > 0);
         tp_bar_sync(1, 256); /* all of dS is there */
         float dq[32];
         const uint64_t dq_rows =
