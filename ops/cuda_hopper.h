@@ -35,9 +35,15 @@ static inline TP_HD unsigned tp_swizzled(unsigned x, enum tp_swizzle swizzle) {
 
 /* Describes a tensor in global memory of up to 4 dimensions, fastest first, and the box of it that
  * one TMA instruction moves. Elements outside the tensor are read as zero and not written. */
+#ifdef TP_CUDA_ON_CPU
 typedef struct tp_tma_map {
-    alignas(64) uint64_t opaque[16]; /* a CUtensorMap, or the emulator's own struct */
+    uint64_t opaque[16]; /* the emulator's own struct */
 } tp_tma_map;
+#else
+typedef struct tp_tma_map {
+    alignas(64) uint64_t opaque[16]; /* a CUtensorMap */
+} tp_tma_map;
+#endif
 typedef struct tp_tma_shape {
     const void *data;  /* 16-byte aligned */
     int64_t size[4];   /* elements; all > 0 */

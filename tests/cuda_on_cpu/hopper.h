@@ -4,7 +4,6 @@
  * phase or wait gives wrong numbers or a report. Included by ops/cuda_hopper.h only. */
 #ifndef TP_CUDA_ON_CPU_HOPPER_H
 #define TP_CUDA_ON_CPU_HOPPER_H
-#pragma GCC diagnostic ignored "-Wpsabi" /* kernels take tensor maps by value, aligned to 64 */
 
 /* ---- what hopper.cc does --------------------------------------------------------------------- */
 const char *hopper_map_bf16(tp_tma_map *out, const tp_tma_shape *s);
