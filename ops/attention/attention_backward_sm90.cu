@@ -33,10 +33,12 @@ enum { BN = 128, STAGES = 2, DQ_FLOATS = 8192 /* BM*D */, DQ_BYTES = 4 * DQ_FLOA
 template <int D> struct backward_memory {
     static constexpr int BM = backward_tile<D>::BM, KV_BYTES = BN * D * 2, Q_BYTES = BM * D * 2,
                          STAT_BYTES = 2 * BM * 4, DS_BYTES = BN * BM * 2;
-    static constexpr int K = 0, V = K + KV_BYTES, Q = V + KV_BYTES, DO = Q + STAGES * Q_BYTES,
-                         DS = DO + STAGES * Q_BYTES, /* two: one is written, one still read */
-        DQ = DS + 2 * DS_BYTES, STATS = DQ + DQ_BYTES, BARS = STATS + STAGES * STAT_BYTES,
+    static constexpr int K = 0, V = K + KV_BYTES, Q = V + KV_BYTES, DO = Q + STAGES * Q_BYTES;
+    static constexpr int DS = DO + STAGES * Q_BYTES; /* two: one is written, one still read */
+    static constexpr int DQ = DS + 2 * DS_BYTES;     /* two: one is written, one taken away */
+    static constexpr int STATS = DQ + 2 * DQ_BYTES, BARS = STATS + STAGES * STAT_BYTES,
                          BYTES = BARS + 8 * 16;
+    static_assert(BYTES <= SM90_SHARED_BYTES, "more shared memory than a block can have");
 };
 static_assert(backward_tile<64>::BM * 64 == DQ_FLOATS && backward_tile<128>::BM * 128 == DQ_FLOATS,
               "a tile of dq");
@@ -83,7 +85,7 @@ typedef struct backward_bars {
 } backward_bars;
 static __device__ __forceinline__ backward_bars backward_bars_at(uint64_t *b) {
     backward_bars r = {
-        b, b + 1, b + 1 + STAGES, b + 1 + 2 * STAGES, b + 1 + 3 * STAGES, b + 2 + 3 * STAGES};
+        b, b + 1, b + 1 + STAGES, b + 1 + 2 * STAGES, b + 1 + 3 * STAGES, b + 3 + 3 * STAGES};
     return r;
 }
 
@@ -115,29 +117,32 @@ backward_produce(const backward_params &f, const backward_work &w, unsigned char
         }
 }
 
-/* One thread: adds the block's parts of dq to global memory when it is their turn. */
+/* Two threads, one for even rounds and one for odd: they add the block's parts of dq to global
+ * memory when it is their turn. While one waits for its sums to land, the other goes on. */
 template <int D>
 static __device__ __forceinline__ void backward_add(const backward_params &f,
                                                     const backward_work &w, unsigned char *shared,
-                                                    const backward_bars &bars) {
+                                                    const backward_bars &bars, int odd) {
     typedef backward_memory<D> M;
+    const unsigned char *part = shared + M::DQ + odd * DQ_BYTES;
     int i = 0;
 #pragma unroll 1
     for (int h = w.kv_head * f.p.G; h < (w.kv_head + 1) * f.p.G; h++)
 #pragma unroll 1
         for (int m = w.blocks.first; m < w.blocks.last; m++, i++) {
+            if (i % 2 != odd) continue;
             int64_t at = (int64_t)(w.b * f.p.H + h) * f.blocks + m;
             int turn = backward_turn(f, m, M::BM, w.n);
-            tp_mbar_wait(bars.dq_full, i & 1);
+            tp_mbar_wait(&bars.dq_full[odd], sm90_phase<2>(i));
             while (tp_load_acquire(&f.turn[at]) != turn) __nanosleep(40);
             tp_fence_async_global();
             if (turn)
-                tp_bulk_add_f32(f.dq + at * DQ_FLOATS, shared + M::DQ, DQ_BYTES);
+                tp_bulk_add_f32(f.dq + at * DQ_FLOATS, part, DQ_BYTES);
             else
-                tp_bulk_store(f.dq + at * DQ_FLOATS, shared + M::DQ, DQ_BYTES);
+                tp_bulk_store(f.dq + at * DQ_FLOATS, part, DQ_BYTES);
             tp_bulk_commit();
             tp_bulk_wait_read<0>();
-            tp_mbar_arrive(bars.dq_empty);
+            tp_mbar_arrive(&bars.dq_empty[odd]);
             tp_bulk_wait<0>(); /* not only read: the sums have landed */
             tp_fence_async_global();
             tp_store_release(&f.turn[at], turn + 1);
@@ -305,14 +310,15 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
         tp_wgmma_pin(dv);
         tp_wgmma_pin(p);
         tp_wgmma_pin(dq);
-        tp_mbar_wait(bars.dq_empty, (it & 1) ^ 1);
+        tp_mbar_wait(&bars.dq_empty[it & 1], sm90_phase<2>(it) ^ 1);
 #pragma unroll
         for (int i = 0; i < 8; i++)
-            tp_sts_tile4(shared + M::DQ + ((group * 8 + i) * 128 + thread) * 16, dq[4 * i],
-                         dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
+            tp_sts_tile4(shared + M::DQ + (it & 1) * DQ_BYTES +
+                             ((group * 8 + i) * 128 + thread) * 16,
+                         dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
         tp_fence_async();
         __syncwarp();
-        if (lane == 0) tp_mbar_arrive(bars.dq_full);
+        if (lane == 0) tp_mbar_arrive(&bars.dq_full[it & 1]);
         if (D == 64) { /* its registers are needed */
             tp_wgmma_wait<0>();
             tp_wgmma_pin(dk);
@@ -340,7 +346,7 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
 }
 #endif
 
-/* Grid: B*Hkv*tiles. Warps 0 and 1 bring and take away; warpgroups 1 and 2 compute. */
+/* Grid: B*Hkv*tiles. Warp 0 brings, warps 1 and 2 take away; warpgroups 1 and 2 compute. */
 template <int D>
 static __global__ void __launch_bounds__(384, 1)
     attention_backward_sm90(const __grid_constant__ backward_params f) {
@@ -356,8 +362,10 @@ static __global__ void __launch_bounds__(384, 1)
             tp_mbar_init(&bars.do_full[i], 1);
             tp_mbar_init(&bars.empty[i], 8); /* warps */
         }
-        tp_mbar_init(bars.dq_full, 8);
-        tp_mbar_init(bars.dq_empty, 1);
+        for (int i = 0; i < 2; i++) {
+            tp_mbar_init(&bars.dq_full[i], 8);
+            tp_mbar_init(&bars.dq_empty[i], 1);
+        }
         tp_mbar_init_fence();
         tp_tma_prefetch_map(&f.k);
         tp_tma_prefetch_map(&f.v);
@@ -370,7 +378,8 @@ static __global__ void __launch_bounds__(384, 1)
         tp_registers_fewer<24>();
         const backward_work w = backward_take<D>(f, tp_lds(ticket));
         if (threadIdx.x == 0) backward_produce<D>(f, w, shared, bars);
-        if (threadIdx.x == 32) backward_add<D>(f, w, shared, bars);
+        if (threadIdx.x == 32 || threadIdx.x == 64)
+            backward_add<D>(f, w, shared, bars, threadIdx.x / 64);
     } else {
         tp_registers_more<240>();
         const backward_work w = backward_take<D>(f, tp_lds(ticket));

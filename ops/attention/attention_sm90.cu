@@ -38,6 +38,7 @@ template <int D> struct forward_memory {
                          O = F::OWN_O ? V + F::STAGES * KV_BYTES : Q,
                          BARS = V + F::STAGES * KV_BYTES + (F::OWN_O ? Q_BYTES : 0),
                          BYTES = BARS + 8 * (2 + 4 * F::STAGES);
+    static_assert(BYTES <= SM90_SHARED_BYTES, "more shared memory than a block can have");
 };
 
 typedef struct forward_params {

@@ -52,6 +52,8 @@ static inline TP_HD sm90_range sm90_query_blocks(const sm90_problem *p, int n, i
     return r;
 }
 
+enum { SM90_SHARED_BYTES = 227 << 10 }; /* what a block can have at most */
+
 /* ---- tiles in shared memory ------------------------------------------------------------------ */
 /* A tile of R rows of D values lies as D/COLS boxes of (R, COLS), each swizzled by rows. 64 columns
  * (128 bytes) where they divide D, else 32. */
