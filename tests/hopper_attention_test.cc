@@ -31,7 +31,7 @@ typedef struct shape {
     const char *name;
     int B, T, S, H, Hkv, D;
     attention_attr attr;
-    int segments; /* documents of about this many tokens; 0: none */
+    int segments; /* documents of about this many tokens; 0: none; < 0: they come back */
     bool packed;  /* q, k and v are slices of one buffer */
 } shape;
 
@@ -173,7 +173,11 @@ static problem new_problem(const shape *s) {
     }
     if (s->segments) {
         p.segment = (int32_t *)room(s->B * s->T, 4);
-        for (int e = 0; e < s->B * s->T; e++) p.segment[e] = (e + e / 7 % 2) / s->segments % 3;
+        for (int e = 0; e < s->B * s->T; e++) { /* packing pads with -1 */
+            int t = e % s->T, b = e / s->T, length = abs(s->segments);
+            p.segment[e] = t > s->T - 9 ? -1 : (t + 11 * b) / length;
+            if (s->segments < 0) p.segment[e] = (e + e / 7 % 2) / length % 3;
+        }
     }
     p.o = (double *)room(p.n[O], 8), p.lse = (double *)room(p.n[LSE], 8);
     p.no = (float *)room(p.n[O], 4), p.nlse = (float *)room(p.n[LSE], 4);
@@ -418,6 +422,9 @@ static const shape shapes[] = {
     {"D 64, window", 1, 400, 400, 1, 1, 64, {true, false, 0, 70}, 0, false},
     {"D 64, window, not causal", 1, 200, 200, 1, 1, 64, {false, false, 0, 70}, 0, false},
     {"D 64, segments", 2, 260, 260, 1, 1, 64, CAUSAL, 60, true},
+    {"D 64, segments that come back", 2, 260, 260, 1, 1, 64, CAUSAL, -60, false},
+    {"D 64, short segments, not causal", 1, 700, 700, 1, 1, 64, {}, 50, false},
+    {"D 128, segments, grouped", 1, 600, 600, 4, 2, 128, CAUSAL, 150, true},
     {"D 64, grouped heads", 1, 260, 260, 6, 2, 64, CAUSAL, 0, true},
     {"D 64, more keys than queries", 1, 70, 300, 1, 1, 64, CAUSAL, 0, false},
     {"D 64, queries that see nothing", 1, 300, 100, 1, 1, 64, CAUSAL, 0, false},

@@ -55,10 +55,11 @@ typedef struct backward_params {
     int *ticket;
 } backward_params;
 
-/* The tiles add to block m's dq in this order: */
-static __device__ __forceinline__ int backward_turn(const backward_params &f, int m, int bm,
+/* The tiles add to block m's dq in this order. -1: tile n has nothing to add. */
+static __device__ __forceinline__ int backward_turn(const backward_params &f, int b, int m, int bm,
                                                     int n) {
-    sm90_range r = sm90_key_tiles(&f.p, m * bm, bm, BN);
+    sm90_range r = sm90_tiles(&f.p, b, m, bm, BN);
+    if (n < r.first || n >= r.last) return -1;
     return f.p.causal ? r.last - 1 - n : n - r.first;
 }
 
@@ -77,6 +78,20 @@ static __device__ __forceinline__ backward_work backward_take(const backward_par
     w.kv_head = head % hkv;
     w.n = f.p.causal ? f.tiles - 1 - i : i;
     w.blocks = sm90_query_blocks(&f.p, w.n, backward_tile<D>::BM, BN);
+    if (f.p.segments) { /* from the first to the last block with something to add */
+        int none = w.blocks.last, first = none, last = none;
+#pragma unroll 1
+        for (int m0 = w.blocks.first; m0 < none; m0 += 32) {
+            int m = m0 + threadIdx.x % 32;
+            unsigned hit = __ballot_sync(
+                0xffffffffu, m < none && backward_turn(f, w.b, m, backward_tile<D>::BM, w.n) >= 0);
+            if (!hit) continue;
+            if (first == none) first = m0 + __ffs(hit) - 1;
+            last = m0 + 32 - __clz(hit);
+        }
+        w.blocks.first = first;
+        w.blocks.last = last;
+    }
     return w;
 }
 
@@ -132,8 +147,12 @@ static __device__ __forceinline__ void backward_add(const backward_params &f,
         for (int m = w.blocks.first; m < w.blocks.last; m++, i++) {
             if (i % 2 != odd) continue;
             int64_t at = (int64_t)(w.b * f.p.H + h) * f.blocks + m;
-            int turn = backward_turn(f, m, M::BM, w.n);
+            int turn = backward_turn(f, w.b, m, M::BM, w.n);
             tp_mbar_wait(&bars.dq_full[odd], sm90_phase<2>(i));
+            if (turn < 0) { /* between documents: zeros */
+                tp_mbar_arrive(&bars.dq_empty[odd]);
+                continue;
+            }
             while (tp_load_acquire(&f.turn[at]) != turn) __nanosleep(40);
             tp_fence_async_global();
             if (turn)
@@ -437,7 +456,7 @@ static __global__ void attention_finish_sm90(const float *dq, tp_bf16 *out, sm90
     constexpr int BM = backward_tile<D>::BM;
     int m = blockIdx.x, b = blockIdx.y / p.H, h = blockIdx.y % p.H;
     const float *tile = dq + ((int64_t)blockIdx.y * blocks + m) * DQ_FLOATS;
-    sm90_range seen = sm90_key_tiles(&p, m * BM, BM, BN);
+    sm90_range seen = sm90_tiles(&p, b, m, BM, BN);
     for (int i = threadIdx.x; i < DQ_FLOATS / 4; i += 256) {
         int group = i / 1024, j = i / 128 % 8, thread = i % 128;
         int row = thread / 32 * 16 + thread % 32 / 4 + (D == 64 ? 64 * group : 0);
@@ -457,7 +476,7 @@ static __global__ void attention_finish_sm90(const float *dq, tp_bf16 *out, sm90
 /* ---- host ------------------------------------------------------------------------------------ */
 typedef struct backward_sizes {
     int64_t blocks, rows; /* blocks of queries per head; B*H*blocks */
-    size_t stats, dq, ints, bytes;
+    size_t stats, dq, ints, seen, bytes;
 } backward_sizes;
 
 static backward_sizes backward_sizes_of(const attention_problem *p) {
@@ -469,7 +488,8 @@ static backward_sizes backward_sizes_of(const attention_problem *p) {
     z.stats = (size_t)(z.rows * 2 * bm) * sizeof(float);
     z.dq = (size_t)z.rows * DQ_BYTES;
     z.ints = (size_t)(z.rows + 1) * sizeof(int);
-    z.bytes = z.stats + z.dq + z.ints;
+    z.seen = p->segments ? (size_t)(p->B * z.blocks) * sizeof(sm90_range) : 0;
+    z.bytes = z.stats + z.dq + z.ints + z.seen;
     return z;
 }
 
@@ -482,7 +502,7 @@ template <int D> static tp_status backward_run(const tp_call *k, const attention
     backward_sizes z = backward_sizes_of(p);
     backward_params f;
     tp_status st;
-    f.p = sm90_problem_of(p);
+    f.p = sm90_problem_of(p, BM, (char *)k->workspace + z.dq + z.stats + z.ints);
     f.scale = (float)p->scale;
     f.scale_log2 = (float)(p->scale * SM90_LOG2E);
     f.blocks = (int)z.blocks;
@@ -516,6 +536,12 @@ template <int D> static tp_status backward_run(const tp_call *k, const attention
     r.T = (int)p->T, r.H = (int)p->H, r.D = (int)p->Dv, r.blocks = f.blocks;
     dim3 rows((unsigned)z.blocks, (unsigned)(p->B * p->H));
     st = TP_LAUNCH(k, attention_prepare_sm90<BM>, rows, 256, 0, r);
+    if (!st && f.p.segments) {
+        sm90_problem shape = f.p;
+        sm90_range *seen = (sm90_range *)((char *)k->workspace + z.dq + z.stats + z.ints);
+        st = TP_LAUNCH(k, (attention_seen_sm90<BM, BN>), dim3((unsigned)z.blocks, (unsigned)p->B),
+                       32, 0, shape, seen);
+    }
     if (!st)
         st = TP_LAUNCH(k, attention_backward_sm90<D>, (unsigned)f.work, 384,
                        backward_memory<D>::BYTES, f);
@@ -543,7 +569,7 @@ static const char *backward_decline(const tp_call *k) {
 }
 
 static size_t backward_workspace(const tp_call *k) {
-    attention_problem p = attention_problem_of(k, NULL, NULL);
+    attention_problem p = attention_problem_of(k, k->in[BACKWARD_SEGMENTS], NULL);
     return backward_sizes_of(&p).bytes;
 }
 

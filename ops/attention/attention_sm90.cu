@@ -76,7 +76,7 @@ static __device__ __forceinline__ bool forward_next(const forward_params &f, int
     w->b = head / f.p.H;
     w->h = head % f.p.H;
     w->t0 = (f.tiles_per_head - 1 - rest / heads) * BM;
-    w->keys = sm90_key_tiles(&f.p, w->t0, BM, F::BN);
+    w->keys = sm90_tiles(&f.p, w->b, w->t0 / BM, BM, F::BN);
     return true;
 }
 
@@ -377,12 +377,12 @@ template <int D> static tp_status forward_run(const tp_call *k, const attention_
 #endif
     forward_params f;
     tp_status st;
-    f.p = sm90_problem_of(p);
+    f.p = sm90_problem_of(p, 64 * F::GROUPS, k->workspace);
     f.lse = tp_f32(k->out[1]);
     f.scale = (float)p->scale;
     f.scale_log2 = (float)(p->scale * SM90_LOG2E);
     f.heads = (int)(p->B * p->H);
-    f.tiles_per_head = (int)((p->T + 64 * F::GROUPS - 1) / (64 * F::GROUPS));
+    f.tiles_per_head = f.p.blocks;
     f.tiles = f.heads * f.tiles_per_head;
     int64_t section = p->G * (l2 / (p->S * (p->D + p->Dv) * 2));
     f.section = section < p->G ? (int)p->G : section > f.heads ? f.heads : (int)section;
@@ -390,6 +390,13 @@ template <int D> static tp_status forward_run(const tp_call *k, const attention_
     if ((st = sm90_map<D>(k, &f.k, k->in[ATTENTION_K], F::BN))) return st;
     if ((st = sm90_map<D>(k, &f.v, k->in[ATTENTION_V], F::BN))) return st;
     if ((st = sm90_map<D>(k, &f.o, k->out[0], 64))) return st;
+    if (f.p.segments) {
+        sm90_problem shape = f.p;
+        sm90_range *seen = (sm90_range *)k->workspace;
+        st = TP_LAUNCH(k, (attention_seen_sm90<64 * F::GROUPS, F::BN>),
+                       dim3((unsigned)f.p.blocks, (unsigned)p->B), 32, 0, shape, seen);
+        if (st) return st;
+    }
     int at_once = tp_cuda_of(k->ctx)->multiprocessors;
     return TP_LAUNCH(k, attention_forward_sm90<D>, f.tiles < at_once ? f.tiles : at_once,
                      128 * (F::GROUPS + 1), forward_memory<D>::BYTES, f);
@@ -411,4 +418,11 @@ static tp_status forward(const tp_call *k) {
                       : forward_run<256>(k, &p);
 }
 
-TP_CUDA_KERNEL(attention_sm90_cuda, .decline = forward_decline, .run = forward);
+static size_t forward_workspace(const tp_call *k) {
+    const tp_tensor *segments = k->in[ATTENTION_SEGMENTS]; /* (B,T) */
+    if (!segments) return 0;
+    return (size_t)(segments->shape[0] * ((segments->shape[1] + 63) / 64)) * sizeof(sm90_range);
+}
+
+TP_CUDA_KERNEL(attention_sm90_cuda, .decline = forward_decline, .run = forward,
+               .workspace = forward_workspace);

@@ -7,12 +7,18 @@
 #include "ops/cuda.h"
 #include "ops/cuda_hopper.h"
 
+typedef struct sm90_range {
+    int first, last; /* [first, last) */
+} sm90_range;
+
 /* attention_problem in 32 bits. */
 typedef struct sm90_problem {
     int B, T, S, H, G;
     int q_offset, window, causal;
     const int32_t *segments; /* (B,T) or NULL */
     int64_t segment_stride[2];
+    const sm90_range *seen; /* with segments: (B,blocks), made by attention_seen_sm90 */
+    int blocks;             /* of queries in one sequence */
 } sm90_problem;
 
 /* The keys [lo, hi) that position alone shows query t: attention_range, on the device. */
@@ -25,11 +31,8 @@ static inline TP_HD int sm90_hi(const sm90_problem *p, int t) {
     return p->causal && hi < p->S ? hi : p->S;
 }
 
-/* The tiles of `keys` keys that some of the queries t0 .. t0+rows-1 see: [first, last). Tiles are
+/* The tiles of `keys` keys of which position shows some to the queries t0 .. t0+rows-1. Tiles are
  * counted from key 0, so what a row adds up, and in which order, depends on its position only. */
-typedef struct sm90_range {
-    int first, last;
-} sm90_range;
 static inline TP_HD sm90_range sm90_key_tiles(const sm90_problem *p, int t0, int rows, int keys) {
     int t1 = (t0 + rows < p->T ? t0 + rows : p->T) - 1;
     int lo = sm90_lo(p, t0), hi = sm90_hi(p, t1);
@@ -50,6 +53,52 @@ static inline TP_HD sm90_range sm90_query_blocks(const sm90_problem *p, int n, i
     r.first = t0 / rows;
     r.last = t1 / rows + 1;
     return r;
+}
+
+/* With segments: of those, the tiles from the first to the last with a key whose segment lies
+ * between the least and the greatest of the block's queries. (Documents in a row are numbered
+ * upwards: then it is their tiles exactly.) What is left out has no weight in any row. */
+static __device__ __forceinline__ sm90_range sm90_tiles(const sm90_problem *p, int b, int m,
+                                                        int rows, int keys) {
+    sm90_range r = sm90_key_tiles(p, m * rows, rows, keys);
+    if (p->segments) {
+        sm90_range seen = p->seen[(int64_t)b * p->blocks + m];
+        if (r.first < seen.first) r.first = seen.first;
+        if (r.last > seen.last) r.last = seen.last;
+        if (r.first >= r.last) r.first = r.last = 0;
+    }
+    return r;
+}
+
+/* Grid (blocks, B), 32 threads. */
+template <int ROWS, int KEYS>
+static __global__ void attention_seen_sm90(sm90_problem p, sm90_range *seen) {
+    int m = blockIdx.x, b = blockIdx.y, lane = threadIdx.x;
+    const int32_t *segment = p.segments + b * p.segment_stride[0];
+    int32_t least = INT32_MAX, greatest = INT32_MIN;
+    for (int t = m * ROWS + lane; t < (m + 1) * ROWS && t < p.T; t += 32) {
+        int32_t s = segment[t * p.segment_stride[1]];
+        least = s < least ? s : least;
+        greatest = s > greatest ? s : greatest;
+    }
+    for (int i = 16; i; i >>= 1) {
+        int32_t x = __shfl_xor_sync(0xffffffffu, least, i);
+        int32_t y = __shfl_xor_sync(0xffffffffu, greatest, i);
+        least = x < least ? x : least;
+        greatest = y > greatest ? y : greatest;
+    }
+    sm90_range r = {0, 0};
+    for (int n = 0; n * KEYS < p.S; n++) {
+        int any = 0;
+        for (int j = n * KEYS + lane; j < (n + 1) * KEYS && j < p.S; j += 32) {
+            int32_t s = segment[j * p.segment_stride[1]];
+            any |= s >= least && s <= greatest;
+        }
+        if (!__any_sync(0xffffffffu, any)) continue;
+        if (!r.last) r.first = n;
+        r.last = n + 1;
+    }
+    if (lane == 0) seen[(int64_t)b * p.blocks + m] = r;
 }
 
 enum { SM90_SHARED_BYTES = 227 << 10 }; /* what a block can have at most */
@@ -138,17 +187,20 @@ static inline const char *sm90_decline(const tp_call *k, const attention_problem
     if (p->softcap > 0) return "softcap";
     if (!(p->scale > 0)) return "scale is not positive";
     if (p->T > far || p->S > far || p->q_offset > far || p->q_offset < -far) return "too long";
-    if (p->B * p->H > INT32_MAX / 4096) return "too many heads";
+    if (p->B > 65535 || p->B * p->H > INT32_MAX / 4096) return "too many heads";
     return NULL;
 }
 
-static inline sm90_problem sm90_problem_of(const attention_problem *p) {
+/* rows: in a block of queries; seen: room for what the struct says, used if there are segments. */
+static inline sm90_problem sm90_problem_of(const attention_problem *p, int rows, void *seen) {
     sm90_problem d = {(int)p->B, (int)p->T, (int)p->S, (int)p->H, (int)p->G};
+    d.blocks = (int)((p->T + rows - 1) / rows);
     d.q_offset = (int)p->q_offset;
     d.window = (int)(p->window < 1 << 30 ? p->window : 1 << 30);
     d.causal = p->causal;
     if (p->segments) {
         d.segments = tp_i32(p->segments);
+        d.seen = (const sm90_range *)seen;
         d.segment_stride[0] = p->segments->stride[0];
         d.segment_stride[1] = p->segments->stride[1];
     }
