@@ -172,7 +172,7 @@ static __device__ __forceinline__ void backward_add(const backward_params &f,
  * t0 + 8*i + c and the next. */
 template <int BM>
 static __device__ __forceinline__ void backward_mask(float (&s)[BM / 2], const sm90_problem &p,
-                                                     int b, int j, int t0, int c) {
+                                                     int j, int t0, int c) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         int key = j + 8 * r; /* seen by the queries lo <= t - t0 < hi */
@@ -186,19 +186,6 @@ static __device__ __forceinline__ void backward_mask(float (&s)[BM / 2], const s
                 if (t < lo || t >= hi) s[4 * i + 2 * r + e] = -HUGE_VALF;
             }
     }
-    if (!p.segments) return;
-    const int32_t *seg = p.segments + b * p.segment_stride[0];
-    int64_t step = p.segment_stride[1];
-    int32_t mine[2] = {j < p.S ? seg[j * step] : 0, j + 8 < p.S ? seg[(j + 8) * step] : 0};
-#pragma unroll
-    for (int i = 0; i < BM / 8; i++)
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            int t = t0 + 8 * i + c + e;
-            int32_t its = t < p.T ? seg[t * step] : 0;
-            if (its != mine[0]) s[4 * i + e] = -HUGE_VALF;
-            if (its != mine[1]) s[4 * i + 2 + e] = -HUGE_VALF;
-        }
 }
 
 /* d (64 keys, BM) = rows of `keys` times `queries`'. Starts it. */
@@ -280,8 +267,9 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
         tp_wgmma_pin(ds);
         if (it > 0 && lane == 0) tp_mbar_arrive(&bars.empty[stage ^ 1]);
         /* some query does not see some key */
-        if (f.p.segments || sm90_hi(&f.p, t0) < j0 + 64 || sm90_lo(&f.p, t0 + BM - 1) > j0)
-            backward_mask<BM>(s, f.p, w.b, w.n * BN + row, t0, c);
+        if (sm90_hi(&f.p, t0) < j0 + 64 || sm90_lo(&f.p, t0 + BM - 1) > j0)
+            backward_mask<BM>(s, f.p, w.n * BN + row, t0, c);
+        if (f.p.segments) sm90_mask_segments<BM>(s, f.p, w.b, w.n * BN + row, t0);
 #pragma unroll
         for (int i = 0; i < BM / 8; i++) {
             float2 x = tp_lds((const float2 *)(lse + 8 * i + c));

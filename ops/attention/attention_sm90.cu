@@ -146,7 +146,7 @@ static __device__ __forceinline__ void forward_values(float (&o)[D / 2],
  * and the next, from key j0. */
 template <int BN>
 static __device__ __forceinline__ void forward_mask(float (&s)[BN / 2], const sm90_problem &p,
-                                                    int b, int t, int j0, int c) {
+                                                    int t, int j0, int c) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         int lo = sm90_lo(&p, t + 8 * r) - j0, hi = sm90_hi(&p, t + 8 * r) - j0;
@@ -158,19 +158,6 @@ static __device__ __forceinline__ void forward_mask(float (&s)[BN / 2], const sm
                 if (j < lo || j >= hi) s[4 * i + 2 * r + e] = -HUGE_VALF;
             }
     }
-    if (!p.segments) return;
-    const int32_t *seg = p.segments + b * p.segment_stride[0];
-    int64_t step = p.segment_stride[1];
-    int32_t mine[2] = {t < p.T ? seg[t * step] : 0, t + 8 < p.T ? seg[(t + 8) * step] : 0};
-#pragma unroll
-    for (int i = 0; i < BN / 8; i++)
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            int j = j0 + 8 * i + c + e;
-            int32_t its = j < p.S ? seg[j * step] : 0;
-            if (its != mine[0]) s[4 * i + e] = -HUGE_VALF;
-            if (its != mine[1]) s[4 * i + 2 + e] = -HUGE_VALF;
-        }
 }
 
 /* One step of the running softmax for the two rows of this thread, a quarter of whose columns it
@@ -266,7 +253,7 @@ forward_consume(const forward_params &f, unsigned char *shared, uint64_t *bars, 
         const int t0 = w.t0 + 64 * group, t = t0 + row, first = w.keys.first, last = w.keys.last;
         /* tiles below `low` or from `high` on hold keys that some row of ours does not see */
         int low = (sm90_lo(&f.p, t0 + 63) + BN - 1) / BN, high = sm90_hi(&f.p, t0) / BN;
-        if (f.p.segments || sm90_hi(&f.p, t0) < 0) high = first;
+        if (sm90_hi(&f.p, t0) < 0) high = first;
 #pragma unroll
         for (int x = 0; x < D / 2; x++) o[x] = 0;
         if (first < last) {
@@ -280,8 +267,8 @@ forward_consume(const forward_params &f, unsigned char *shared, uint64_t *bars, 
             tp_wgmma_wait<0>();
             tp_wgmma_pin(s);
             if (lane == 0) tp_mbar_arrive(&k_empty[stage]);
-            if (first < low || first >= high)
-                forward_mask<BN>(s, f.p, w.b, t, first * BN, lane % 4 * 2);
+            if (first < low || first >= high) forward_mask<BN>(s, f.p, t, first * BN, lane % 4 * 2);
+            if (f.p.segments) sm90_mask_segments<BN>(s, f.p, w.b, t, first * BN);
             forward_softmax(s, m, l, alpha, f.scale_log2);
             sm90_pack(p, s);
             for (int j = first + 1; j < last; j++) {
@@ -299,7 +286,8 @@ forward_consume(const forward_params &f, unsigned char *shared, uint64_t *bars, 
                 tp_wgmma_wait<1>();
                 tp_wgmma_pin(s);
                 if (lane == 0) tp_mbar_arrive(&k_empty[stage]);
-                if (j < low || j >= high) forward_mask<BN>(s, f.p, w.b, t, j * BN, lane % 4 * 2);
+                if (j < low || j >= high) forward_mask<BN>(s, f.p, t, j * BN, lane % 4 * 2);
+                if (f.p.segments) sm90_mask_segments<BN>(s, f.p, w.b, t, j * BN);
                 forward_softmax(s, m, l, alpha, f.scale_log2);
                 tp_wgmma_wait_after<0>(l[0] + l[1], bars);
                 tp_wgmma_pin(o);

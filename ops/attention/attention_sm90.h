@@ -152,6 +152,32 @@ static __device__ __forceinline__ void sm90_pack(uint32_t (&p)[N / 8][4], const 
         for (int e = 0; e < 4; e++) p[i][e] = tp_pack_bf16(s[8 * i + 2 * e], s[8 * i + 2 * e + 1]);
 }
 
+/* s = -inf where a row's segment is not the column's. This thread's rows stand at positions `row`
+ * and row + 8, its columns at column0 + 8*i + 2*(lane%4) and the next. Segments come with S == T,
+ * so it does not matter which are queries. */
+template <int COLUMNS>
+static __device__ __forceinline__ void
+sm90_mask_segments(float (&s)[COLUMNS / 2], const sm90_problem &p, int b, int row, int column0) {
+    const int lane = threadIdx.x % 32, end = p.T - 1; /* what lies beyond has no weight anyway */
+    const int64_t step = p.segment_stride[1];
+    const int32_t *seg = p.segments + b * p.segment_stride[0];
+    int32_t mine[2] = {seg[min(row, end) * step], seg[min(row + 8, end) * step]};
+    /* mostly the warp's rows and the whole tile lie in one document */
+    int32_t first = __shfl_sync(0xffffffffu, mine[0], 0);
+    bool one = mine[0] == first && mine[1] == first;
+    for (int j = lane; j < COLUMNS; j += 32)
+        one = one && seg[min(column0 + j, end) * step] == first;
+    if (__all_sync(0xffffffffu, one)) return;
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 8; i++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            int32_t its = seg[min(column0 + 8 * i + lane % 4 * 2 + e, end) * step];
+            if (its != mine[0]) s[4 * i + e] = -HUGE_VALF;
+            if (its != mine[1]) s[4 * i + 2 + e] = -HUGE_VALF;
+        }
+}
+
 /* A ring of STAGES buffers: use number i lies in buffer i % STAGES, and its barriers' phase is: */
 template <int STAGES> static __device__ __forceinline__ int sm90_phase(int i) {
     return i / STAGES & 1;
