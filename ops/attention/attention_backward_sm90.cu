@@ -95,6 +95,13 @@ static __device__ __forceinline__ backward_work backward_take(const backward_par
     return w;
 }
 
+static __device__ __forceinline__ backward_work backward_read(const backward_work *place) {
+    backward_work w = {tp_lds(&place->b), tp_lds(&place->kv_head), tp_lds(&place->n)};
+    w.blocks.first = tp_lds(&place->blocks.first);
+    w.blocks.last = tp_lds(&place->blocks.last);
+    return w;
+}
+
 typedef struct backward_bars {
     uint64_t *kv_full, *q_full, *do_full, *empty, *dq_full, *dq_empty;
 } backward_bars;
@@ -233,7 +240,7 @@ static __device__ __forceinline__ void backward_out(const float (&d)[D / 2], flo
 template <int D>
 static __device__ __forceinline__ void
 backward_consume(const backward_params &f, const backward_work &w, unsigned char *shared,
-                 const backward_bars &bars, int group) {
+                 const backward_bars &bars, const backward_work *place, int group) {
     typedef backward_memory<D> M;
     typedef sm90_layout<D> L;
     constexpr int BM = M::BM;
@@ -330,7 +337,8 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
             tp_wgmma_wait<0>();
             tp_wgmma_pin(dk);
         }
-        if (++m == w.blocks.last) m = w.blocks.first; /* the next head of the group */
+        /* the next head of the group; read again, as no registers are left to keep it in */
+        if (++m == tp_lds(&place->blocks.last)) m = tp_lds(&place->blocks.first);
     }
     tp_wgmma_wait<0>();
     tp_wgmma_pin(dk);
@@ -360,7 +368,7 @@ static __global__ void __launch_bounds__(384, 1)
 #if TP_HOPPER
     TP_SHARED_DYNAMIC(shared);
     uint64_t *at = (uint64_t *)(shared + backward_memory<D>::BARS);
-    int *ticket = (int *)(at + 14);
+    backward_work *place = (backward_work *)(at + 13);
     const backward_bars bars = backward_bars_at(at);
     if (threadIdx.x == 0) {
         tp_mbar_init(bars.kv_full, 1);
@@ -378,19 +386,29 @@ static __global__ void __launch_bounds__(384, 1)
         tp_tma_prefetch_map(&f.v);
         tp_tma_prefetch_map(&f.q);
         tp_tma_prefetch_map(&f.d_o);
-        tp_sts(ticket, atomicAdd(f.ticket, 1));
+    }
+    if (threadIdx.x < 32) {
+        int ticket = threadIdx.x ? 0 : atomicAdd(f.ticket, 1);
+        const backward_work w = backward_take<D>(f, __shfl_sync(0xffffffffu, ticket, 0));
+        if (threadIdx.x == 0) {
+            tp_sts(&place->b, w.b);
+            tp_sts(&place->kv_head, w.kv_head);
+            tp_sts(&place->n, w.n);
+            tp_sts(&place->blocks.first, w.blocks.first);
+            tp_sts(&place->blocks.last, w.blocks.last);
+        }
     }
     __syncthreads();
     if (threadIdx.x < 128) { /* 24 registers: nothing is unrolled here */
         tp_registers_fewer<24>();
-        const backward_work w = backward_take<D>(f, tp_lds(ticket));
+        const backward_work w = backward_read(place);
         if (threadIdx.x == 0) backward_produce<D>(f, w, shared, bars);
         if (threadIdx.x == 32 || threadIdx.x == 64)
             backward_add<D>(f, w, shared, bars, threadIdx.x / 64);
     } else {
         tp_registers_more<240>();
-        const backward_work w = backward_take<D>(f, tp_lds(ticket));
-        backward_consume<D>(f, w, shared, bars, threadIdx.x / 128 - 1);
+        const backward_work w = backward_read(place);
+        backward_consume<D>(f, w, shared, bars, place, threadIdx.x / 128 - 1);
     }
 #endif
 }
