@@ -147,32 +147,30 @@ static __device__ __forceinline__ void backward_add(const backward_params &f,
                                                     const backward_bars &bars, int odd) {
     typedef backward_memory<D> M;
     const unsigned char *part = shared + M::DQ + odd * DQ_BYTES;
-    int i = 0;
+    const int blocks = w.blocks.last - w.blocks.first;
 #pragma unroll 1
-    for (int h = w.kv_head * f.p.G; h < (w.kv_head + 1) * f.p.G; h++)
-#pragma unroll 1
-        for (int m = w.blocks.first; m < w.blocks.last; m++, i++) {
-            if (i % 2 != odd) continue;
-            int64_t at = (int64_t)(w.b * f.p.H + h) * f.blocks + m;
-            int turn = backward_turn(f, w.b, m, M::BM, w.n);
-            tp_mbar_wait(&bars.dq_full[odd], sm90_phase<2>(i));
-            if (turn < 0) { /* between documents: zeros */
-                tp_mbar_arrive(&bars.dq_empty[odd]);
-                continue;
-            }
-            while (tp_load_acquire(&f.turn[at]) != turn) __nanosleep(40);
-            tp_fence_async_global();
-            if (turn)
-                tp_bulk_add_f32(f.dq + at * DQ_FLOATS, part, DQ_BYTES);
-            else
-                tp_bulk_store(f.dq + at * DQ_FLOATS, part, DQ_BYTES);
-            tp_bulk_commit();
-            tp_bulk_wait_read<0>();
+    for (int i = odd; i < f.p.G * blocks; i += 2) {
+        int h = w.kv_head * f.p.G + i / blocks, m = w.blocks.first + i % blocks;
+        int64_t at = (int64_t)(w.b * f.p.H + h) * f.blocks + m;
+        int turn = backward_turn(f, w.b, m, M::BM, w.n);
+        tp_mbar_wait(&bars.dq_full[odd], sm90_phase<2>(i));
+        if (turn < 0) { /* between documents: zeros */
             tp_mbar_arrive(&bars.dq_empty[odd]);
-            tp_bulk_wait<0>(); /* not only read: the sums have landed */
-            tp_fence_async_global();
-            tp_store_release(&f.turn[at], turn + 1);
+            continue;
         }
+        while (tp_load_acquire(&f.turn[at]) != turn) __nanosleep(40);
+        tp_fence_async_global();
+        if (turn)
+            tp_bulk_add_f32(f.dq + at * DQ_FLOATS, part, DQ_BYTES);
+        else
+            tp_bulk_store(f.dq + at * DQ_FLOATS, part, DQ_BYTES);
+        tp_bulk_commit();
+        tp_bulk_wait_read<0>();
+        tp_mbar_arrive(&bars.dq_empty[odd]);
+        tp_bulk_wait<0>(); /* not only read: the sums have landed */
+        tp_fence_async_global();
+        tp_store_release(&f.turn[at], turn + 1);
+    }
 }
 
 /* s = -inf where the key is not to be seen. This thread's keys are j and j+8, its queries
