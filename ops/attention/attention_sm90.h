@@ -213,7 +213,8 @@ static inline const char *sm90_decline(const tp_call *k, const attention_problem
     if (p->softcap > 0) return "softcap";
     if (!(p->scale > 0)) return "scale is not positive";
     if (p->T > far || p->S > far || p->q_offset > far || p->q_offset < -far) return "too long";
-    if (p->B > 65535 || p->B * p->H > INT32_MAX / 4096) return "too many heads";
+    const int64_t most = p->T > p->S ? p->T : p->S, tiles = (most + 63) / 64;
+    if (p->B > 65535 || p->B * p->H > (1 << 30) / tiles) return "too many heads"; /* for an int */
     return NULL;
 }
 
