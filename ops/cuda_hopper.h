@@ -35,9 +35,15 @@ static inline TP_HD unsigned tp_swizzled(unsigned x, enum tp_swizzle swizzle) {
 
 /* Describes a tensor in global memory of up to 4 dimensions, fastest first, and the box of it that
  * one TMA instruction moves. Elements outside the tensor are read as zero and not written. */
+#ifdef TP_CUDA_ON_CPU
 typedef struct tp_tma_map {
-    alignas(64) uint64_t opaque[16]; /* a CUtensorMap, or the emulator's own struct */
+    uint64_t opaque[16]; /* the emulator's own struct */
 } tp_tma_map;
+#else
+typedef struct tp_tma_map {
+    alignas(64) uint64_t opaque[16]; /* a CUtensorMap */
+} tp_tma_map;
+#endif
 typedef struct tp_tma_shape {
     const void *data;  /* 16-byte aligned */
     int64_t size[4];   /* elements; all > 0 */
@@ -250,10 +256,29 @@ TP_DEVICE void tp_wgmma_commit(void) {
 template <int N> TP_DEVICE void tp_wgmma_wait(void) {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
-/* Registers that a started product reads or writes may not be moved across this line. */
+/* The same, but not before x, which is not negative, is known: ptxas moves a plain wait up across
+ * any arithmetic, which then would not overlap with the products. It keeps the order of the wait
+ * and a store, which is never done. `scratch`: any address in shared memory. */
+template <int N> TP_DEVICE void tp_wgmma_wait_after(float x, void *scratch) {
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.lt.f32 p, %0, 0f00000000;\n"
+                 "@p st.shared.f32 [%1], %0;\n"
+                 "wgmma.wait_group.sync.aligned %2;\n"
+                 "}" ::"f"(x),
+                 "r"(tp_smem_address(scratch)), "n"(N)
+                 : "memory");
+}
+/* Registers that a started product reads or writes may not be moved across this line. Stands before
+ * the start for accumulators, and behind the wait for these and for a. */
 template <int N> TP_DEVICE void tp_wgmma_pin(float (&d)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+template <int N> TP_DEVICE void tp_wgmma_pin(uint32_t (&a)[N][4]) {
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        asm volatile("" : "+r"(a[i][0]), "+r"(a[i][1]), "+r"(a[i][2]), "+r"(a[i][3])::"memory");
 }
 
 #define TP_R0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"

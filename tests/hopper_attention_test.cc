@@ -31,7 +31,7 @@ typedef struct shape {
     const char *name;
     int B, T, S, H, Hkv, D;
     attention_attr attr;
-    int segments; /* documents of about this many tokens; 0: none */
+    int segments; /* documents of about this many tokens; 0: none; < 0: they come back */
     bool packed;  /* q, k and v are slices of one buffer */
 } shape;
 
@@ -173,7 +173,11 @@ static problem new_problem(const shape *s) {
     }
     if (s->segments) {
         p.segment = (int32_t *)room(s->B * s->T, 4);
-        for (int e = 0; e < s->B * s->T; e++) p.segment[e] = (e + e / 7 % 2) / s->segments % 3;
+        for (int e = 0; e < s->B * s->T; e++) { /* packing pads with -1 */
+            int t = e % s->T, b = e / s->T, length = abs(s->segments);
+            p.segment[e] = t > s->T - 9 ? -1 : (t + 11 * b) / length;
+            if (s->segments < 0) p.segment[e] = (e + e / 7 % 2) / length % 3;
+        }
     }
     p.o = (double *)room(p.n[O], 8), p.lse = (double *)room(p.n[LSE], 8);
     p.no = (float *)room(p.n[O], 4), p.nlse = (float *)room(p.n[LSE], 4);
@@ -245,6 +249,8 @@ static tp_tensor *upload(tp_ctx *c, const problem *p, int i, tp_tensor **buffer)
     return t;
 }
 
+static char *declined; /* not NULL: failures are expected, and their sentence goes here */
+
 /* Runs forward (backward = false) or backward and returns the outputs as floats. */
 static bool run(const problem *p, bool backward, float *result[3], const char *what) {
     tp_ctx *c = open_device();
@@ -272,7 +278,10 @@ static bool run(const problem *p, bool backward, float *result[3], const char *w
         if (out[i]->dtype == TP_BF16)
             for (int64_t e = n; e-- > 0;) result[i][e] = tp_bf16_to_f32(((uint16_t *)result[i])[e]);
     }
-    if (st) printf("%s (%s): %s\n", p->s.name, what, tp_error(c));
+    if (st && declined)
+        snprintf(declined, 600, "%s", tp_error(c));
+    else if (st)
+        printf("%s (%s): %s\n", p->s.name, what, tp_error(c));
     tp_ctx_free(c);
     return !st;
 }
@@ -345,6 +354,66 @@ static void test(const shape *s, bool backward, int schedules) {
     free_problem(&p);
 }
 
+/* Queries t0 .. t0+n-1 of p alone, against its first `keys` keys. */
+static problem part_of(const problem *p, int t0, int n, int keys) {
+    problem part = *p;
+    const shape *s = &p->s;
+    part.s.T = n, part.s.S = keys;
+    part.s.attr.q_offset_given = true;
+    part.s.attr.q_offset = t0;
+    part.n[Q] = (int64_t)n * s->H * s->D;
+    part.n[K] = part.n[V] = (int64_t)keys * s->Hkv * s->D;
+    part.in[Q] = p->in[Q] + (int64_t)t0 * s->H * s->D;
+    return part;
+}
+
+/* A query's bits do not depend on which others are computed with it, nor on keys behind it. */
+static void test_rows(int D) {
+    shape s = {"rows", 1, 300, 300, 2, 1, D, {true, false, 0, 200}, 0, false};
+    static const int parts[][3] = {{0, 300, 300}, {230, 70, 300}, {100, 97, 200}, {299, 1, 300}};
+    problem p = new_problem(&s);
+    float *all[3] = {};
+    if (!run(&p, false, all, "all rows")) exit(3);
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        int t0 = parts[i][0], n = parts[i][1];
+        problem part = part_of(&p, t0, n, parts[i][2]);
+        float *some[3] = {};
+        bool same = run(&part, false, some, "some rows");
+        same =
+            same && !memcmp(some[0], all[0] + (int64_t)t0 * 2 * D, (size_t)n * 2 * (size_t)D * 4);
+        for (int h = 0; h < 2 && same; h++)
+            same = !memcmp(some[1] + h * n, all[1] + h * 300 + t0, (size_t)n * 4);
+        expect(same, "rows", "other bits in a part from %g (D %g)", t0, D);
+        if (same) { /* the comparison notices one bit */
+            some[0][n - 1] += 1;
+            expect(memcmp(some[0], all[0] + (int64_t)t0 * 2 * D, (size_t)n * 2 * (size_t)D * 4),
+                   "rows", "a wrong bit passed (%g, %g)", t0, D);
+        }
+        free(some[0]), free(some[1]);
+    }
+    free(all[0]), free(all[1]);
+    free_problem(&p);
+}
+
+/* What the kernels do not take they decline in words. */
+static void test_decline(const char *why, int sm, shape s) {
+    problem p = new_problem(&s);
+    for (int backward = 0; backward < 2; backward++) {
+        float *result[3] = {};
+        char said[600];
+        emu_set_sm(sm);
+        declined = said;
+        said[0] = 0;
+        bool ran = run(&p, backward, result, "declined");
+        declined = NULL;
+        emu_set_sm(90);
+        expect(!ran && strstr(said, why), why, "is not the reason (ran: %g, backward: %g)", ran,
+               backward);
+        for (int i = 0; i < 3; i++) free(result[i]);
+    }
+    free_problem(&p);
+}
+
 #define CAUSAL                                                                                     \
     { true }
 static const shape shapes[] = {
@@ -353,6 +422,9 @@ static const shape shapes[] = {
     {"D 64, window", 1, 400, 400, 1, 1, 64, {true, false, 0, 70}, 0, false},
     {"D 64, window, not causal", 1, 200, 200, 1, 1, 64, {false, false, 0, 70}, 0, false},
     {"D 64, segments", 2, 260, 260, 1, 1, 64, CAUSAL, 60, true},
+    {"D 64, segments that come back", 2, 260, 260, 1, 1, 64, CAUSAL, -60, false},
+    {"D 64, short segments, not causal", 1, 700, 700, 1, 1, 64, {}, 50, false},
+    {"D 128, segments, grouped", 1, 600, 600, 4, 2, 128, CAUSAL, 150, true},
     {"D 64, grouped heads", 1, 260, 260, 6, 2, 64, CAUSAL, 0, true},
     {"D 64, more keys than queries", 1, 70, 300, 1, 1, 64, CAUSAL, 0, false},
     {"D 64, queries that see nothing", 1, 300, 100, 1, 1, 64, CAUSAL, 0, false},
@@ -377,6 +449,16 @@ int main(int argc, char **argv) {
             if (backward && shapes[i].D > 128) continue;
             test(&shapes[i], backward, 3);
         }
+    if (!*only) {
+        test_rows(64), test_rows(96), test_rows(128), test_rows(256);
+        test_decline("needs Hopper", 80, {"declined", 1, 8, 8, 1, 1, 64, CAUSAL, 0, false});
+        test_decline("softcap", 90,
+                     {"declined", 1, 8, 8, 1, 1, 64, {true, false, 0, 0, 0, 3}, 0, false});
+        test_decline("scale is not positive", 90,
+                     {"declined", 1, 8, 8, 1, 1, 64, {true, false, 0, 0, -1}, 0, false});
+        test_decline("not a multiple of 8", 90, {"declined", 1, 8, 8, 1, 1, 20, CAUSAL, 0, false});
+        test_decline("head size over", 90, {"declined", 1, 8, 8, 1, 1, 264, CAUSAL, 0, false});
+    }
     printf("hopper_attention: %d checks, %d failed\n", checks, failed);
     return failed != 0;
 }

@@ -6,6 +6,10 @@
  *   dV += P' dO     dK += dS' Q     P' and dS' are wgmma's A operand, in registers
  *   dQ  = dS K      dS' passes through shared memory, as each warpgroup needs all 128 keys of it
  *
+ * The tensor cores always have something queued: dP' while the exponentials are taken, dV while dS'
+ * is made, dK while dQ is taken away. dS' is made from P' as rounded to bf16 for dV: keeping both
+ * forms would need more registers than there are.
+ *
  * dV and dK stay in registers. dQ is a sum over blocks: each adds its part to an f32 buffer in a
  * FIXED order of key tiles, which a counter per block of queries enforces, so the bits are the same
  * in every run (one block at a time adds, so nothing relies on atomicity). A block takes its work
@@ -29,10 +33,12 @@ enum { BN = 128, STAGES = 2, DQ_FLOATS = 8192 /* BM*D */, DQ_BYTES = 4 * DQ_FLOA
 template <int D> struct backward_memory {
     static constexpr int BM = backward_tile<D>::BM, KV_BYTES = BN * D * 2, Q_BYTES = BM * D * 2,
                          STAT_BYTES = 2 * BM * 4, DS_BYTES = BN * BM * 2;
-    static constexpr int K = 0, V = K + KV_BYTES, Q = V + KV_BYTES, DO = Q + STAGES * Q_BYTES,
-                         DS = DO + STAGES * Q_BYTES, /* two: one is written, one still read */
-        DQ = DS + 2 * DS_BYTES, STATS = DQ + DQ_BYTES, BARS = STATS + STAGES * STAT_BYTES,
+    static constexpr int K = 0, V = K + KV_BYTES, Q = V + KV_BYTES, DO = Q + STAGES * Q_BYTES;
+    static constexpr int DS = DO + STAGES * Q_BYTES; /* two: one is written, one still read */
+    static constexpr int DQ = DS + 2 * DS_BYTES;     /* two: one is written, one taken away */
+    static constexpr int STATS = DQ + 2 * DQ_BYTES, BARS = STATS + STAGES * STAT_BYTES,
                          BYTES = BARS + 8 * 16;
+    static_assert(BYTES <= SM90_SHARED_BYTES, "more shared memory than a block can have");
 };
 static_assert(backward_tile<64>::BM * 64 == DQ_FLOATS && backward_tile<128>::BM * 128 == DQ_FLOATS,
               "a tile of dq");
@@ -49,10 +55,11 @@ typedef struct backward_params {
     int *ticket;
 } backward_params;
 
-/* The tiles add to block m's dq in this order: */
-static __device__ __forceinline__ int backward_turn(const backward_params &f, int m, int bm,
+/* The tiles add to block m's dq in this order. -1: tile n has nothing to add. */
+static __device__ __forceinline__ int backward_turn(const backward_params &f, int b, int m, int bm,
                                                     int n) {
-    sm90_range r = sm90_key_tiles(&f.p, m * bm, bm, BN);
+    sm90_range r = sm90_tiles(&f.p, b, m, bm, BN);
+    if (n < r.first || n >= r.last) return -1;
     return f.p.causal ? r.last - 1 - n : n - r.first;
 }
 
@@ -71,6 +78,27 @@ static __device__ __forceinline__ backward_work backward_take(const backward_par
     w.kv_head = head % hkv;
     w.n = f.p.causal ? f.tiles - 1 - i : i;
     w.blocks = sm90_query_blocks(&f.p, w.n, backward_tile<D>::BM, BN);
+    if (f.p.segments) { /* from the first to the last block with something to add */
+        int none = w.blocks.last, first = none, last = none;
+#pragma unroll 1
+        for (int m0 = w.blocks.first; m0 < none; m0 += 32) {
+            int m = m0 + threadIdx.x % 32;
+            unsigned hit = __ballot_sync(
+                0xffffffffu, m < none && backward_turn(f, w.b, m, backward_tile<D>::BM, w.n) >= 0);
+            if (!hit) continue;
+            if (first == none) first = m0 + __ffs(hit) - 1;
+            last = m0 + 32 - __clz(hit);
+        }
+        w.blocks.first = first;
+        w.blocks.last = last;
+    }
+    return w;
+}
+
+static __device__ __forceinline__ backward_work backward_read(const backward_work *place) {
+    backward_work w = {tp_lds(&place->b), tp_lds(&place->kv_head), tp_lds(&place->n)};
+    w.blocks.first = tp_lds(&place->blocks.first);
+    w.blocks.last = tp_lds(&place->blocks.last);
     return w;
 }
 
@@ -79,7 +107,7 @@ typedef struct backward_bars {
 } backward_bars;
 static __device__ __forceinline__ backward_bars backward_bars_at(uint64_t *b) {
     backward_bars r = {
-        b, b + 1, b + 1 + STAGES, b + 1 + 2 * STAGES, b + 1 + 3 * STAGES, b + 2 + 3 * STAGES};
+        b, b + 1, b + 1 + STAGES, b + 1 + 2 * STAGES, b + 1 + 3 * STAGES, b + 3 + 3 * STAGES};
     return r;
 }
 
@@ -111,40 +139,45 @@ backward_produce(const backward_params &f, const backward_work &w, unsigned char
         }
 }
 
-/* One thread: adds the block's parts of dq to global memory when it is their turn. */
+/* Two threads, one for even rounds and one for odd: they add the block's parts of dq to global
+ * memory when it is their turn. While one waits for its sums to land, the other goes on. */
 template <int D>
 static __device__ __forceinline__ void backward_add(const backward_params &f,
                                                     const backward_work &w, unsigned char *shared,
-                                                    const backward_bars &bars) {
+                                                    const backward_bars &bars, int odd) {
     typedef backward_memory<D> M;
-    int i = 0;
+    const unsigned char *part = shared + M::DQ + odd * DQ_BYTES;
+    const int blocks = w.blocks.last - w.blocks.first;
 #pragma unroll 1
-    for (int h = w.kv_head * f.p.G; h < (w.kv_head + 1) * f.p.G; h++)
-#pragma unroll 1
-        for (int m = w.blocks.first; m < w.blocks.last; m++, i++) {
-            int64_t at = (int64_t)(w.b * f.p.H + h) * f.blocks + m;
-            int turn = backward_turn(f, m, M::BM, w.n);
-            tp_mbar_wait(bars.dq_full, i & 1);
-            while (tp_load_acquire(&f.turn[at]) != turn) __nanosleep(40);
-            tp_fence_async_global();
-            if (turn)
-                tp_bulk_add_f32(f.dq + at * DQ_FLOATS, shared + M::DQ, DQ_BYTES);
-            else
-                tp_bulk_store(f.dq + at * DQ_FLOATS, shared + M::DQ, DQ_BYTES);
-            tp_bulk_commit();
-            tp_bulk_wait_read<0>();
-            tp_mbar_arrive(bars.dq_empty);
-            tp_bulk_wait<0>(); /* not only read: the sums have landed */
-            tp_fence_async_global();
-            tp_store_release(&f.turn[at], turn + 1);
+    for (int i = odd; i < f.p.G * blocks; i += 2) {
+        int h = w.kv_head * f.p.G + i / blocks, m = w.blocks.first + i % blocks;
+        int64_t at = (int64_t)(w.b * f.p.H + h) * f.blocks + m;
+        int turn = backward_turn(f, w.b, m, M::BM, w.n);
+        tp_mbar_wait(&bars.dq_full[odd], sm90_phase<2>(i));
+        if (turn < 0) { /* between documents: zeros */
+            tp_mbar_arrive(&bars.dq_empty[odd]);
+            continue;
         }
+        while (tp_load_acquire(&f.turn[at]) != turn) __nanosleep(40);
+        tp_fence_async_global();
+        if (turn)
+            tp_bulk_add_f32(f.dq + at * DQ_FLOATS, part, DQ_BYTES);
+        else
+            tp_bulk_store(f.dq + at * DQ_FLOATS, part, DQ_BYTES);
+        tp_bulk_commit();
+        tp_bulk_wait_read<0>();
+        tp_mbar_arrive(&bars.dq_empty[odd]);
+        tp_bulk_wait<0>(); /* not only read: the sums have landed */
+        tp_fence_async_global();
+        tp_store_release(&f.turn[at], turn + 1);
+    }
 }
 
 /* s = -inf where the key is not to be seen. This thread's keys are j and j+8, its queries
  * t0 + 8*i + c and the next. */
 template <int BM>
 static __device__ __forceinline__ void backward_mask(float (&s)[BM / 2], const sm90_problem &p,
-                                                     int b, int j, int t0, int c) {
+                                                     int j, int t0, int c) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         int key = j + 8 * r; /* seen by the queries lo <= t - t0 < hi */
@@ -158,19 +191,6 @@ static __device__ __forceinline__ void backward_mask(float (&s)[BM / 2], const s
                 if (t < lo || t >= hi) s[4 * i + 2 * r + e] = -HUGE_VALF;
             }
     }
-    if (!p.segments) return;
-    const int32_t *seg = p.segments + b * p.segment_stride[0];
-    int64_t step = p.segment_stride[1];
-    int32_t mine[2] = {j < p.S ? seg[j * step] : 0, j + 8 < p.S ? seg[(j + 8) * step] : 0};
-#pragma unroll
-    for (int i = 0; i < BM / 8; i++)
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            int t = t0 + 8 * i + c + e;
-            int32_t its = t < p.T ? seg[t * step] : 0;
-            if (its != mine[0]) s[4 * i + e] = -HUGE_VALF;
-            if (its != mine[1]) s[4 * i + 2 + e] = -HUGE_VALF;
-        }
 }
 
 /* d (64 keys, BM) = rows of `keys` times `queries`'. Starts it. */
@@ -218,7 +238,7 @@ static __device__ __forceinline__ void backward_out(const float (&d)[D / 2], flo
 template <int D>
 static __device__ __forceinline__ void
 backward_consume(const backward_params &f, const backward_work &w, unsigned char *shared,
-                 const backward_bars &bars, int group) {
+                 const backward_bars &bars, const backward_work *place, int group) {
     typedef backward_memory<D> M;
     typedef sm90_layout<D> L;
     constexpr int BM = M::BM;
@@ -230,6 +250,7 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
     const uint64_t dq_keys =
         sm90_columns_desc<64, BN>(shared + M::K + (D == 128 ? group * BN * 128 : 0));
     float dk[D / 2], dv[D / 2];
+    uint32_t ds[BM / 16][4] = {}; /* read by a product that goes on into the next round */
     tp_mbar_wait(bars.kv_full, 0);
     const int rounds = f.p.G * (w.blocks.last - w.blocks.first);
     for (int it = 0, m = w.blocks.first; it < rounds; it++) {
@@ -240,7 +261,7 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
         const float *lse = (const float *)(shared + M::STATS + stage * M::STAT_BYTES);
         const float *delta = lse + BM;
         float s[BM / 2], dp[BM / 2];
-        uint32_t p[BM / 16][4], ds[BM / 16][4];
+        uint32_t p[BM / 16][4];
         tp_mbar_wait(&bars.q_full[stage], phase);
         backward_scores<D, BM>(s, keys, sm90_rows_desc<D, BM>(q, 0));
         tp_mbar_wait(&bars.do_full[stage], phase);
@@ -248,10 +269,12 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
         tp_wgmma_wait<1>();
         tp_wgmma_pin(s);
         tp_wgmma_pin(dk); /* of the round before, is done too */
+        tp_wgmma_pin(ds);
         if (it > 0 && lane == 0) tp_mbar_arrive(&bars.empty[stage ^ 1]);
         /* some query does not see some key */
-        if (f.p.segments || sm90_hi(&f.p, t0) < j0 + 64 || sm90_lo(&f.p, t0 + BM - 1) > j0)
-            backward_mask<BM>(s, f.p, w.b, w.n * BN + row, t0, c);
+        if (sm90_hi(&f.p, t0) < j0 + 64 || sm90_lo(&f.p, t0 + BM - 1) > j0)
+            backward_mask<BM>(s, f.p, w.n * BN + row, t0, c);
+        if (f.p.segments) sm90_mask_segments<BM>(s, f.p, w.b, w.n * BN + row, t0);
 #pragma unroll
         for (int i = 0; i < BM / 8; i++) {
             float2 x = tp_lds((const float2 *)(lse + 8 * i + c));
@@ -259,16 +282,20 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
             for (int e = 0; e < 4; e++)
                 s[4 * i + e] = tp_ex2(fmaf(s[4 * i + e], f.scale_log2, -(e % 2 ? x.y : x.x)));
         }
-        tp_wgmma_wait<0>();
+        sm90_pack(p, s);
+        backward_rows<D, BM>(dv, p, sm90_columns_desc<D, BM>(d_o), it > 0);
+        tp_wgmma_wait<1>();
         tp_wgmma_pin(dp);
 #pragma unroll
         for (int i = 0; i < BM / 8; i++) {
             float2 x = tp_lds((const float2 *)(delta + 8 * i + c));
 #pragma unroll
-            for (int e = 0; e < 4; e++)
-                dp[4 * i + e] = s[4 * i + e] * (dp[4 * i + e] - (e % 2 ? x.y : x.x));
+            for (int e = 0; e < 4; e++) { /* the weight as dv sees it: s is not kept */
+                uint32_t pair = p[i / 2][i % 2 * 2 + e / 2];
+                float weight = __uint_as_float(e % 2 ? pair & 0xffff0000u : pair << 16);
+                dp[4 * i + e] = weight * (dp[4 * i + e] - (e % 2 ? x.y : x.x));
+            }
         }
-        sm90_pack(p, s);
         sm90_pack(ds, dp);
 #pragma unroll
         for (int i = 0; i < BM / 8; i++)
@@ -279,7 +306,6 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
                             ds[i / 2][i % 2 * 2 + r]);
             }
         tp_fence_async();
-        backward_rows<D, BM>(dv, p, sm90_columns_desc<D, BM>(d_o), it > 0);
         tp_bar_sync(1, 256); /* all of dS is there */
         float dq[32];
         const uint64_t dq_rows =
@@ -294,20 +320,23 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
         backward_rows<D, BM>(dk, ds, sm90_columns_desc<D, BM>(q), it > 0);
         tp_wgmma_wait<1>();
         tp_wgmma_pin(dv);
+        tp_wgmma_pin(p);
         tp_wgmma_pin(dq);
-        tp_mbar_wait(bars.dq_empty, (it & 1) ^ 1);
+        tp_mbar_wait(&bars.dq_empty[it & 1], sm90_phase<2>(it) ^ 1);
 #pragma unroll
         for (int i = 0; i < 8; i++)
-            tp_sts_tile4(shared + M::DQ + ((group * 8 + i) * 128 + thread) * 16, dq[4 * i],
-                         dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
+            tp_sts_tile4(shared + M::DQ + (it & 1) * DQ_BYTES +
+                             ((group * 8 + i) * 128 + thread) * 16,
+                         dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
         tp_fence_async();
         __syncwarp();
-        if (lane == 0) tp_mbar_arrive(bars.dq_full);
+        if (lane == 0) tp_mbar_arrive(&bars.dq_full[it & 1]);
         if (D == 64) { /* its registers are needed */
             tp_wgmma_wait<0>();
             tp_wgmma_pin(dk);
         }
-        if (++m == w.blocks.last) m = w.blocks.first; /* the next head of the group */
+        /* the next head of the group; read again, as no registers are left to keep it in */
+        if (++m == tp_lds(&place->blocks.last)) m = tp_lds(&place->blocks.first);
     }
     tp_wgmma_wait<0>();
     tp_wgmma_pin(dk);
@@ -330,14 +359,14 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
 }
 #endif
 
-/* Grid: B*Hkv*tiles. Warps 0 and 1 bring and take away; warpgroups 1 and 2 compute. */
+/* Grid: B*Hkv*tiles. Warp 0 brings, warps 1 and 2 take away; warpgroups 1 and 2 compute. */
 template <int D>
 static __global__ void __launch_bounds__(384, 1)
     attention_backward_sm90(const __grid_constant__ backward_params f) {
 #if TP_HOPPER
     TP_SHARED_DYNAMIC(shared);
     uint64_t *at = (uint64_t *)(shared + backward_memory<D>::BARS);
-    int *ticket = (int *)(at + 14);
+    backward_work *place = (backward_work *)(at + 13);
     const backward_bars bars = backward_bars_at(at);
     if (threadIdx.x == 0) {
         tp_mbar_init(bars.kv_full, 1);
@@ -346,21 +375,38 @@ static __global__ void __launch_bounds__(384, 1)
             tp_mbar_init(&bars.do_full[i], 1);
             tp_mbar_init(&bars.empty[i], 8); /* warps */
         }
-        tp_mbar_init(bars.dq_full, 8);
-        tp_mbar_init(bars.dq_empty, 1);
+        for (int i = 0; i < 2; i++) {
+            tp_mbar_init(&bars.dq_full[i], 8);
+            tp_mbar_init(&bars.dq_empty[i], 1);
+        }
         tp_mbar_init_fence();
-        tp_sts(ticket, atomicAdd(f.ticket, 1));
+        tp_tma_prefetch_map(&f.k);
+        tp_tma_prefetch_map(&f.v);
+        tp_tma_prefetch_map(&f.q);
+        tp_tma_prefetch_map(&f.d_o);
+    }
+    if (threadIdx.x < 32) {
+        int ticket = threadIdx.x ? 0 : atomicAdd(f.ticket, 1);
+        const backward_work w = backward_take<D>(f, __shfl_sync(0xffffffffu, ticket, 0));
+        if (threadIdx.x == 0) {
+            tp_sts(&place->b, w.b);
+            tp_sts(&place->kv_head, w.kv_head);
+            tp_sts(&place->n, w.n);
+            tp_sts(&place->blocks.first, w.blocks.first);
+            tp_sts(&place->blocks.last, w.blocks.last);
+        }
     }
     __syncthreads();
     if (threadIdx.x < 128) { /* 24 registers: nothing is unrolled here */
         tp_registers_fewer<24>();
-        const backward_work w = backward_take<D>(f, tp_lds(ticket));
+        const backward_work w = backward_read(place);
         if (threadIdx.x == 0) backward_produce<D>(f, w, shared, bars);
-        if (threadIdx.x == 32) backward_add<D>(f, w, shared, bars);
+        if (threadIdx.x == 32 || threadIdx.x == 64)
+            backward_add<D>(f, w, shared, bars, threadIdx.x / 64);
     } else {
         tp_registers_more<240>();
-        const backward_work w = backward_take<D>(f, tp_lds(ticket));
-        backward_consume<D>(f, w, shared, bars, threadIdx.x / 128 - 1);
+        const backward_work w = backward_read(place);
+        backward_consume<D>(f, w, shared, bars, place, threadIdx.x / 128 - 1);
     }
 #endif
 }
@@ -414,7 +460,7 @@ static __global__ void attention_finish_sm90(const float *dq, tp_bf16 *out, sm90
     constexpr int BM = backward_tile<D>::BM;
     int m = blockIdx.x, b = blockIdx.y / p.H, h = blockIdx.y % p.H;
     const float *tile = dq + ((int64_t)blockIdx.y * blocks + m) * DQ_FLOATS;
-    sm90_range seen = sm90_key_tiles(&p, m * BM, BM, BN);
+    sm90_range seen = sm90_tiles(&p, b, m, BM, BN);
     for (int i = threadIdx.x; i < DQ_FLOATS / 4; i += 256) {
         int group = i / 1024, j = i / 128 % 8, thread = i % 128;
         int row = thread / 32 * 16 + thread % 32 / 4 + (D == 64 ? 64 * group : 0);
@@ -434,7 +480,7 @@ static __global__ void attention_finish_sm90(const float *dq, tp_bf16 *out, sm90
 /* ---- host ------------------------------------------------------------------------------------ */
 typedef struct backward_sizes {
     int64_t blocks, rows; /* blocks of queries per head; B*H*blocks */
-    size_t stats, dq, ints, bytes;
+    size_t stats, dq, ints, seen, bytes;
 } backward_sizes;
 
 static backward_sizes backward_sizes_of(const attention_problem *p) {
@@ -446,7 +492,8 @@ static backward_sizes backward_sizes_of(const attention_problem *p) {
     z.stats = (size_t)(z.rows * 2 * bm) * sizeof(float);
     z.dq = (size_t)z.rows * DQ_BYTES;
     z.ints = (size_t)(z.rows + 1) * sizeof(int);
-    z.bytes = z.stats + z.dq + z.ints;
+    z.seen = p->segments ? (size_t)(p->B * z.blocks) * sizeof(sm90_range) : 0;
+    z.bytes = z.stats + z.dq + z.ints + z.seen;
     return z;
 }
 
@@ -459,7 +506,7 @@ template <int D> static tp_status backward_run(const tp_call *k, const attention
     backward_sizes z = backward_sizes_of(p);
     backward_params f;
     tp_status st;
-    f.p = sm90_problem_of(p);
+    f.p = sm90_problem_of(p, BM, (char *)k->workspace + z.dq + z.stats + z.ints);
     f.scale = (float)p->scale;
     f.scale_log2 = (float)(p->scale * SM90_LOG2E);
     f.blocks = (int)z.blocks;
@@ -493,6 +540,12 @@ template <int D> static tp_status backward_run(const tp_call *k, const attention
     r.T = (int)p->T, r.H = (int)p->H, r.D = (int)p->Dv, r.blocks = f.blocks;
     dim3 rows((unsigned)z.blocks, (unsigned)(p->B * p->H));
     st = TP_LAUNCH(k, attention_prepare_sm90<BM>, rows, 256, 0, r);
+    if (!st && f.p.segments) {
+        sm90_problem shape = f.p;
+        sm90_range *seen = (sm90_range *)((char *)k->workspace + z.dq + z.stats + z.ints);
+        st = TP_LAUNCH(k, (attention_seen_sm90<BM, BN>), dim3((unsigned)z.blocks, (unsigned)p->B),
+                       32, 0, shape, seen);
+    }
     if (!st)
         st = TP_LAUNCH(k, attention_backward_sm90<D>, (unsigned)f.work, 384,
                        backward_memory<D>::BYTES, f);
@@ -520,7 +573,7 @@ static const char *backward_decline(const tp_call *k) {
 }
 
 static size_t backward_workspace(const tp_call *k) {
-    attention_problem p = attention_problem_of(k, NULL, NULL);
+    attention_problem p = attention_problem_of(k, k->in[BACKWARD_SEGMENTS], NULL);
     return backward_sizes_of(&p).bytes;
 }
 

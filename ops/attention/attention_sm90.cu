@@ -38,6 +38,7 @@ template <int D> struct forward_memory {
                          O = F::OWN_O ? V + F::STAGES * KV_BYTES : Q,
                          BARS = V + F::STAGES * KV_BYTES + (F::OWN_O ? Q_BYTES : 0),
                          BYTES = BARS + 8 * (2 + 4 * F::STAGES);
+    static_assert(BYTES <= SM90_SHARED_BYTES, "more shared memory than a block can have");
 };
 
 typedef struct forward_params {
@@ -75,7 +76,7 @@ static __device__ __forceinline__ bool forward_next(const forward_params &f, int
     w->b = head / f.p.H;
     w->h = head % f.p.H;
     w->t0 = (f.tiles_per_head - 1 - rest / heads) * BM;
-    w->keys = sm90_key_tiles(&f.p, w->t0, BM, F::BN);
+    w->keys = sm90_tiles(&f.p, w->b, w->t0 / BM, BM, F::BN);
     return true;
 }
 
@@ -145,7 +146,7 @@ static __device__ __forceinline__ void forward_values(float (&o)[D / 2],
  * and the next, from key j0. */
 template <int BN>
 static __device__ __forceinline__ void forward_mask(float (&s)[BN / 2], const sm90_problem &p,
-                                                    int b, int t, int j0, int c) {
+                                                    int t, int j0, int c) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         int lo = sm90_lo(&p, t + 8 * r) - j0, hi = sm90_hi(&p, t + 8 * r) - j0;
@@ -157,19 +158,6 @@ static __device__ __forceinline__ void forward_mask(float (&s)[BN / 2], const sm
                 if (j < lo || j >= hi) s[4 * i + 2 * r + e] = -HUGE_VALF;
             }
     }
-    if (!p.segments) return;
-    const int32_t *seg = p.segments + b * p.segment_stride[0];
-    int64_t step = p.segment_stride[1];
-    int32_t mine[2] = {t < p.T ? seg[t * step] : 0, t + 8 < p.T ? seg[(t + 8) * step] : 0};
-#pragma unroll
-    for (int i = 0; i < BN / 8; i++)
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            int j = j0 + 8 * i + c + e;
-            int32_t its = j < p.S ? seg[j * step] : 0;
-            if (its != mine[0]) s[4 * i + e] = -HUGE_VALF;
-            if (its != mine[1]) s[4 * i + 2 + e] = -HUGE_VALF;
-        }
 }
 
 /* One step of the running softmax for the two rows of this thread, a quarter of whose columns it
@@ -187,8 +175,9 @@ static __device__ __forceinline__ void forward_softmax(float (&s)[N], float (&m)
             top = fmaxf(top, fmaxf(s[4 * i + 2 * r], s[4 * i + 2 * r + 1]));
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-        float base = top == -HUGE_VALF ? 0 : top * scale_log2;
-        alpha[r] = tp_ex2(fmaf(m[r], scale_log2, -base));
+        /* both products rounded alike: where m stays, alpha is exactly 1 */
+        float base = top == -HUGE_VALF ? 0 : __fmul_rn(top, scale_log2);
+        alpha[r] = tp_ex2(__fmul_rn(m[r], scale_log2) - base);
         m[r] = top;
         float sum = 0;
 #pragma unroll
@@ -264,7 +253,7 @@ forward_consume(const forward_params &f, unsigned char *shared, uint64_t *bars, 
         const int t0 = w.t0 + 64 * group, t = t0 + row, first = w.keys.first, last = w.keys.last;
         /* tiles below `low` or from `high` on hold keys that some row of ours does not see */
         int low = (sm90_lo(&f.p, t0 + 63) + BN - 1) / BN, high = sm90_hi(&f.p, t0) / BN;
-        if (f.p.segments || sm90_hi(&f.p, t0) < 0) high = first;
+        if (sm90_hi(&f.p, t0) < 0) high = first;
 #pragma unroll
         for (int x = 0; x < D / 2; x++) o[x] = 0;
         if (first < last) {
@@ -278,8 +267,8 @@ forward_consume(const forward_params &f, unsigned char *shared, uint64_t *bars, 
             tp_wgmma_wait<0>();
             tp_wgmma_pin(s);
             if (lane == 0) tp_mbar_arrive(&k_empty[stage]);
-            if (first < low || first >= high)
-                forward_mask<BN>(s, f.p, w.b, t, first * BN, lane % 4 * 2);
+            if (first < low || first >= high) forward_mask<BN>(s, f.p, t, first * BN, lane % 4 * 2);
+            if (f.p.segments) sm90_mask_segments<BN>(s, f.p, w.b, t, first * BN);
             forward_softmax(s, m, l, alpha, f.scale_log2);
             sm90_pack(p, s);
             for (int j = first + 1; j < last; j++) {
@@ -297,10 +286,12 @@ forward_consume(const forward_params &f, unsigned char *shared, uint64_t *bars, 
                 tp_wgmma_wait<1>();
                 tp_wgmma_pin(s);
                 if (lane == 0) tp_mbar_arrive(&k_empty[stage]);
-                if (j < low || j >= high) forward_mask<BN>(s, f.p, w.b, t, j * BN, lane % 4 * 2);
+                if (j < low || j >= high) forward_mask<BN>(s, f.p, t, j * BN, lane % 4 * 2);
+                if (f.p.segments) sm90_mask_segments<BN>(s, f.p, w.b, t, j * BN);
                 forward_softmax(s, m, l, alpha, f.scale_log2);
-                tp_wgmma_wait<0>();
+                tp_wgmma_wait_after<0>(l[0] + l[1], bars);
                 tp_wgmma_pin(o);
+                tp_wgmma_pin(p);
                 if (lane == 0) tp_mbar_arrive(&v_empty[before]);
 #pragma unroll
                 for (int x = 0; x < D / 2; x++) o[x] *= alpha[x / 2 % 2];
@@ -312,6 +303,7 @@ forward_consume(const forward_params &f, unsigned char *shared, uint64_t *bars, 
                                   sm90_columns_desc<D, BN>(shared + M::V + stage * M::KV_BYTES));
             tp_wgmma_wait<0>();
             tp_wgmma_pin(o);
+            tp_wgmma_pin(p);
             if (lane == 0) tp_mbar_arrive(&v_empty[stage]);
             used += last - first;
             tiles++;
@@ -347,6 +339,10 @@ static __global__ void __launch_bounds__(128 * (forward_tile<D>::GROUPS + 1), 1)
             tp_mbar_init(bars + 2 + 3 * ST + i, 4 * F::GROUPS);
         }
         tp_mbar_init_fence();
+        tp_tma_prefetch_map(&f.q);
+        tp_tma_prefetch_map(&f.k);
+        tp_tma_prefetch_map(&f.v);
+        tp_tma_prefetch_map(&f.o);
     }
     __syncthreads();
     if (threadIdx.x < 128) {
@@ -362,15 +358,19 @@ static __global__ void __launch_bounds__(128 * (forward_tile<D>::GROUPS + 1), 1)
 /* ---- host ------------------------------------------------------------------------------------ */
 template <int D> static tp_status forward_run(const tp_call *k, const attention_problem *p) {
     typedef forward_tile<D> F;
+#if defined(TP_CUDA_ON_CPU)
+    const int64_t l2 = 100 << 10; /* small tests walk several sections */
+#else
     const int64_t l2 = 24 << 20; /* half of Hopper's: the rest is for queries and outputs */
+#endif
     forward_params f;
     tp_status st;
-    f.p = sm90_problem_of(p);
+    f.p = sm90_problem_of(p, 64 * F::GROUPS, k->workspace);
     f.lse = tp_f32(k->out[1]);
     f.scale = (float)p->scale;
     f.scale_log2 = (float)(p->scale * SM90_LOG2E);
     f.heads = (int)(p->B * p->H);
-    f.tiles_per_head = (int)((p->T + 64 * F::GROUPS - 1) / (64 * F::GROUPS));
+    f.tiles_per_head = f.p.blocks;
     f.tiles = f.heads * f.tiles_per_head;
     int64_t section = p->G * (l2 / (p->S * (p->D + p->Dv) * 2));
     f.section = section < p->G ? (int)p->G : section > f.heads ? f.heads : (int)section;
@@ -378,6 +378,13 @@ template <int D> static tp_status forward_run(const tp_call *k, const attention_
     if ((st = sm90_map<D>(k, &f.k, k->in[ATTENTION_K], F::BN))) return st;
     if ((st = sm90_map<D>(k, &f.v, k->in[ATTENTION_V], F::BN))) return st;
     if ((st = sm90_map<D>(k, &f.o, k->out[0], 64))) return st;
+    if (f.p.segments) {
+        sm90_problem shape = f.p;
+        sm90_range *seen = (sm90_range *)k->workspace;
+        st = TP_LAUNCH(k, (attention_seen_sm90<64 * F::GROUPS, F::BN>),
+                       dim3((unsigned)f.p.blocks, (unsigned)p->B), 32, 0, shape, seen);
+        if (st) return st;
+    }
     int at_once = tp_cuda_of(k->ctx)->multiprocessors;
     return TP_LAUNCH(k, attention_forward_sm90<D>, f.tiles < at_once ? f.tiles : at_once,
                      128 * (F::GROUPS + 1), forward_memory<D>::BYTES, f);
@@ -399,4 +406,11 @@ static tp_status forward(const tp_call *k) {
                       : forward_run<256>(k, &p);
 }
 
-TP_CUDA_KERNEL(attention_sm90_cuda, .decline = forward_decline, .run = forward);
+static size_t forward_workspace(const tp_call *k) {
+    const tp_tensor *segments = k->in[ATTENTION_SEGMENTS]; /* (B,T) */
+    if (!segments) return 0;
+    return (size_t)(segments->shape[0] * ((segments->shape[1] + 63) / 64)) * sizeof(sm90_range);
+}
+
+TP_CUDA_KERNEL(attention_sm90_cuda, .decline = forward_decline, .run = forward,
+               .workspace = forward_workspace);

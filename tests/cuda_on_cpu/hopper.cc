@@ -178,7 +178,6 @@ static void tma_do(void *arg) {
 void hopper_tma(const tp_tma_map *map, void *shared, uint64_t *bar, const int at[4], bool load) {
     tma_job j = {{}, (unsigned char *)shared, bar, {at[0], at[1], at[2], at[3]}, load};
     memcpy(&j.map, map, sizeof j.map);
-    emu_check_aligned(map, 64, "a tensor map");
     if (j.map.magic != MAP_MAGIC) {
         emu_report("TMA: no tensor map was made here");
         return;
@@ -239,13 +238,13 @@ void hopper_bulk_wait(int groups) { emu_drain_to(QUEUE_STORE, groups); }
 /* One product of a warpgroup. Kept in a list of its own, as 128 pointers do not fit deferred work.
  */
 struct wgmma_job {
-    wgmma_job *next;
+    wgmma_job *next, *made_before;
     int n, ta, tb, add;
     float *d[128];
     const uint32_t *a[128]; /* NULL: from shared memory. Registers are read when the work is done */
     uint64_t a_desc, b_desc;
 };
-static wgmma_job *spare_jobs;
+static wgmma_job *spare_jobs, *last_made; /* the latter: every job, also of unwound launches */
 
 static float bf16_at(const unsigned char *p) {
     uint16_t v;
@@ -317,8 +316,8 @@ static void wgmma_start(void *const *lane, void *group) {
     wgmma_job *j = spare_jobs;
     if (j)
         spare_jobs = j->next;
-    else
-        j = (wgmma_job *)malloc(sizeof *j);
+    else if ((j = (wgmma_job *)malloc(sizeof *j)))
+        j->made_before = last_made, last_made = j;
     if (!j) {
         emu_report("wgmma: no memory");
         return;

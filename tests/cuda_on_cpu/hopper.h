@@ -4,7 +4,6 @@
  * phase or wait gives wrong numbers or a report. Included by ops/cuda_hopper.h only. */
 #ifndef TP_CUDA_ON_CPU_HOPPER_H
 #define TP_CUDA_ON_CPU_HOPPER_H
-#pragma GCC diagnostic ignored "-Wpsabi" /* kernels take tensor maps by value, aligned to 64 */
 
 /* ---- what hopper.cc does --------------------------------------------------------------------- */
 const char *hopper_map_bf16(tp_tma_map *out, const tp_tma_shape *s);
@@ -100,7 +99,12 @@ static inline void tp_sts_tile4(void *p, float x, float y, float z, float w) {
 static inline void tp_wgmma_fence(void) {}
 static inline void tp_wgmma_commit(void) { hopper_wgmma_commit(); }
 template <int N> static inline void tp_wgmma_wait(void) { hopper_wgmma_wait(N); }
+template <int N> static inline void tp_wgmma_wait_after(float x, void *) {
+    if (x < 0) emu_report("tp_wgmma_wait_after: %g is negative", (double)x);
+    hopper_wgmma_wait(N);
+}
 template <int N> static inline void tp_wgmma_pin(float (&)[N]) {}
+template <int N> static inline void tp_wgmma_pin(uint32_t (&)[N][4]) {}
 template <int N, int TA, int TB>
 static inline void tp_wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b, int add) {
     static_assert(N == 64 || N == 80 || N == 96 || N == 128 || N == 256, "no such width here");
