@@ -1,18 +1,6 @@
 # The emulator that runs CUDA kernels on the CPU (tests/cuda_on_cpu/), and how .cu files are compiled
 # for it: as host C++, without a CUDA toolkit.
 include_guard()
-enable_language(CXX)
-set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1")
-set(CMAKE_CXX_FLAGS_DEBUG "-O1 -g")
-
-# The project's options, less what g++ takes for C only, and C++20.
-function(tapir_cxx_options target)
-  get_target_property(options ${target} COMPILE_OPTIONS)
-  list(REMOVE_ITEM options -Wstrict-prototypes -Wmissing-prototypes)
-  set_target_properties(${target} PROPERTIES COMPILE_OPTIONS "${options}" CXX_STANDARD 20
-                        CXX_STANDARD_REQUIRED ON CXX_EXTENSIONS ON)
-  target_compile_options(${target} PRIVATE -fno-exceptions -fno-rtti -Wno-psabi)
-endfunction()
 
 # The OBJECT library cuda_on_cpu.
 function(tapir_cuda_on_cpu)

@@ -4,6 +4,9 @@
 #include "ops/op.h"
 #include <string.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
 static inline TP_HD float tp_bf16_to_f32(uint16_t h) {
     uint32_t bits = (uint32_t)h << 16;
     float f;
@@ -36,4 +39,7 @@ void tp_read_f64(const tp_tensor *t, double *dst);
 void tp_write_f64(const tp_tensor *t, const double *src);
 /* The offset, in elements, of the i-th value in row-major order. */
 int64_t tp_offset(const tp_tensor *t, int64_t i);
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -12,6 +12,7 @@
 extern const tp_op op_attention;
 TP_CPU_DECLARE(attention_flash_cpu);
 TP_CPU_DECLARE(attention_naive_cpu);
+TP_CUDA_DECLARE(attention_sm90_cuda);
 TP_CUDA_DECLARE(attention_sm80);
 TP_CUDA_DECLARE(attention_naive_cuda);
 
@@ -298,7 +299,8 @@ const tp_op op_attention = {
     .infer = attention_infer,
     .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(attention_flash_cpu),
                                                      TP_CPU_LIST(attention_naive_cpu), NULL},
-               [TP_CUDA] = TP_CUDA_LIST(&attention_sm80, &attention_naive_cuda)},
+               [TP_CUDA] =
+                   TP_CUDA_LIST(&attention_sm90_cuda, &attention_sm80, &attention_naive_cuda)},
     .oracle = attention_oracle,
     .vjp = attention_vjp,
     .saves_in = 1 << ATTENTION_Q | 1 << ATTENTION_K | 1 << ATTENTION_V | 1 << ATTENTION_SEGMENTS,

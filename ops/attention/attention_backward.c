@@ -15,6 +15,7 @@
 
 extern const tp_op op_attention_backward;
 TP_CPU_DECLARE(attention_backward_cpu);
+TP_CUDA_DECLARE(attention_backward_sm90_cuda);
 TP_CUDA_DECLARE(attention_backward_sm80);
 TP_CUDA_DECLARE(attention_backward_naive_cuda);
 
@@ -178,8 +179,8 @@ const tp_op op_attention_backward = {
         "order, whatever the number of threads.",
     .infer = backward_infer,
     .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(attention_backward_cpu), NULL},
-               [TP_CUDA] =
-                   TP_CUDA_LIST(&attention_backward_sm80, &attention_backward_naive_cuda)},
+               [TP_CUDA] = TP_CUDA_LIST(&attention_backward_sm90_cuda, &attention_backward_sm80,
+                                        &attention_backward_naive_cuda)},
     .oracle = backward_oracle,
     .no_vjp =
         "second-order gradients of attention are not fused; compose it from matmul and softmax",

@@ -11,7 +11,7 @@
 #include "ops/attention/attention_cuda.h"
 #include "ops/cuda_mma.h"
 
-/* tests/attention_cuda_test.cc compiles the kernels again with one of these errors. */
+/* tests/cuda/attention_tiles_test.cc compiles the kernels again with one of these errors. */
 #if !defined(ATTENTION_MUTANT_BARRIER)
 #define ATTENTION_MUTANT_BARRIER 0 /* 1: a barrier is missing */
 #endif
@@ -200,17 +200,17 @@ static inline const char *attention_sm80_decline_rows(const tp_tensor *x) {
 
 /* shared: bytes of shared memory that the kernel wants at this head size. */
 static inline const char *attention_sm80_decline(const tp_call *k, size_t shared) {
-    const tp_cuda *device = tp_cuda_of(k->ctx);
+    const tp_cuda *device = tp_cuda_of(k->ctx); /* NULL: memory is planned without one */
     const char *no;
     for (int i = 0; i < 3; i++)
         if ((no = attention_sm80_decline_rows(k->in[i]))) return no;
     int64_t D = k->in[0]->shape[3], Dv = k->in[2]->shape[3];
-    if (device->sm < 80) return "needs compute capability 8.0";
+    if (device && device->sm < 80) return "needs compute capability 8.0";
     if (D != Dv) return "keys and values differ in width";
     if (D > 256) return "head size above 256";
     if (D % 8 || D == 0) return "head size is no multiple of 8";
     if (((const attention_attr *)k->attr)->scale < 0) return "a negative scale";
-    if (shared > device->shared_optin) return "the device's blocks have too little shared memory";
+    if (device && shared > device->shared_optin) return "the device's blocks have too little shared memory";
     return attention_decline_sizes(k);
 }
 #endif

@@ -4,12 +4,10 @@
  * - the same bits in every order in which threads and blocks may run and copies may arrive;
  * - the same bits for a query whether it comes alone (decoding) or with all others;
  * - the checks notice: kernels with a missing barrier or a wrong fragment index must fail them. */
-extern "C" {
-#include "ops/convert.h" /* first: its functions are C */
-}
 #include "core/ctx.h"
 #include "ops/attention/attention.h"
 #include "ops/attention/attention_problem.h"
+#include "ops/convert.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
