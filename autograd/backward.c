@@ -1,6 +1,7 @@
 /* Owns the walk back: who gets which cotangent, where sums go, and when memory is let go. */
 #include "autograd/tape.h"
 #include "ops/add/add.h"
+#include "ops/cast/cast.h"
 #include "ops/fill/fill.h"
 #include <string.h>
 
@@ -47,9 +48,11 @@ void tp_zero_grad(tp_ctx *c, tp_tensor *const leaf[], int n) {
     }
 }
 
+static bool alone(const tp_tensor *g) { return g->storage->refs == 1 && tp_contiguous(g); }
+
 /* Who keeps a gradient must be alone with its bytes: later sums are made in place. */
 static tp_tensor *unshared(tp_ctx *c, tp_tensor *g) {
-    if (tp_contiguous(g) && g->storage->refs == 1) return g;
+    if (alone(g)) return g;
     tp_tensor *own = tp_full_like(c, g, 0);
     if (!own || tp_add_(c, own, g)) return NULL;
     tp_release(c, g);
@@ -86,21 +89,23 @@ void tp_tape_sink(tp_ctx *c, const tp_grad_sink *sink) {
     if (c->tape) ((tp_tape *)c->tape)->sink = sink;
 }
 
-/* What the tensor has gathered so far, where a vjp may add to it in place. */
+/* What the tensor has gathered so far, where a vjp may add to it in place. What a checkpoint wants
+ * of its inputs counts as well: in bf16 a sum in place rounds once, and replaying must change no
+ * bit. */
 tp_tensor *tp_tape_partial(tp_ctx *c, const tp_tensor *t) {
     tp_tape *tape = c->tape;
+    tp_tensor *sum = NULL;
     if (!t || !tape->to_grad) return NULL;
     if (t->node >= 0) {
-        tp_tensor *d = tape->node[t->node].dout[t->out];
-        return d && !d->released && d->storage->refs == 1 && tp_contiguous(d) ? d : NULL;
+        sum = tape->node[t->node].dout[t->out];
+        return sum && !sum->released && alone(sum) && sum->dtype == t->dtype ? sum : NULL;
     }
-    if (tape->sink) return tape->sink->partial ? tape->sink->partial(tape->sink->arg, t) : NULL;
-    for (int i = 0; i < tape->nleaf; i++) {
-        tp_leaf *l = &tape->leaf[i];
-        if (l->t == t && !l->wanted && l->g && l->g->storage->refs == 1 && tp_contiguous(l->g))
-            return l->g;
-    }
-    return NULL;
+    const tp_leaf *l = NULL;
+    for (int i = 0; i < tape->nleaf && !l; i++)
+        if (tape->leaf[i].t == t) l = &tape->leaf[i];
+    if (tape->sink && !(l && l->wanted))
+        return tape->sink->partial ? tape->sink->partial(tape->sink->arg, t) : NULL;
+    return l && l->g && alone(l->g) && l->g->dtype == t->dtype ? l->g : NULL;
 }
 
 /* ---- gathering ------------------------------------------------------------------------------ */
@@ -110,7 +115,14 @@ static tp_status sum_into(tp_ctx *c, const tp_walk *w, tp_tensor **slot, tp_tens
         return TP_OK;
     }
     tp_tensor *old = *slot;
-    if (!w->create_graph && old->storage->refs == 1 && tp_contiguous(old)) {
+    if (old->dtype != g->dtype) { /* the wider of the two */
+        tp_tensor **narrow = old->dtype == TP_BF16 ? slot : &g, *wide = tp_cast(c, *narrow, TP_F32);
+        if (!wide) return c->status;
+        if (!w->create_graph) tp_release(c, *narrow);
+        *narrow = wide;
+        old = *slot;
+    }
+    if (!w->create_graph && alone(old)) {
         tp_status st = tp_add_(c, old, g);
         tp_release(c, g);
         return st;
@@ -125,9 +137,11 @@ static tp_status sum_into(tp_ctx *c, const tp_walk *w, tp_tensor **slot, tp_tens
     return TP_OK;
 }
 
-/* Adds cotangent g, which the slot then owns, to what t has gathered. */
+/* Adds cotangent g, which the slot then owns, to what t has gathered. Sums over a batch (gradients
+ * of weights) come in f32 for bf16 tensors as well. */
 tp_status tp_gather(tp_ctx *c, const tp_walk *w, tp_tensor *t, tp_tensor *g, const char *op) {
-    if (!tp_same_shape(t, g) || t->dtype != g->dtype)
+    bool f32 = t->dtype == TP_BF16 && g->dtype == TP_F32;
+    if (!tp_same_shape(t, g) || (t->dtype != g->dtype && !f32))
         return tp_fail(c, TP_EINTERNAL, "%s: its vjp made %s for an input of %s", op,
                        tp_shape_str(c, g), tp_shape_str(c, t));
     tp_tape *tape = c->tape;

@@ -61,8 +61,8 @@ each_op() {
     return $bad
 }
 check "ops on the device" each_op
-for t in "$build"/*_cuda_test; do
-    [ -x "$t" ] && check "$(basename "$t")" "$t"
+for t in "$build"/cuda_*_test; do
+    [ "$t" = "$build/cuda_op_test" ] || check "$(basename "$t" _test | tr _ ' ')" "$t"
 done
 [ -e tests/cuda/train.sh ] && check "training" sh tests/cuda/train.sh "$build/tapir" .
 

@@ -134,7 +134,8 @@ static int by_value(const void *a, const void *b) {
 /* ---- one setting ---------------------------------------------------------------------------- */
 static void report(side *s) {
     tp_ctx *c = s->c;
-    double waited, sent, peak = tp_measure_peak(c, &s->cfg) * tp_comm_size(s->comm);
+    double waited, sent, pool = (double)tp_memory_peak(c); /* of the steps, not of what follows */
+    double peak = tp_measure_peak(c, &s->cfg) * tp_comm_size(s->comm);
     int ranks = tp_comm_size(s->comm);
     tp_comm_traffic(s->comm, &waited, &sent);
     if (tp_comm_rank(s->comm) > 0) return;
@@ -148,9 +149,9 @@ static void report(side *s) {
                "\"planned_mb\":%.1f,\"pool_peak_mb\":%.1f,\"system_allocs\":%llu,\"threads\":%d,"
                "\"ranks\":%d,\"comm_mb_per_step\":%.6g,\"comm_wait\":%.4f}\n",
                tokens, flops / 1e9, flops / peak, tp_peak_rss_mb(), 1e3 * median, 1e3 * s->took[0],
-               1e3 * s->took[steps - 1], peak / 1e9, (double)s->plan.peak_bytes / 1e6,
-               (double)tp_memory_peak(c) / 1e6, allocs, tp_threads(c), ranks,
-               sent / 1e6 / (warmup + steps), waited / (warmup + steps) / median);
+               1e3 * s->took[steps - 1], peak / 1e9, (double)s->plan.peak_bytes / 1e6, pool / 1e6,
+               allocs, tp_threads(c), ranks, sent / 1e6 / (warmup + steps),
+               waited / (warmup + steps) / median);
     else
         printf("time per step    %.1f ms   (median of %d; %.1f to %.1f)\n"
                "tokens/s         %.1f\n"
@@ -159,8 +160,7 @@ static void report(side *s) {
                "system allocs    %llu in the timed steps\n",
                1e3 * median, steps, 1e3 * s->took[0], 1e3 * s->took[steps - 1], tokens, flops / 1e9,
                100 * flops / peak, peak / 1e9, tp_threads(c), tp_threads(c) == 1 ? "" : "s",
-               (double)tp_memory_peak(c) / 1e6, (double)s->plan.peak_bytes / 1e6, tp_peak_rss_mb(),
-               allocs);
+               pool / 1e6, (double)s->plan.peak_bytes / 1e6, tp_peak_rss_mb(), allocs);
     if (ranks > 1 && !json)
         printf("ranks            %d (%s): %.1f MB sent a step by each, %.1f %% of the time spent "
                "waiting\n",

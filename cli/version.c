@@ -1,6 +1,7 @@
 /* tapir version */
 #include "cli/cli.h"
 #include "core/ctx.h"
+#include "core/device.h"
 #include "tapir_version.h"
 #include <stdio.h>
 
@@ -16,6 +17,9 @@ int cmd_version(int argc, char **argv) {
            c->isa == 4   ? "AVX-512"
            : c->isa == 3 ? "AVX2"
                          : "portable");
+    char gpu[160] = "not built in (cmake --preset cuda builds it)";
+    if (&tp_cuda_backend) tp_cuda_backend.describe(gpu, sizeof gpu);
+    printf("cuda      %s\n", gpu);
     printf("ranks     %s\n", tp_comm_transports());
     tp_ctx_free(c);
     return EXIT_DONE;

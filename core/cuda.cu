@@ -1,5 +1,6 @@
 /* Owns the CUDA device of a context: its stream, memory, copies and failures. */
 #include "core/cuda.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -30,6 +31,19 @@ static tp_status take_device(tp_ctx *c, tp_cuda *g) {
     g->multiprocessors = p.multiProcessorCount;
     g->shared_optin = p.sharedMemPerBlockOptin;
     return TP_OK;
+}
+
+static void cuda_describe(char *to, size_t bytes) {
+    int n = 0;
+    cudaDeviceProp p;
+    cudaError_t e = cudaGetDeviceCount(&n);
+    if (e == cudaSuccess && n) e = cudaGetDeviceProperties(&p, 0);
+    if (e != cudaSuccess || !n)
+        snprintf(to, bytes, "no GPU (%s)", e != cudaSuccess ? cudaGetErrorString(e) : "none found");
+    else
+        snprintf(to, bytes, "%s, %.0f GiB, compute capability %d.%d%s", p.name,
+                 (double)p.totalGlobalMem / (double)(1 << 30), p.major, p.minor,
+                 n > 1 ? ", and others" : "");
 }
 
 static void cuda_close(tp_ctx *c) {
@@ -153,6 +167,7 @@ static tp_status cuda_fill(tp_ctx *c, void *to, int byte, size_t bytes) {
 
 extern "C" const tp_backend tp_cuda_backend = {
     .name = "cuda",
+    .describe = cuda_describe,
     .open = cuda_open,
     .close = cuda_close,
     .reserve = cuda_reserve,

@@ -12,6 +12,9 @@ typedef struct tp_reduce_attr {
 } tp_reduce_attr;
 extern const tp_attr tp_reduce_attrs[];
 
+/* The dtype of what is summed over a batch: statistics, and the gradients of parameters. In bf16
+ * each part would be rounded, and the parts are cut as micro-batches and ranks happen to be. */
+static inline tp_dtype tp_sum_dtype(tp_dtype x) { return x == TP_F64 ? TP_F64 : TP_F32; }
 /* dims with TP_ALL_DIMS resolved to those that x has (x may be NULL). */
 tp_reduce_attr tp_reduce_dims(const tp_tensor *x, unsigned dims, unsigned keep);
 /* Checks a tp_reduce_attr against in[0], a float tensor; out[0] of the reduced shape. */

@@ -30,15 +30,13 @@ __global__ void __launch_bounds__(TP_ROW_THREADS) norm_forward(norm_forward_args
     if (row >= a.r.rows) return;
     const T *px = tp_row_at<T>(a.x, row), *pr = tp_row_at<T>(a.residual, row);
     float x[K ? K : 1][V], mean = 0, sum = 0, squares = 0;
-    auto load = [&](int j, int64_t i,
-                    int n) { /* the sum as it will be read again: rounded */
-                             tp_row_load<T, VECTOR>(x[j], px, a.x.step, i, n);
-                             if (!a.residual.p) return;
-                             float res[V];
-                             tp_row_load<T, VECTOR>(res, pr, a.residual.step, i, n);
+    auto load = [&](int j, int64_t i, int n) {
+        float res[V];
+        tp_row_load<T, VECTOR>(x[j], px, a.x.step, i, n);
+        if (a.residual.p) tp_row_load<T, VECTOR>(res, pr, a.residual.step, i, n);
 #pragma unroll
-                             for (int e = 0; e < V; e++)
-                                 x[j][e] = tp_to_f32(tp_from_f32<T>(x[j][e] + res[e]));
+        for (int e = 0; e < V; e++) /* the sum as it will be read again: rounded */
+            if (a.residual.p) x[j][e] = tp_to_f32(tp_from_f32<T>(x[j][e] + res[e]));
     };
     tp_row_each<T, K, VECTOR>(channels, [&](int j, int64_t i, int n) {
         load(j, i, n);
@@ -222,7 +220,7 @@ __global__ void __launch_bounds__(TP_ROW_THREADS, 1) norm_backward(norm_backward
             TP_ROW_FOR(e, n) {
                 float dn = a.w.p ? g[j][e] * w[e] : g[j][e];
                 dx[e] = fmaf(-nx[j][e], c1, fmaf(dn, rstd, -c0));
-                if (a.dsum.p) dx[e] += ds[e];
+                if (a.dsum.p) dx[e] = tp_to_f32(tp_from_f32<T>(dx[e])) + ds[e]; /* as add would */
             }
             tp_row_store<T, VECTOR>((T *)a.dx + row * channels, dx, i, n);
         });
@@ -275,7 +273,7 @@ static inline size_t norm_backward_workspace(const tp_call *k, int parts) {
 }
 
 /* dw and db from the partial sums. */
-template <typename T, bool CENTRE>
+template <bool CENTRE>
 static inline tp_status norm_finish(const tp_call *k, const norm_backward_args &a, int64_t leaves) {
     int64_t channels = a.r.channels, width = (CENTRE ? 2 : 1) * channels;
     const float *sums = a.partial;
@@ -291,10 +289,10 @@ static inline tp_status norm_finish(const tp_call *k, const norm_backward_args &
         sums = to;
     }
     if (!a.segments) leaves = 0; /* no rows at all */
-    if (a.dw) st = tp_sum_trees<T>(k, sums, (T *)k->out[1]->data, channels, leaves, width);
+    if (a.dw) st = tp_sum_trees<float>(k, sums, tp_f32(k->out[1]), channels, leaves, width);
     if (a.db && !st)
-        st = tp_sum_trees<T>(k, sums + channels, (T *)k->out[a.dw ? 2 : 1]->data, channels, leaves,
-                             width);
+        st = tp_sum_trees<float>(k, sums + channels, tp_f32(k->out[a.dw ? 2 : 1]), channels, leaves,
+                                 width);
     return st;
 }
 
@@ -315,7 +313,7 @@ static inline tp_status norm_backward_run(const tp_call *k, norm_backward_args *
     tp_status st = TP_OK;
     TP_BY_FLOAT(k->in[1]->dtype, T, {
         st = norm_backward_typed<T, CENTRE>(k, *a, leaves * a->segments);
-        if (!st && (a->dw || a->db)) st = norm_finish<T, CENTRE>(k, *a, leaves);
+        if (!st && (a->dw || a->db)) st = norm_finish<CENTRE>(k, *a, leaves);
     });
     return st;
 }

@@ -36,7 +36,7 @@ tp_status tp_norm_need_eps(const tp_call *k) {
 }
 
 tp_status tp_norm_out_stat(tp_call *k, const tp_tensor *x) {
-    return tp_out(k, x->dtype == TP_F64 ? TP_F64 : TP_F32, x->ndim - 1, x->shape);
+    return tp_out(k, tp_sum_dtype(x->dtype), x->ndim - 1, x->shape);
 }
 
 tp_status tp_norm_need_stat(const tp_call *k, int x, int i, const char *arg) {
@@ -58,7 +58,7 @@ tp_status tp_norm_out_gradients(tp_call *k, const tp_tensor *x, const tp_tensor 
     int64_t channels = x->shape[x->ndim - 1];
     if (a->dw && !w) return tp_refuse(k, TP_EARG, "dw is asked for but w is absent");
     tp_status st = tp_out_like(k, x);
-    if (!st && a->dw) st = tp_out(k, x->dtype, 1, &channels);
-    if (!st && a->db) st = tp_out(k, x->dtype, 1, &channels);
+    if (!st && a->dw) st = tp_out(k, tp_sum_dtype(x->dtype), 1, &channels);
+    if (!st && a->db) st = tp_out(k, tp_sum_dtype(x->dtype), 1, &channels);
     return st;
 }

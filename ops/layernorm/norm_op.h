@@ -2,7 +2,7 @@
  * backward op. */
 #ifndef TP_NORM_OP_H
 #define TP_NORM_OP_H
-#include "ops/op.h"
+#include "ops/reduce.h"
 #ifdef __cplusplus
 extern "C" {
 #endif

@@ -4,6 +4,7 @@
 #define TP_LCE_INSIDE_H
 #include "ops/linear_cross_entropy/lce_math.h"
 #include "ops/linear_cross_entropy/linear_cross_entropy.h"
+#include "ops/reduce.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -38,7 +39,6 @@ enum { LCE_SUM, LCE_SUM_LOGPROB, LCE_SUM_ENTROPY, LCE_SUM_DX, LCE_SUM_DW }; /* t
 enum { LCE_MAX_CHUNK = 65536 };
 
 /* The type of loss, logprob, entropy and lse: bf16 would keep 8 bits of a log-probability. */
-static inline tp_dtype lce_stats_dtype(tp_dtype x) { return x == TP_F64 ? TP_F64 : TP_F32; }
 /* Sizes of a call whose first three inputs are x, w, targets. */
 lce_dims lce_dims_of(const tp_call *k);
 /* Refuses x, w, targets and attributes that do not fit together. */

@@ -88,7 +88,7 @@ static inline void lce_plan_weight(lce_plan *p, bool fast, size_t budget) {
     p->tile_ld = lce_up(p->cols, 8);
     int64_t samples = 1;
     while (samples < TP_CUDA_LEAF && 2 * samples * d->t <= LCE_PART) samples *= 2;
-    p->leaf_t = lce_least(fast ? LCE_PART : samples * d->t, d->n);
+    p->leaf_t = lce_least(fast ? (int64_t)LCE_PART : samples * d->t, d->n);
     p->part = lce_least(p->leaf_t, LCE_PART);
     int64_t leaves = p->leaf_t ? (d->n + p->leaf_t - 1) / p->leaf_t : 0;
     p->leaf = lce_up(p->cols * d->c, 4);

@@ -130,7 +130,7 @@ static tp_status forward_infer(tp_call *k) {
     tp_status st = lce_infer_common(k);
     const tp_tensor *x = k->in[LCE_X];
     for (int i = 0; i < 4 && !st; i++)
-        st = tp_out(k, lce_stats_dtype(x->dtype), x->ndim - 1, x->shape);
+        st = tp_out(k, tp_sum_dtype(x->dtype), x->ndim - 1, x->shape);
     return st;
 }
 

@@ -22,10 +22,12 @@ static tp_status backward_infer(tp_call *k) {
                              tp_shape_str(k->ctx, y));
     }
     if (st) return st;
+    const tp_tensor *w = k->in[LCE_W];
+    tp_dtype dw = tp_sum_dtype(w->dtype);
     int64_t none = 0;
     st = at->no_dx ? tp_out(k, k->in[LCE_X]->dtype, 1, &none) : tp_out_like(k, k->in[LCE_X]);
     if (st) return st;
-    return at->no_dw ? tp_out(k, k->in[LCE_W]->dtype, 1, &none) : tp_out_like(k, k->in[LCE_W]);
+    return at->no_dw ? tp_out(k, dw, 1, &none) : tp_out(k, dw, w->ndim, w->shape);
 }
 
 static tp_status backward_oracle(const tp_call *k) {

@@ -20,11 +20,11 @@ static tp_status train_infer(tp_call *k) {
     if (coef && !tp_same_shape(coef, y))
         return tp_refuse(k, TP_ESHAPE, "coef must have the shape of targets, got %s and %s",
                          tp_shape_str(k->ctx, coef), tp_shape_str(k->ctx, y));
-    tp_dtype stats = lce_stats_dtype(x->dtype);
+    tp_dtype stats = tp_sum_dtype(x->dtype);
     if ((st = tp_out(k, stats, 0, NULL))) return st;
     for (int i = 0; i < 2 && !st; i++) st = tp_out(k, stats, y->ndim, y->shape);
     if (!st) st = tp_out_like(k, x);
-    return st ? st : tp_out_like(k, k->in[LCE_W]);
+    return st ? st : tp_out(k, stats, k->in[LCE_W]->ndim, k->in[LCE_W]->shape);
 }
 
 static tp_status train_oracle(const tp_call *k) {

@@ -4,9 +4,11 @@
  *
  * It is linear in both inputs. With G and h the cotangents of dw (K,N) and db (N):
  *   d(x) = dy G^T,   d(dy) = x G + h */
+#include "ops/cast/cast.h"
 #include "ops/expand/expand.h"
 #include "ops/matmul/matmul.h"
 #include "ops/matmul/matmul_call.h"
+#include "ops/reduce.h"
 
 extern const tp_op op_matmul_wgrad;
 TP_CPU_DECLARE(matmul_wgrad_cpu);
@@ -41,8 +43,8 @@ static tp_status wgrad_infer(tp_call *k) {
         return tp_refuse(k, TP_EARG, "neither weight nor bias is wanted");
     int64_t in = tp_dim(x, -1), n = tp_dim(dy, -1), shape[2] = {in, n};
     if (attr->transposed) shape[0] = n, shape[1] = in;
-    if (attr->weight && (st = tp_out(k, x->dtype, 2, shape))) return st;
-    return attr->bias ? tp_out(k, x->dtype, 1, &n) : TP_OK;
+    if (attr->weight && (st = tp_out(k, tp_sum_dtype(x->dtype), 2, shape))) return st;
+    return attr->bias ? tp_out(k, tp_sum_dtype(x->dtype), 1, &n) : TP_OK;
 }
 
 static tp_status wgrad_oracle(const tp_call *k) {
@@ -70,6 +72,8 @@ static void wgrad_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[
     tp_ctx *c = k->ctx;
     tp_tensor *x = k->in[0], *dy = k->in[1];
     tp_tensor *g = attr->weight ? dout[0] : NULL, *h = attr->bias ? dout[k->nout - 1] : NULL;
+    if (g) g = tp_cast(c, g, x->dtype);
+    if (h) h = tp_cast(c, h, x->dtype);
     if (tp_wants(k, 0) && g)
         din[0] = tp_matmul(c, dy, g, &(tp_matmul_opts){.trans_b = !attr->transposed});
     if (tp_wants(k, 1) && g)

@@ -74,6 +74,12 @@ expect "kill -9 and resume" [ "$(hash_of killed)" = "$(hash_of again1)" ]
 expect "recomputation" run recomputed $w model.activation_checkpointing=true
 expect "recomputation has the same bits" [ "$(hash_of recomputed)" = "$(hash_of again1)" ]
 
+# micro-batches of 8 samples and more are cut out of one tree (TP_CUDA_LEAF)
+m="model.family=llama device=cuda dtype=bf16 train.batch=16 run.steps=3"
+expect "one pass" run whole $m train.micro_batches=1
+expect "two passes" run halves $m train.micro_batches=2
+expect "two passes have the bits of one" [ "$(hash_of whole)" = "$(hash_of halves)" ]
+
 json=$("$tapir" bench step "$src/configs/tests/cuda.yaml" device=cuda dtype=bf16 model.vocab=300 --steps 2 \
     --warmup 1 --json 2>"$dir/err") || bad "bench: $(cat "$dir/err")"
 number() { echo "$json" | sed "s/.*\"$1\":\([0-9.]*\).*/\1/"; }
