@@ -7,9 +7,11 @@
 
 static char *run_path, *corpus_path;
 static bool json, best;
+static tp_device device;
 static const struct argp_option options[] = {
     {"json", 'J', NULL, 0, "One line for machines", 0},
     {"best", 'b', NULL, 0, "Use the checkpoint with the best validation loss", 0},
+    {"device", 'd', "NAME", 0, "cpu, or cuda for a GPU (cpu)", 0},
     {0}};
 
 static error_t parse(int key, char *arg, struct argp_state *s) {
@@ -19,6 +21,11 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
         break;
     case 'b':
         best = true;
+        break;
+    case 'd':
+        if (strcmp(arg, "cpu") && strcmp(arg, "cuda"))
+            argp_error(s, "--device must be cpu or cuda, got \"%s\"", arg);
+        device = !strcmp(arg, "cuda") ? TP_CUDA : TP_CPU;
         break;
     case ARGP_KEY_ARG:
         if (!run_path)
@@ -114,8 +121,12 @@ int cmd_eval(int argc, char **argv) {
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_catch_signals();
     tp_ctx *c;
-    tp_status st = tp_ctx_new(&c, NULL);
-    if (st) return tp_say_failure(argv[0], NULL, st);
+    char why[TP_WHY_BYTES];
+    tp_status st = tp_ctx_new(&c, &(tp_ctx_opts){.device = device, .why = why});
+    if (st) {
+        tp_say(argv[0], "%s", why);
+        return EXIT_FAILED;
+    }
     tp_run r;
     tp_corpus *co = NULL;
     tp_eval_result e;

@@ -84,7 +84,7 @@ function(tapir_cuda_tests ops)
     set(tapir_with_cuda tapir_bin)
   endif()
   add_test(NAME cuda.train COMMAND sh ${CMAKE_SOURCE_DIR}/tests/cuda/train.sh $<TARGET_FILE:${tapir_with_cuda}>
-           ${CMAKE_SOURCE_DIR})
+           ${CMAKE_SOURCE_DIR} $<$<BOOL:${TAPIR_SANITIZE}>:short>)
   # bench/cuda/NAME.c is the program bench_cuda_NAME; on the CPU it only shows that it works.
   file(GLOB benches CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/bench/cuda/*.c)
   list(FILTER benches EXCLUDE REGEX "/bench/cuda/bench\\.c$")

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Training on the device: the loss follows the CPU's, every run has the bits of the one before, a run
 # that was killed goes on with the same bits, and the plan is the memory that is used.
-# $1: a tapir with CUDA, $2: the source folder.
+# $1: a tapir with CUDA, $2: the source folder, $3: "short" for two short runs only (sanitizers).
 set -u
 tapir=$1
 src=$2
@@ -34,6 +34,14 @@ hash_of() { "$tapir" hash "$dir/$1" | cut -d' ' -f1; }
 near() { # near A B TOLERANCE
     awk -v a="$1" -v b="$2" -v t="$3" 'BEGIN { d = a - b; if (d < 0) d = -d; exit !(a > 0 && d <= t) }'
 }
+
+if [ "${3:-}" = short ]; then
+    expect "GPT-2 in bf16" run short1 device=cuda dtype=bf16 run.steps=2 model.dropout=0.1
+    expect "Llama in f32" run short2 model.family=llama device=cuda run.steps=2
+    echo "$checks checks, $failed failed"
+    [ $failed = 0 ]
+    exit
+fi
 
 for family in gpt2 llama; do
     f="model.family=$family"
