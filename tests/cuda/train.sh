@@ -29,6 +29,10 @@ run() {
     last=$("$tapir" train "$src/configs/tests/cuda.yaml" run.dir="$dir/$name" data.train="$dir/train.h5" \
         data.val="$dir/val.h5" "$@" 2>"$dir/err") || { cat "$dir/err"; return 1; }
 }
+evaluates() { # evaluates DEVICE NAME: leaves the loss in $got
+    got=$("$tapir" eval "$dir/$2" --device "$1" --json 2>"$dir/err") || return 1
+    got=$(echo "$got" | sed 's/.*"loss":\([0-9.]*\).*/\1/')
+}
 loss_of() { echo "$last" | sed 's/.*train_loss=\([0-9.]*\).*/\1/'; }
 hash_of() { "$tapir" hash "$dir/$1" | cut -d' ' -f1; }
 near() { # near A B TOLERANCE
@@ -54,7 +58,10 @@ for family in gpt2 llama; do
         gpu=$(loss_of)
         [ $dtype = f32 ] && tolerance=0.0005 || tolerance=0.01
         expect "$name: loss $gpu, on the CPU $cpu" near "$gpu" "$cpu" $tolerance
-        expect "the CPU's own evaluation of $name" sh -c "'$tapir' eval '$dir/$name' >/dev/null 2>&1"
+        expect "evaluation of $name on the CPU" evaluates cpu "$name"
+        cpu_loss=$got
+        expect "evaluation of $name on the device" evaluates cuda "$name"
+        expect "$name: evaluated, $got, on the CPU $cpu_loss" near "$got" "$cpu_loss" $tolerance
     done
 done
 
