@@ -50,27 +50,6 @@ typedef struct run {
 } run;
 
 /* ---- open ----------------------------------------------------------------------------------- */
-static tp_status make_folder(tp_ctx *c, const char *path) {
-    char p[TP_CONFIG_TEXT + 32];
-    snprintf(p, sizeof p, "%s", path);
-    for (char *at = p + 1;; at++) {
-        if (*at && *at != '/') continue;
-        char was = *at;
-        *at = 0;
-        if (mkdir(p, 0777) && errno != EEXIST)
-            return tp_fail(c, TP_EIO, "cannot make the folder %s: %s", p, strerror(errno));
-        *at = was;
-        if (!was) return TP_OK;
-    }
-}
-
-static tp_status write_file(tp_ctx *c, const char *path, const char *text) {
-    FILE *f = fopen(path, "w");
-    bool ok = f && fputs(text, f) >= 0;
-    if (f && fclose(f)) ok = false;
-    return ok ? TP_OK : tp_fail(c, TP_EIO, "cannot write %s: %s", path, strerror(errno));
-}
-
 static tp_packing packing(const tp_config *f) {
     return f->data.packing == TP_CFG_DOCUMENTS ? TP_PACK_DOCUMENTS : TP_PACK_STREAM;
 }
@@ -130,8 +109,8 @@ static tp_status open_folder(run *r, bool resume) {
     char path[TP_CONFIG_TEXT + 64];
     snprintf(r->checkpoints, sizeof r->checkpoints, "%s/checkpoints", r->cfg.run.dir);
     if (!r->root) return tp_comm_barrier(r->comm, r->c);
-    tp_status st = make_folder(r->c, r->cfg.run.dir);
-    if (!st) st = make_folder(r->c, r->checkpoints);
+    tp_status st = tp_make_folder(r->c, r->cfg.run.dir);
+    if (!st) st = tp_make_folder(r->c, r->checkpoints);
     if (!st) st = tp_checkpoint_clean(r->c, r->checkpoints, &left);
     if (st) return st;
     snprintf(path, sizeof path, "%s/metrics.jsonl", r->cfg.run.dir);
@@ -173,51 +152,6 @@ static void counters(run *r, counter out[COUNTERS]) {
     memcpy(out, all, sizeof all);
 }
 
-/* One tensor of the optimizer's state, whole: of p's shape, n bytes at `whole`. */
-typedef tp_status (*state_fn)(run *r, void *file, int i, const char *name, const tp_tensor *p,
-                              void *whole, size_t n);
-
-/* Ranks hold a part each; in a checkpoint the state is whole, so that any number of ranks can go on
- * from it. One buffer serves all tensors; after a failure the communicator may still write to it.
- */
-static tp_status each_state(run *r, void *file, state_fn fn) {
-    tp_optim *o = r->trainer.optim;
-    const tp_params *p = tp_model_params(r->trainer.model);
-    int64_t most = 1;
-    for (int i = 0; i < p->n; i++)
-        if (tp_numel(p->p[i].t) > most) most = tp_numel(p->p[i].t);
-    tp_status st = TP_OK;
-    if (!(r->whole = tp_malloc(r->c, (size_t)most * sizeof(float)))) st = tp_error_status(r->c);
-    for (int i = 0; i < tp_optim_state_count(o) && !st; i++) {
-        char name[TP_CHECKPOINT_NAME];
-        const tp_tensor *t = p->p[tp_optim_state_param(o, i)].t;
-        snprintf(name, sizeof name, "optimizer/%s", tp_optim_state_name(o, i));
-        st = fn(r, file, i, name, t, r->whole,
-                (size_t)tp_numel(t) * tp_dtype_size(tp_optim_state_dtype(o, i)));
-    }
-    if (st) return st;
-    tp_free(r->whole);
-    r->whole = NULL;
-    return TP_OK;
-}
-
-static tp_status put_state(run *r, void *file, int i, const char *name, const tp_tensor *p,
-                           void *whole, size_t n) {
-    tp_optim *o = r->trainer.optim;
-    tp_status st = tp_optim_state_get(o, i, whole);
-    if (st || !r->root) return st;
-    return tp_checkpoint_put(file, name, tp_optim_state_dtype(o, i), p->ndim, p->shape, whole, n);
-}
-
-static tp_status get_state(run *r, void *file, int i, const char *name, const tp_tensor *p,
-                           void *whole, size_t n) {
-    tp_optim *o = r->trainer.optim;
-    tp_status st =
-        tp_checkpoint_get(file, name, tp_optim_state_dtype(o, i), p->ndim, p->shape, whole, n);
-    if (!st) tp_optim_state_put(o, i, whole);
-    return st;
-}
-
 static tp_status put_everything(run *r, tp_checkpoint_writer *w) {
     size_t n;
     char *config = tp_config_text(r->c, &r->cfg);
@@ -232,12 +166,12 @@ static tp_status put_everything(run *r, tp_checkpoint_writer *w) {
         st = k[i].i64 ? tp_checkpoint_put_i64(w, k[i].name, *k[i].i64)
                       : tp_checkpoint_put_f64(w, k[i].name, *k[i].f64);
     if (!st) st = tp_save_weights(r->c, w, tp_model_params(r->trainer.model));
-    return st ? st : each_state(r, w, put_state);
+    return st ? st : tp_save_optimizer(&r->trainer, w, &r->whole);
 }
 
 /* Every rank hands in its part of the state; rank 0 writes. */
 static tp_status save(run *r, bool best) {
-    if (!r->root) return each_state(r, NULL, put_state);
+    if (!r->root) return tp_save_optimizer(&r->trainer, NULL, &r->whole);
     char path[TP_CONFIG_TEXT + 96];
     tp_checkpoint_writer *w = NULL;
     tp_status st = tp_checkpoint_file(path, sizeof path, r->c, r->checkpoints, r->step);
@@ -267,19 +201,6 @@ static void adopt_free_keys(tp_config *to, const tp_config *from) {
     memcpy(to->data.val, from->data.val, sizeof to->data.val);
 }
 
-/* The first "key: value" in which two config texts differ. */
-static void first_difference(const char *a, const char *b, char *out, size_t cap) {
-    while (*a && *a == *b) {
-        a++;
-        b++;
-    }
-    while (a[-1] && a[-1] != '\n') a--, b--;
-    while (*a == ' ') a++;
-    while (*b == ' ') b++;
-    snprintf(out, cap, "\"%.*s\" there, \"%.*s\" now", (int)strcspn(a, "\n"), a,
-             (int)strcspn(b, "\n"), b);
-}
-
 static tp_status check_same_run(run *r, tp_checkpoint_reader *from) {
     char *text = NULL, *sha = NULL, what[256];
     tp_config saved;
@@ -291,7 +212,7 @@ static tp_status check_same_run(run *r, tp_checkpoint_reader *from) {
     adopt_free_keys(&saved, &r->cfg);
     if (!st && !tp_config_equal(&saved, &r->cfg)) {
         char *a = tp_config_text(r->c, &saved), *b = tp_config_text(r->c, &r->cfg);
-        if (a && b) first_difference(a, b, what, sizeof what);
+        if (a && b) tp_config_difference(a, b, what, sizeof what);
         st = tp_fail(r->c, TP_EARG, "%s was trained with another config: %s", r->cfg.run.dir,
                      a && b ? what : "");
         tp_free(a);
@@ -313,7 +234,7 @@ static tp_status load_state(run *r, tp_checkpoint_reader *from) {
     for (int i = 0; i < COUNTERS && !st; i++)
         st = k[i].i64 ? tp_checkpoint_get_i64(from, k[i].name, k[i].i64)
                       : tp_checkpoint_get_f64(from, k[i].name, k[i].f64);
-    if (!st) st = each_state(r, from, get_state);
+    if (!st) st = tp_load_optimizer(&r->trainer, from, &r->whole);
     r->step = tp_checkpoint_step(from);
     return st;
 }
@@ -348,7 +269,7 @@ static tp_status open_logs(run *r) {
     snprintf(path, sizeof path, "%s/config.yaml", r->cfg.run.dir);
     tp_status st = tp_config_write(r->c, &r->cfg, path);
     snprintf(path, sizeof path, "%s/tokenizer.json", r->cfg.run.dir);
-    if (!st) st = write_file(r->c, path, tp_tokenizer_json(r->tokenizer, &n));
+    if (!st) st = tp_write_text(r->c, path, tp_tokenizer_json(r->tokenizer, &n));
     snprintf(path, sizeof path, "%s/metrics.jsonl", r->cfg.run.dir);
     if (!st) st = tp_metrics_open(&r->metrics, r->c, path, last);
     if (!st && r->cfg.log.tensorboard)

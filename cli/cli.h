@@ -79,6 +79,16 @@ tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best);
 void tp_run_close(tp_run *r);
 tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p);
 tp_status tp_save_weights(tp_ctx *c, tp_checkpoint_writer *w, const tp_params *p);
+/* Ranks hold a part each of the optimizer's state; in a checkpoint it is whole, so that any number
+ * of ranks can go on from it. Saved by all ranks together, written where w is not NULL. *whole: one
+ * buffer for all tensors, for the caller to free if this failed and the ranks are closed: the
+ * communicator may still write to it. */
+tp_status tp_save_optimizer(tp_trainer *t, tp_checkpoint_writer *w, void **whole);
+tp_status tp_load_optimizer(tp_trainer *t, tp_checkpoint_reader *from, void **whole);
+tp_status tp_make_folder(tp_ctx *c, const char *path); /* with those above it */
+tp_status tp_write_text(tp_ctx *c, const char *path, const char *text);
+/* The first "key: value" in which two texts of configs differ. */
+void tp_config_difference(const char *a, const char *b, char *out, size_t cap);
 
 /* ---- evaluating ----------------------------------------------------------------------------- */
 typedef struct tp_eval_result {

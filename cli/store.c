@@ -1,0 +1,93 @@
+/* Owns what runs keep in their folders beside weights: the optimizer's state, and comparing
+ * configs.
+ */
+#include "cli/cli.h"
+#include "core/ctx.h"
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+
+tp_status tp_make_folder(tp_ctx *c, const char *path) {
+    char p[TP_CONFIG_TEXT + 32];
+    snprintf(p, sizeof p, "%s", path);
+    for (char *at = p + 1;; at++) {
+        if (*at && *at != '/') continue;
+        char was = *at;
+        *at = 0;
+        if (mkdir(p, 0777) && errno != EEXIST)
+            return tp_fail(c, TP_EIO, "cannot make the folder %s: %s", p, strerror(errno));
+        *at = was;
+        if (!was) return TP_OK;
+    }
+}
+
+tp_status tp_write_text(tp_ctx *c, const char *path, const char *text) {
+    FILE *f = fopen(path, "w");
+    bool ok = f && fputs(text, f) >= 0;
+    if (f && fclose(f)) ok = false;
+    return ok ? TP_OK : tp_fail(c, TP_EIO, "cannot write %s: %s", path, strerror(errno));
+}
+
+/* ---- the optimizer's state ------------------------------------------------------------------ */
+/* One tensor of it, whole: of p's shape, n bytes at `whole`. */
+typedef tp_status (*state_fn)(tp_trainer *t, void *file, int i, const char *name,
+                              const tp_tensor *p, void *whole, size_t n);
+
+static tp_status each_state(tp_trainer *t, void *file, void **whole, state_fn fn) {
+    tp_optim *o = t->optim;
+    const tp_params *p = tp_model_params(t->model);
+    int64_t most = 1;
+    for (int i = 0; i < p->n; i++)
+        if (tp_numel(p->p[i].t) > most) most = tp_numel(p->p[i].t);
+    tp_status st = TP_OK;
+    if (!(*whole = tp_malloc(t->c, (size_t)most * sizeof(float)))) st = tp_error_status(t->c);
+    for (int i = 0; i < tp_optim_state_count(o) && !st; i++) {
+        char name[TP_CHECKPOINT_NAME];
+        const tp_tensor *of = p->p[tp_optim_state_param(o, i)].t;
+        snprintf(name, sizeof name, "optimizer/%s", tp_optim_state_name(o, i));
+        st = fn(t, file, i, name, of, *whole,
+                (size_t)tp_numel(of) * tp_dtype_size(tp_optim_state_dtype(o, i)));
+    }
+    if (st) return st;
+    tp_free(*whole);
+    *whole = NULL;
+    return TP_OK;
+}
+
+static tp_status put_state(tp_trainer *t, void *file, int i, const char *name, const tp_tensor *p,
+                           void *whole, size_t n) {
+    tp_status st = tp_optim_state_get(t->optim, i, whole);
+    if (st || !file) return st;
+    return tp_checkpoint_put(file, name, tp_optim_state_dtype(t->optim, i), p->ndim, p->shape,
+                             whole, n);
+}
+
+static tp_status get_state(tp_trainer *t, void *file, int i, const char *name, const tp_tensor *p,
+                           void *whole, size_t n) {
+    tp_status st = tp_checkpoint_get(file, name, tp_optim_state_dtype(t->optim, i), p->ndim,
+                                     p->shape, whole, n);
+    if (!st) tp_optim_state_put(t->optim, i, whole);
+    return st;
+}
+
+tp_status tp_save_optimizer(tp_trainer *t, tp_checkpoint_writer *w, void **whole) {
+    return each_state(t, w, whole, put_state);
+}
+
+tp_status tp_load_optimizer(tp_trainer *t, tp_checkpoint_reader *from, void **whole) {
+    return each_state(t, from, whole, get_state);
+}
+
+/* ---- configs -------------------------------------------------------------------------------- */
+void tp_config_difference(const char *a, const char *b, char *out, size_t cap) {
+    const char *begin = a;
+    while (*a && *a == *b) {
+        a++;
+        b++;
+    }
+    while (a > begin && a[-1] != '\n') a--, b--;
+    while (*a == ' ') a++;
+    while (*b == ' ') b++;
+    snprintf(out, cap, "\"%.*s\" there, \"%.*s\" now", (int)strcspn(a, "\n"), a,
+             (int)strcspn(b, "\n"), b);
+}
