@@ -66,6 +66,8 @@ for t in "$build"/cuda_*_test; do
 done
 [ -e tests/cuda/train.sh ] && check "training" sh tests/cuda/train.sh "$build/tapir" .
 
+check "registers and spills" sh tests/cuda/registers.sh .
+
 # ---- compute-sanitizer
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do

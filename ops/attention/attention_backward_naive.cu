@@ -51,7 +51,7 @@ static __device__ __forceinline__ float naive_dot(const float *row, const attent
 }
 
 template <typename T>
-__global__ void __launch_bounds__(32)
+__global__ void __launch_bounds__(32, 16)
     attention_naive_dq_kernel(const attention_backward_params x, float *delta_of) {
     const attention_params &p = x.f;
     TP_SHARED_DYNAMIC(shared);
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(32)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(32)
+__global__ void __launch_bounds__(32, 16)
     attention_naive_dkv_kernel(const attention_backward_params x, const float *delta_of) {
     const attention_params &p = x.f;
     TP_SHARED_DYNAMIC(shared);

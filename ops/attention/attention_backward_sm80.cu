@@ -406,12 +406,14 @@ __global__ void __launch_bounds__(THREADS, 1)
                 seen = tp_flag_peek(s.flags + (a.b * p.H + h) * s.tiles + i);
 
             constexpr int NT = size::S_NT, PART = CAPPED && NT > 2 ? NT / 2 : NT;
+            constexpr int MT = CAPPED ? 1 : size::S_MT; /* in pieces: registers */
             const int m = w / (WARPS / shape::S_M) * 16 * size::S_MT;
+            const int c = w % (WARPS / shape::S_M) * NT * 8;
 #pragma unroll 1
-            for (int part = 0; part < NT / PART; part++)
-                backward_scores<D, size::S_MT, PART, CAPPED>(
-                    p, a, k_tile, q_tile, i, m, (w % (WARPS / shape::S_M) * NT + part * PART) * 8,
-                    at);
+            for (int part = 0; part < NT / PART * (size::S_MT / MT); part++)
+                backward_scores<D, MT, PART, CAPPED>(p, a, k_tile, q_tile, i,
+                                                     m + part / (NT / PART) * 16 * MT,
+                                                     c + part % (NT / PART) * PART * 8, at);
         }
         /* One thread hands over the tile before and takes this one. One fence serves both, unless
          * it must wait and meanwhile keep nobody waiting. */
