@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-enum { TP_CONFIG_TEXT = 1024, TP_CONFIG_KEYS = 96 }; /* bytes of a text with its NUL; most keys */
+enum { TP_CONFIG_TEXT = 1024, TP_CONFIG_KEYS = 160 }; /* bytes of a text with its NUL; most keys */
 
 typedef enum tp_cfg_auto { TP_CFG_AUTO, TP_CFG_FALSE, TP_CFG_TRUE } tp_cfg_auto;
 typedef enum tp_cfg_dtype { TP_CFG_F32, TP_CFG_BF16 } tp_cfg_dtype;
@@ -33,6 +33,22 @@ typedef enum tp_cfg_schedule {
     TP_CFG_WSD,
     TP_CFG_CONSTANT
 } tp_cfg_schedule;
+
+typedef enum tp_cfg_scale {
+    TP_CFG_SCALE_GROUP,
+    TP_CFG_SCALE_BATCH,
+    TP_CFG_SCALE_NONE
+} tp_cfg_scale;
+typedef enum tp_cfg_estimator { TP_CFG_GRPO, TP_CFG_RLOO } tp_cfg_estimator;
+typedef enum tp_cfg_loss_type {
+    TP_CFG_LOSS_GRPO,
+    TP_CFG_LOSS_BNPO,
+    TP_CFG_LOSS_DAPO,
+    TP_CFG_LOSS_DR_GRPO
+} tp_cfg_loss_type;
+typedef enum tp_cfg_objective { TP_CFG_CLIP, TP_CFG_CISPO } tp_cfg_objective;
+typedef enum tp_cfg_level { TP_CFG_TOKEN, TP_CFG_SEQUENCE } tp_cfg_level;
+typedef enum tp_cfg_kl { TP_CFG_K1, TP_CFG_K2, TP_CFG_K3 } tp_cfg_kl;
 
 /* Meanings, units and ranges: config_schema.c, or tp_config_help. */
 typedef struct tp_config {
@@ -70,6 +86,24 @@ typedef struct tp_config {
         int64_t zero_stage;
         double bucket_mb, timeout;
     } dist;
+    struct { /* reinforcement learning: tapir grpo */
+        char init_from[TP_CONFIG_TEXT], task[TP_CONFIG_TEXT], reward_weights[TP_CONFIG_TEXT];
+        char reward_program[TP_CONFIG_TEXT];
+        int64_t task_min, task_max, prompts_per_step, num_generations, max_completion_length;
+        int64_t num_iterations, steps_per_generation, top_k, lanes, max_draws;
+        int64_t overlong_buffer, ref_model_sync_steps, eval_prompts, eval_samples, log_completions;
+        double temperature, top_p, min_p, repetition_penalty;
+        double epsilon, epsilon_high, delta, clip_ratio_c, beta, entropy_coef;
+        double top_entropy_quantile, ref_model_mixup_alpha, reward_timeout;
+        bool use_bias_correction_kl, mask_truncated_completions, dynamic_sampling, sync_ref_model;
+        bool shuffle_rewards, dump;
+        tp_cfg_scale scale_rewards;
+        tp_cfg_estimator advantage_estimator;
+        tp_cfg_loss_type loss_type;
+        tp_cfg_objective objective;
+        tp_cfg_level importance_sampling_level;
+        tp_cfg_kl kl_estimator;
+    } rl;
     struct {
         int64_t every, batches;
     } eval;

@@ -13,6 +13,12 @@ static const char *const backends[] = {"auto", "self", "mpi", "nccl", NULL};
 static const char *const autos[] = {"auto", "false", "true", NULL};
 static const char *const optimizers[] = {"adamw", "muon", "sgd", NULL};
 static const char *const states[] = {"f32", "bf16", NULL};
+static const char *const scales[] = {"group", "batch", "none", NULL};
+static const char *const estimators[] = {"grpo", "rloo", NULL};
+static const char *const loss_types[] = {"grpo", "bnpo", "dapo", "dr_grpo", NULL};
+static const char *const objectives[] = {"clip", "cispo", NULL};
+static const char *const levels[] = {"token", "sequence", NULL};
+static const char *const kls[] = {"k1", "k2", "k3", NULL};
 static const char *const schedules[] = {"cosine", "linear", "wsd", "constant", NULL};
 
 typedef char text_member[TP_CONFIG_TEXT];
@@ -153,6 +159,71 @@ const tp_key tp_config_keys[] = {
         "gradients travel together up to this size"),
     F64(dist.timeout, "30", 0, OPEN, 1e6, SHUT, "s",
         "a rank that gives no sign of life for so long ends the job"),
+
+    TEXT(rl.init_from, "", "path", "run or checkpoint whose model is the policy at the start"),
+    TEXT(rl.task, "chain", "", "what is practised: `tapir task --list`, or a file of JSON lines"),
+    I64(rl.task_min, "0", 0, 1 << 20, "", "smallest size of the task's items; 0: the task's own"),
+    I64(rl.task_max, "0", 0, 1 << 20, "", "largest size of the task's items; 0: the task's own"),
+    TEXT(rl.reward_weights, "exact_match=1", "",
+         "rewards and their weights, as exact_match=1,format=0.1,program=0.5"),
+    TEXT(rl.reward_program, "", "",
+         "shell command that reads JSON lines (prompt, completion, answer) and writes a number for "
+         "each"),
+    F64(rl.reward_timeout, "10", 0, OPEN, 1e6, SHUT, "s", "how long it may take for a batch"),
+    I64(rl.prompts_per_step, "16", 1, 1 << 20, "prompts", "different prompts of a step"),
+    I64(rl.num_generations, "16", 2, 1 << 16, "samples", "completions of each prompt: the group"),
+    I64(rl.max_completion_length, "64", 1, 1 << 24, "tokens",
+        "a completion ends here at the latest"),
+    I64(rl.lanes, "0", 0, 1 << 16, "", "sequences that are decoded side by side; 0: all of a step"),
+    F64(rl.temperature, "1", 0, OPEN, INFINITY, OPEN, "",
+        "of sampling, and of the loss's log-probs"),
+    I64(rl.top_k, "0", 0, INT32_MAX, "tokens", "draw from the k likeliest only; 0: off"),
+    F64(rl.top_p, "1", 0, OPEN, 1, SHUT, "", "draw from the likeliest that hold this; 1: off"),
+    F64(rl.min_p, "0", 0, SHUT, 1, SHUT, "", "drop what is less likely than this part of the best"),
+    F64(rl.repetition_penalty, "1", 0, OPEN, INFINITY, OPEN, "",
+        "makes tokens seen before less likely; 1: off, the only value that learning allows"),
+    CHOICE(rl.advantage_estimator, tp_cfg_estimator, estimators, "grpo",
+           "grpo: reward less the group's mean; rloo: less the mean of the others"),
+    CHOICE(rl.scale_rewards, tp_cfg_scale, scales, "group",
+           "advantages are divided by the standard deviation of the group, of the batch, or not"),
+    CHOICE(rl.loss_type, tp_cfg_loss_type, loss_types, "dapo",
+           "mean over tokens: of each sequence (grpo), of the minibatch (bnpo), of the whole batch "
+           "(dapo), or sum over max_completion_length (dr_grpo)"),
+    CHOICE(rl.objective, tp_cfg_objective, objectives, "clip",
+           "clip: PPO's; cispo: the ratio, capped at epsilon_high, only weighs"),
+    CHOICE(rl.importance_sampling_level, tp_cfg_level, levels, "token",
+           "ratios of tokens, or of whole sequences (GSPO)"),
+    F64(rl.epsilon, "0.2", 0, OPEN, INFINITY, OPEN, "", "ratios are clipped below at 1 less this"),
+    F64(rl.epsilon_high, "0", 0, SHUT, INFINITY, OPEN, "",
+        "and above at 1 plus this (DAPO: 0.28); 0: as epsilon"),
+    F64(rl.delta, "0", 0, SHUT, INFINITY, OPEN, "",
+        "two-sided clipping: ratios are capped at this first; 0: off"),
+    F64(rl.clip_ratio_c, "0", 0, SHUT, INFINITY, OPEN, "",
+        "dual clip: the loss of a negative advantage is at most this times it; 0: off"),
+    F64(rl.beta, "0", 0, SHUT, INFINITY, OPEN, "", "weight of the KL to the reference model"),
+    CHOICE(rl.kl_estimator, tp_cfg_kl, kls, "k3", "k1: log-ratio; k2: half its square; k3: GRPO's"),
+    BOOL(rl.use_bias_correction_kl, "false", "the KL term is weighed by the ratio (DeepSeek-V3.2)"),
+    BOOL(rl.sync_ref_model, "false", "the reference model follows the policy"),
+    F64(rl.ref_model_mixup_alpha, "0.6", 0, SHUT, 1, SHUT, "", "how far it moves at a sync"),
+    I64(rl.ref_model_sync_steps, "512", 1, 1e12, "steps", "how often"),
+    F64(rl.entropy_coef, "0", 0, SHUT, INFINITY, OPEN, "", "weight of the entropy bonus"),
+    F64(rl.top_entropy_quantile, "1", 0, OPEN, 1, SHUT, "",
+        "learn from this part of the tokens only, those with the highest entropy"),
+    BOOL(rl.mask_truncated_completions, "false", "completions without an end do not count"),
+    I64(rl.overlong_buffer, "0", 0, 1 << 24, "tokens",
+        "the last so many tokens of max_completion_length cost up to 1 of the reward; 0: off"),
+    I64(rl.num_iterations, "1", 1, 1 << 16, "", "updates from the same completions, each in full"),
+    I64(rl.steps_per_generation, "1", 1, 1 << 16, "",
+        "minibatches that the completions of a step are cut into, an update each"),
+    BOOL(rl.dynamic_sampling, "false",
+         "groups with equal rewards are replaced by those of further prompts"),
+    I64(rl.max_draws, "4", 1, 1 << 16, "",
+        "a step draws at most so many times prompts_per_step; then it goes on with fewer groups"),
+    BOOL(rl.shuffle_rewards, "false", "a control: rewards are dealt out at random"),
+    I64(rl.eval_prompts, "200", 0, 1 << 24, "prompts", "held out, for evaluations; 0: none"),
+    I64(rl.eval_samples, "16", 1, 1 << 16, "samples", "of each, for pass@k"),
+    I64(rl.log_completions, "2", 0, 1 << 20, "", "completions shown at each line of metrics"),
+    BOOL(rl.dump, "true", "write every step's completions to rollouts/, for `tapir replay`"),
 
     I64(eval.every, "0", 0, 1e12, "steps", "evaluate on data.val this often; 0: at the end only"),
     I64(eval.batches, "0", 0, 1e12, "batches", "batches per evaluation; 0: all of data.val"),
