@@ -104,6 +104,28 @@ static void cuda_release(tp_ctx *c, void *range) {
     cudaFree(range);
 }
 
+/* ---- gathered launches ---------------------------------------------------------------------- */
+tp_status tp_cuda_send(tp_ctx *c) {
+    tp_cuda_gathered *g = &tp_cuda_of(c)->gathered;
+    if (!g->launch) return TP_OK;
+    tp_status (*launch)(tp_ctx * c, const void *items, int n) = g->launch;
+    g->launch = NULL; /* what it launches asks for this again */
+    return launch(c, g->items, g->n);
+}
+
+tp_status tp_cuda_gather(tp_ctx *c, tp_status (*launch)(tp_ctx *c, const void *items, int n),
+                         const void *item, size_t bytes) {
+    tp_cuda_gathered *g = &tp_cuda_of(c)->gathered;
+    tp_status st = TP_OK;
+    if (g->launch && (g->launch != launch || (size_t)(g->n + 1) * bytes > TP_GATHER_BYTES))
+        st = tp_cuda_send(c);
+    if (st) return st;
+    if (!g->launch) g->n = 0;
+    g->launch = launch;
+    memcpy(g->items + (size_t)g->n++ * bytes, item, bytes);
+    return TP_OK;
+}
+
 /* ---- copies --------------------------------------------------------------------------------- */
 /* Through a ring of pinned blocks, so that the host goes on while the bytes travel. */
 static tp_status cuda_upload(tp_ctx *c, void *to, const void *host, size_t bytes) {
@@ -116,11 +138,11 @@ static tp_status cuda_upload(tp_ctx *c, void *to, const void *host, size_t bytes
         n = bytes - done < STAGE ? bytes - done : STAGE;
         if ((st = tp_cuda_check(c, cudaEventSynchronize(g->staged[i]), "upload"))) break;
         memcpy(g->stage[i], (const char *)host + done, n);
-        st = tp_cuda_check(
-            c,
-            cudaMemcpyAsync((char *)to + done, g->stage[i], n, cudaMemcpyHostToDevice, g->stream),
-            "upload");
-        if (!st) st = tp_cuda_check(c, cudaEventRecord(g->staged[i], g->stream), "upload");
+        st = tp_cuda_check(c,
+                           cudaMemcpyAsync((char *)to + done, g->stage[i], n,
+                                           cudaMemcpyHostToDevice, tp_cuda_stream(c)),
+                           "upload");
+        if (!st) st = tp_cuda_check(c, cudaEventRecord(g->staged[i], tp_cuda_stream(c)), "upload");
     }
     return st;
 }
@@ -129,8 +151,9 @@ static tp_status cuda_upload(tp_ctx *c, void *to, const void *host, size_t bytes
 static tp_status report_fault(tp_ctx *c, unsigned long long first) {
     tp_cuda *g = tp_cuda_of(c);
     if (first == ~0ull) return TP_OK;
-    tp_status st = tp_cuda_check(c, cudaMemsetAsync(g->fault, 0xff, sizeof *g->fault, g->stream),
-                                 "clearing a fault");
+    tp_status st =
+        tp_cuda_check(c, cudaMemsetAsync(g->fault, 0xff, sizeof *g->fault, tp_cuda_stream(c)),
+                      "clearing a fault");
     if (st) return st;
     const char *op = c->op_name ? c->op_name((int)(first >> 40)) : "a kernel";
     return tp_fail(c, TP_EARG, "%s: value %llu of the indices is out of range", op,
@@ -140,29 +163,28 @@ static tp_status report_fault(tp_ctx *c, unsigned long long first) {
 static tp_status cuda_sync(tp_ctx *c) {
     tp_cuda *g = tp_cuda_of(c);
     unsigned long long first = ~0ull;
-    tp_status st = tp_cuda_check(
-        c,
-        cudaMemcpyAsync(&first, &g->fault->first, sizeof first, cudaMemcpyDeviceToHost, g->stream),
-        "waiting for the GPU");
-    if (!st) st = tp_cuda_check(c, cudaStreamSynchronize(g->stream), "waiting for the GPU");
+    tp_status st = tp_cuda_check(c,
+                                 cudaMemcpyAsync(&first, &g->fault->first, sizeof first,
+                                                 cudaMemcpyDeviceToHost, tp_cuda_stream(c)),
+                                 "waiting for the GPU");
+    if (!st) st = tp_cuda_check(c, cudaStreamSynchronize(tp_cuda_stream(c)), "waiting for the GPU");
     return st ? st : report_fault(c, first);
 }
 
 static tp_status cuda_download(tp_ctx *c, void *host, const void *from, size_t bytes) {
-    tp_cuda *g = tp_cuda_of(c);
     tp_status st = tp_cuda_check(
-        c, cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, g->stream), "download");
+        c, cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, tp_cuda_stream(c)),
+        "download");
     return st ? st : cuda_sync(c);
 }
 
 static tp_status cuda_copy(tp_ctx *c, void *to, const void *from, size_t bytes) {
     return tp_cuda_check(
-        c, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, tp_cuda_of(c)->stream),
-        "copy");
+        c, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, tp_cuda_stream(c)), "copy");
 }
 
 static tp_status cuda_fill(tp_ctx *c, void *to, int byte, size_t bytes) {
-    return tp_cuda_check(c, cudaMemsetAsync(to, byte, bytes, tp_cuda_of(c)->stream), "fill");
+    return tp_cuda_check(c, cudaMemsetAsync(to, byte, bytes, tp_cuda_stream(c)), "fill");
 }
 
 extern "C" const tp_backend tp_cuda_backend = {

@@ -57,7 +57,7 @@ static inline tp_status tp_launch_(const tp_call *k, dim3 grid, size_t shared_by
                           k->op->name);
         if (st) return st;
     }
-    launch(tp_cuda_of(c)->stream);
+    launch(tp_cuda_stream(c));
     return tp_cuda_check(c, cudaGetLastError(), k->op->name);
 }
 

@@ -215,7 +215,7 @@ template <typename T> static tp_status start_out(const tp_call *k, const tp_scat
     T *y = (T *)s->out.p;
     if (s->add || !n) return TP_OK;
     if (!s->base)
-        return tp_cuda_check(k->ctx, cudaMemsetAsync(y, 0, bytes, tp_cuda_of(k->ctx)->stream),
+        return tp_cuda_check(k->ctx, cudaMemsetAsync(y, 0, bytes, tp_cuda_stream(k->ctx)),
                              k->op->name);
     if (tp_contiguous(s->base)) return tp_copy_bytes(k->ctx, y, s->base->data, bytes);
     tp_rows x;

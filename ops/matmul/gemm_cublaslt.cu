@@ -270,7 +270,7 @@ static cublasStatus_t multiply(const tp_call *k, tp_cublaslt *lt, plan *p, const
     char *c = (char *)g->c.p + first * g->c.batch * (int64_t)c_size;
     return cublasLtMatmul(lt->handle, p->op, &one, b, p->b, a, p->a, &beta, c, p->c, c, p->c,
                           &p->algo[p->choice], lt->workspace, WORKSPACE,
-                          tp_cuda_of(k->ctx)->stream);
+                          tp_cuda_stream(k->ctx));
 }
 
 static tp_status run_plan(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g,

@@ -10,6 +10,7 @@
 #include "ops/adamw/adamw.h"
 #include "ops/convert.h"
 #include "ops/embedding/embedding.h"
+#include "ops/exp/exp.h"
 #include "ops/gather/gather.h"
 #include "ops/gather_rows/gather_rows.h"
 #include "ops/muon/muon.h"
@@ -289,12 +290,56 @@ static void test_directions(void **state) {
     }
 }
 
+/* The updates of a step go in few launches; what comes between them must not notice. */
+static void test_many_updates(void **state) {
+    (void)state;
+    enum { PARAMS = 150, PARTS = 4 };
+    for (int way = 0; way < 4; way++) {
+        bool state16 = way & 1, mutant = way >= 2, all = true;
+        rig r = rig_new();
+        tp_tensor *x[NSIDE][PARAMS][PARTS], *between[NSIDE];
+        for (int d = 0; d < NSIDE; d++) {
+            side *s = &r.s[d];
+            for (int i = 0; i < PARAMS; i++)
+                for (int j = 0; j < PARTS; j++) {
+                    int64_t n = i % 9 ? 1 + i * 37 % 3000 : 1 + i % 2;
+                    tp_dtype t = state16 && (j == 1 || j == 2) ? TP_BF16 : TP_F32;
+                    x[d][i][j] = j == 3 && i % 7 == 0
+                                     ? NULL /* no gradient */
+                                     : normal(s, t, (uint64_t)(PARTS * i + j), j == 2, 1, &n);
+                }
+            for (int i = 0; i < PARAMS; i++) {
+                tp_tensor **q = x[d][i];
+                tp_adamw_opts o = {.learning_rate = i < 100 ? 0.1 : 0.2,
+                                   .beta1 = 0.9,
+                                   .beta2 = 0.95,
+                                   .epsilon = 1e-8,
+                                   .weight_decay = i % 2 ? 0.1 : 0,
+                                   .update = 3,
+                                   .stream = i,
+                                   .offset = 1000 * (i % 3)};
+                if (mutant && d && i == 77) o.weight_decay = 0;
+                assert_int_equal(tp_adamw_(s->c, q[0], q[1], q[2], q[3], &o), 0);
+                if (i == 40) between[d] = tp_exp(s->c, q[0]); /* of what was only handed in */
+            }
+            s->out[0] = between[d];
+        }
+        for (int i = 0; i < PARAMS; i++)
+            for (int j = 0; j < 3; j++) {
+                for (int d = 0; d < NSIDE; d++) r.s[d].out[1] = x[d][i][j];
+                all &= same(&r);
+            }
+        assert_int_equal(all, !mutant);
+        finish(&r, true);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rows),       cmocka_unit_test(test_rows_see_samples),
         cmocka_unit_test(test_bad_ids),    cmocka_unit_test(test_gather),
         cmocka_unit_test(test_topk),       cmocka_unit_test(test_updates),
-        cmocka_unit_test(test_directions),
+        cmocka_unit_test(test_directions), cmocka_unit_test(test_many_updates),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
