@@ -2,6 +2,8 @@
 #include "cli/trainer.h"
 #include "autograd/autograd.h"
 #include "core/ctx.h"
+#include "core/device.h"
+#include "ops/slice/slice.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -90,6 +92,24 @@ static tp_status open_optimizer(tp_trainer *t) {
     return st;
 }
 
+static tp_status open_stage(tp_trainer *t) {
+    tp_ctx *c = t->c;
+    tp_staged *s = &t->staged;
+    tp_share share = tp_share_of(&t->cfg, t->rank, t->ranks);
+    int64_t M = t->cfg.train.micro_batches, shape[2] = {share.rows * M, t->cfg.model.context};
+    if (c->device == TP_CPU) return TP_OK;
+    s->ids = tp_tensor_keep(c, TP_I32, 2, shape);
+    s->targets = tp_tensor_keep(c, TP_I32, 2, shape);
+    if (t->cfg.data.packing == TP_CFG_DOCUMENTS) {
+        s->segments = tp_tensor_keep(c, TP_I32, 2, shape);
+        s->positions = tp_tensor_keep(c, TP_I32, 2, shape);
+    }
+    s->logprob = tp_tensor_keep(c, TP_F32, 2, shape);
+    s->batch = tp_calloc(c, (size_t)M, sizeof *s->batch);
+    if (c->backend) s->host = tp_malloc(c, (size_t)(shape[0] * shape[1]) * sizeof *s->host);
+    return tp_error_status(c);
+}
+
 tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg, tp_comm *comm) {
     tp_status st = tp_trainer_model(t, c, cfg);
     t->comm = comm;
@@ -108,7 +128,8 @@ tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg, tp_comm
                        t->ranks);
     t->nll = st ? NULL : tp_calloc(c, (size_t)cfg->train.batch + 2, sizeof *t->nll);
     if (!t->nll) return tp_error_status(c);
-    return open_optimizer(t);
+    if ((st = open_optimizer(t))) return st;
+    return open_stage(t);
 }
 
 void tp_trainer_clear(tp_trainer *t) {
@@ -116,6 +137,8 @@ void tp_trainer_clear(tp_trainer *t) {
     tp_optim_free(t->optim);
     tp_model_free(t->model);
     tp_free(t->nll);
+    tp_free(t->staged.host);
+    tp_free(t->staged.batch);
     *t = (tp_trainer){0};
 }
 
@@ -140,6 +163,22 @@ static loaded load(tp_trainer *t, const tp_batch *b, bool training) {
     return l;
 }
 
+/* Rows [from, from+n) of what is staged. */
+static loaded staged_rows(tp_trainer *t, int64_t from, int64_t n) {
+    tp_staged *s = &t->staged;
+    loaded l = {.in = {.ids = tp_slice(t->c, s->ids, 0, from, n), .training = true},
+                .targets = tp_slice(t->c, s->targets, 0, from, n)};
+    if (s->segments) l.in.segments = tp_slice(t->c, s->segments, 0, from, n);
+    if (s->positions) l.in.positions = tp_slice(t->c, s->positions, 0, from, n);
+    return l;
+}
+
+static double nll_of(const float *logprob, int64_t T) {
+    double sum = 0;
+    for (int64_t i = 0; i < T; i++) sum -= logprob[i];
+    return sum;
+}
+
 /* Row by row, so that no split of the batch changes the sum over rows. */
 static tp_status row_nll(tp_ctx *c, const tp_tensor *logprob, double nll[]) {
     int64_t rows = logprob->shape[0], T = logprob->shape[1];
@@ -150,11 +189,7 @@ static tp_status row_nll(tp_ctx *c, const tp_tensor *logprob, double nll[]) {
         p = host = tp_arena_alloc(c, (size_t)(rows * T) * sizeof *host);
         st = host ? tp_download(c, logprob, host) : c->status;
     }
-    for (int64_t r = 0; r < rows && p && !st; r++) {
-        double sum = 0;
-        for (int64_t i = 0; i < T; i++) sum -= p[r * T + i];
-        nll[r] = sum;
-    }
+    for (int64_t r = 0; r < rows && p && !st; r++) nll[r] = nll_of(p + r * T, T);
     return st;
 }
 
@@ -169,17 +204,23 @@ static tp_batch rows_of(const tp_batch *b, int64_t T, int64_t from, int64_t n) {
     return part;
 }
 
-static tp_status pass(tp_trainer *t, const tp_step_in *in, const tp_batch *b) {
+/* A pass over rows of b; they lie at row `at` of what is staged. */
+static tp_status pass(tp_trainer *t, const tp_step_in *in, const tp_batch *b, int64_t at) {
     tp_ctx *c = t->c;
+    tp_staged *s = &t->staged;
     tp_rng_at(c, (uint64_t)in->step, (uint64_t)b->sample);
     tp_gradients_pass(t->gradients, b->rows);
     tp_status st = tp_tape_on(c);
-    loaded l = load(t, b, true);
+    loaded l = s->ids ? staged_rows(t, at, b->rows) : load(t, b, true);
     tp_model_loss_opts o = {
         .z_loss = t->cfg.train.z_loss, .scale = 1.0 / (double)in->targets, .gradient = true};
     tp_model_out y = tp_model_loss(c, t->model, &l.in, l.targets, &o);
     if (y.loss && !st) st = tp_backward(c, y.loss);
-    if (!st && y.loss) st = row_nll(c, y.logprob, t->nll + b->sample % t->cfg.train.batch);
+    if (!st && y.loss && !s->ids)
+        st = row_nll(c, y.logprob, t->nll + b->sample % t->cfg.train.batch);
+    if (!st && y.loss && s->ids && y.logprob->data)
+        st = tp_copy_bytes(c, tp_f32(s->logprob) + at * t->cfg.model.context, y.logprob->data,
+                           (size_t)tp_numel(y.logprob) * sizeof(float));
     tp_tape_off(c);
     tp_step_end(c);
     return tp_error_status(c);
@@ -207,20 +248,103 @@ static int64_t count_passes(const tp_trainer *t) {
     return passes;
 }
 
-static tp_status micro_batch(tp_trainer *t, const tp_step_in *in) {
-    tp_batch b;
-    int64_t B = t->cfg.train.batch, T = t->cfg.model.context;
+/* The passes of one micro-batch, whose rows are staged from row `row` on. */
+static tp_status micro_batch(tp_trainer *t, const tp_step_in *in, const tp_batch *b, int64_t row) {
     tp_share s = tp_share_of(&t->cfg, t->rank, t->ranks);
-    tp_status st = in->next(in->arg, t->c, &b);
-    int64_t at = st ? 0 : b.sample % B % s.period - s.first;
-    for (int64_t done = 0; !st && done < b.rows;) {
-        int64_t n = pass_rows(t, at + done, b.rows - done);
-        tp_batch part = rows_of(&b, T, done, n);
-        st = pass(t, in, &part);
+    int64_t at = b->sample % t->cfg.train.batch % s.period - s.first;
+    tp_status st = TP_OK;
+    for (int64_t done = 0; !st && done < b->rows;) {
+        int64_t n = pass_rows(t, at + done, b->rows - done);
+        tp_batch part = rows_of(b, t->cfg.model.context, done, n);
+        st = pass(t, in, &part, row + done);
         done += n;
     }
-    if (!st) t->nll[B] += (double)b.target_bytes;
     return st;
+}
+
+static tp_status take_batch(tp_trainer *t, const tp_step_in *in, tp_batch *b) {
+    tp_status st = in->next(in->arg, t->c, b);
+    if (!st) t->nll[t->cfg.train.batch] += (double)b->target_bytes;
+    return st;
+}
+
+/* All passes of a step, each micro-batch as it comes. */
+static tp_status passes(tp_trainer *t, const tp_step_in *in) {
+    tp_status st = tp_gradients_begin(t->gradients, in->step, count_passes(t));
+    for (int64_t i = 0; i < t->cfg.train.micro_batches && !st; i++) {
+        tp_batch b;
+        if (t->staged.ids)
+            st = micro_batch(t, in, &t->staged.batch[i], i * t->staged.batch[i].rows);
+        else if (!(st = take_batch(t, in, &b)))
+            st = micro_batch(t, in, &b, 0);
+    }
+    return st ? st : tp_gradients_end(t->gradients);
+}
+
+/* ---- on a GPU: staged and recorded steps ------------------------------------------------------
+ */
+static tp_status put_rows(tp_ctx *c, tp_tensor *to, int64_t row, int64_t rows,
+                          const int32_t *from) {
+    int64_t T = to ? to->shape[1] : 0;
+    if (!to || !to->data || !from) return TP_OK;
+    return tp_upload_bytes(c, tp_i32(to) + row * T, from, (size_t)(rows * T) * sizeof *from);
+}
+
+static tp_status stage(tp_trainer *t, const tp_step_in *in) {
+    tp_staged *s = &t->staged;
+    tp_ctx *c = t->c;
+    tp_status st = TP_OK;
+    for (int64_t i = 0; i < t->cfg.train.micro_batches && !st; i++) {
+        tp_batch b;
+        if ((st = take_batch(t, in, &b))) break;
+        int64_t row = i * b.rows;
+        if (!st) st = put_rows(c, s->ids, row, b.rows, b.inputs);
+        if (!st) st = put_rows(c, s->targets, row, b.rows, b.targets);
+        if (!st) st = put_rows(c, s->segments, row, b.rows, b.segments);
+        if (!st) st = put_rows(c, s->positions, row, b.rows, b.positions);
+        s->batch[i] = (tp_batch){.sample = b.sample, .rows = b.rows};
+    }
+    return st;
+}
+
+static tp_status staged_nll(tp_trainer *t) {
+    tp_staged *s = &t->staged;
+    tp_status st = s->logprob->data ? tp_download(t->c, s->logprob, s->host) : TP_OK;
+    int64_t T = t->cfg.model.context, row = 0;
+    for (int64_t i = 0; i < t->cfg.train.micro_batches && !st && s->logprob->data; i++)
+        for (int64_t r = 0; r < s->batch[i].rows; r++, row++)
+            t->nll[(s->batch[i].sample + r) % t->cfg.train.batch] = nll_of(s->host + row * T, T);
+    return st;
+}
+
+static void forget_recorded(tp_trainer *t) {
+    if (t->graph.targets) tp_gradients_clear(t->gradients);
+    t->graph.targets = 0;
+}
+
+/* The gradients of a recorded step keep their bytes, as every replay writes them there again. */
+static tp_status recorded_passes(tp_trainer *t, const tp_step_in *in) {
+    tp_ctx *c = t->c;
+    if (t->graph.targets == in->targets && t->graph.used == tp_memory_used(c)) {
+        if (count_passes(t) == 1 && t->ranks == 1) tp_optim_measured(t->optim);
+        return c->backend->replay(c);
+    }
+    forget_recorded(t);
+    if (t->graph.steps++ == 0) return passes(t, in);
+    tp_status st = c->backend->record_begin(c);
+    if (!st && (st = passes(t, in)))
+        c->backend->record_discard(c);
+    else if (!st && !(st = c->backend->record_end(c)))
+        t->graph.targets = in->targets;
+    return st;
+}
+
+static tp_status step_passes(tp_trainer *t, const tp_step_in *in) {
+    if (!t->staged.ids) return passes(t, in);
+    bool record = t->cfg.train.cuda_graph && t->c->backend;
+    tp_status st = stage(t, in);
+    if (!st) st = record ? recorded_passes(t, in) : passes(t, in);
+    return st ? st : staged_nll(t);
 }
 
 tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out) {
@@ -231,9 +355,7 @@ tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out)
         return tp_fail(c, TP_EARG, "step %lld: none of its tokens has a target",
                        (long long)in->step);
     memset(t->nll, 0, ((size_t)B + 2) * sizeof *t->nll);
-    tp_status st = tp_gradients_begin(t->gradients, in->step, count_passes(t));
-    for (int64_t i = 0; i < t->cfg.train.micro_batches && !st; i++) st = micro_batch(t, in);
-    if (!st) st = tp_gradients_end(t->gradients);
+    tp_status st = step_passes(t, in);
     t->nll[B + 1] = in->interrupted && in->interrupted();
     if (!st && t->ranks > 1) st = tp_comm_sum_f64(t->comm, c, t->nll, B + 2);
     if (st) return st;
@@ -247,8 +369,9 @@ tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out)
     out->skipped = r.skipped;
     out->bad_in_a_row = r.bad_in_a_row;
     out->bad_total = r.bad_total;
-    tp_gradients_clear(t->gradients);
+    if (!t->graph.targets) tp_gradients_clear(t->gradients);
     tp_step_end(c);
+    if (t->graph.targets) t->graph.used = tp_memory_used(c);
     return st;
 }
 

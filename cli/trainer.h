@@ -6,6 +6,16 @@
 #include "nn/nn.h"
 #include "optim/gradients.h"
 
+/* On a GPU: what all passes of a step read and report, in device memory for the whole run, so that
+ * the host only waits at the end of a step and a recorded step finds new data in its place. */
+typedef struct tp_staged {
+    tp_tensor *ids, *targets;        /* (rows of this rank in a step, T) */
+    tp_tensor *segments, *positions; /* NULL: packing stream */
+    tp_tensor *logprob;              /* (rows,T) */
+    float *host;                     /* logprob, downloaded */
+    tp_batch *batch;                 /* of each micro-batch; its pointers are not valid */
+} tp_staged;
+
 typedef struct tp_trainer {
     tp_ctx *c;
     tp_config cfg; /* resolved; model.vocab is known */
@@ -14,6 +24,12 @@ typedef struct tp_trainer {
     tp_gradients *gradients;
     tp_comm *comm; /* the ranks that train together; NULL: this process alone */
     int rank, ranks;
+    tp_staged staged;
+    struct {             /* train.cuda_graph */
+        int64_t steps;   /* without it, so far: the first finds plans and addresses */
+        int64_t targets; /* of the step that was recorded; 0: none is */
+        size_t used; /* bytes of the pool when it had ended: others' bytes are where they were */
+    } graph;
     double *nll; /* of each sample of the global batch; then the bytes of its targets; then how many
                     ranks were asked to stop */
 } tp_trainer;

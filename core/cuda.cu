@@ -187,6 +187,38 @@ static tp_status cuda_fill(tp_ctx *c, void *to, int byte, size_t bytes) {
     return tp_cuda_check(c, cudaMemsetAsync(to, byte, bytes, tp_cuda_stream(c)), "fill");
 }
 
+/* ---- graphs --------------------------------------------------------------------------------- */
+static tp_status cuda_record_begin(tp_ctx *c) {
+    return tp_cuda_check(
+        c, cudaStreamBeginCapture(tp_cuda_stream(c), cudaStreamCaptureModeThreadLocal),
+        "recording a step");
+}
+
+static tp_status cuda_replay(tp_ctx *c) {
+    cudaStream_t stream = tp_cuda_stream(c);
+    return tp_cuda_check(c, cudaGraphLaunch(tp_cuda_of(c)->graph, stream), "replaying a step");
+}
+
+static tp_status cuda_record_end(tp_ctx *c) {
+    tp_cuda *g = tp_cuda_of(c);
+    cudaGraph_t made = NULL;
+    tp_status st =
+        tp_cuda_check(c, cudaStreamEndCapture(tp_cuda_stream(c), &made), "recording a step");
+    if (g->graph) cudaGraphExecDestroy(g->graph);
+    g->graph = NULL;
+    if (!st) st = tp_cuda_check(c, cudaGraphInstantiate(&g->graph, made, 0), "recording a step");
+    if (made) cudaGraphDestroy(made);
+    return st ? st : cuda_replay(c);
+}
+
+static void cuda_record_discard(tp_ctx *c) {
+    cudaGraph_t made = NULL;
+    tp_cuda_of(c)->gathered.launch = NULL;
+    cudaStreamEndCapture(tp_cuda_of(c)->stream, &made);
+    cudaGetLastError();
+    if (made) cudaGraphDestroy(made);
+}
+
 extern "C" const tp_backend tp_cuda_backend = {
     .name = "cuda",
     .describe = cuda_describe,
@@ -199,6 +231,10 @@ extern "C" const tp_backend tp_cuda_backend = {
     .copy = cuda_copy,
     .fill = cuda_fill,
     .sync = cuda_sync,
+    .record_begin = cuda_record_begin,
+    .record_end = cuda_record_end,
+    .record_discard = cuda_record_discard,
+    .replay = cuda_replay,
 #if defined(TP_CUDA_ON_CPU)
     .poison = true,
 #else

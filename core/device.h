@@ -26,7 +26,14 @@ typedef struct tp_backend {
     tp_status (*copy)(tp_ctx *c, void *to, const void *from, size_t bytes);
     tp_status (*fill)(tp_ctx *c, void *to, int byte, size_t bytes);
     tp_status (*sync)(tp_ctx *c); /* waits for every kernel so far and reports what they met */
-    bool poison;                  /* freed blocks may be poisoned for AddressSanitizer */
+    /* Kernels and copies asked for between begin and end are recorded; end runs them once, replay
+     * again, with the same addresses and arguments. Nothing may wait in between. discard: after a
+     * failure. One record at a time. */
+    tp_status (*record_begin)(tp_ctx *c);
+    tp_status (*record_end)(tp_ctx *c);
+    void (*record_discard)(tp_ctx *c);
+    tp_status (*replay)(tp_ctx *c);
+    bool poison; /* freed blocks may be poisoned for AddressSanitizer */
 } tp_backend;
 
 #if defined(__GNUC__) && !defined(TP_CUDA_LINKED)

@@ -112,6 +112,12 @@ tp_status tp_config_check(tp_ctx *c, const tp_config *cfg) {
         return tp_fail(c, TP_EARG,
                        "%s: bf16 needs device: cuda (on CPUs its products are slower than f32)",
                        tp_config_where(at, sizeof at, cfg, "dtype"));
+    if (cfg->train.cuda_graph && (cfg->device != TP_CUDA || cfg->model.dropout > 0))
+        return tp_fail(c, TP_EARG, "%s: needs device: cuda and model.dropout: 0",
+                       tp_config_where(at, sizeof at, cfg, "train.cuda_graph"));
+    if (cfg->train.cuda_graph && cfg->train.optimizer_in_bwd)
+        return tp_fail(c, TP_EARG, "%s: does not go with train.optimizer_in_bwd",
+                       tp_config_where(at, sizeof at, cfg, "train.cuda_graph"));
     if (cfg->train.optimizer_in_bwd &&
         (cfg->train.max_grad_norm > 0 || cfg->train.micro_batches > 1))
         return tp_fail(

@@ -43,7 +43,7 @@ typedef struct tp_config {
         tp_cfg_state optimizer_state_dtype;
         tp_cfg_schedule lr_scheduler_type;
         double learning_rate, min_lr_ratio, muon_learning_rate, muon_momentum, momentum;
-        bool optimizer_in_bwd;
+        bool optimizer_in_bwd, cuda_graph;
         double adam_beta1, adam_beta2, adam_epsilon, weight_decay, max_grad_norm, z_loss;
     } train;
     struct {

@@ -151,6 +151,10 @@ const tp_key tp_config_keys[] = {
          "move each parameter as soon as its gradient is known, and let go of that: less memory; "
          "needs max_grad_norm: 0, one micro-batch and one rank, and cannot skip a bad step"),
 
+    BOOL(train.cuda_graph, "false",
+         "record the passes of a step once and replay them: fewer launches from the host; needs "
+         "device: cuda and model.dropout: 0; same bits"),
+
     CHOICE(dist.backend, tp_cfg_backend, backends, "auto",
            "how ranks talk; auto: MPI where `mpirun` or `srun` started the program, else self"),
     I64(dist.zero_stage, "0", 0, 2, "",

@@ -216,6 +216,10 @@ tp_status tp_optim_measure(tp_optim *o, int i) {
     return st;
 }
 
+void tp_optim_measured(tp_optim *o) {
+    for (int i = 0; i < o->params->n; i++) o->state[i].measured = true;
+}
+
 tp_status tp_optim_move(tp_optim *o, int64_t step, int i) {
     tp_ctx *c = o->c;
     tp_status st = tp_optim_measure(o, i);

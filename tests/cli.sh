@@ -97,6 +97,7 @@ says 1 'train.optimizer' $train train.optimizer=adam
 says 1 'heads' $train model.heads=5
 says 1 'micro_batches' $train train.micro_batches=3
 "$tapir" version | grep -q '^cuda *not built in' && says 1 'without CUDA' $train device=cuda
+says 1 'train.cuda_graph: needs device: cuda' $train train.cuda_graph=true
 says 1 'numerics' $train numerics=quick
 says 1 'only AdamW.s state' $train train.optimizer=sgd train.optimizer_state_dtype=bf16
 works $train numerics=fast run.dir=fast run.steps=2

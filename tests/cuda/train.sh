@@ -89,6 +89,17 @@ expect "kill -9 and resume" [ "$(hash_of killed)" = "$(hash_of again1)" ]
 expect "recomputation" run recomputed $w model.activation_checkpointing=true
 expect "recomputation has the same bits" [ "$(hash_of recomputed)" = "$(hash_of again1)" ]
 
+# a step that is recorded once and replayed: other data each time, validations in between, a kill
+for f in "model.family=gpt2 dtype=bf16 train.micro_batches=1 eval.every=3" \
+    "model.family=llama data.packing=documents model.activation_checkpointing=true"; do
+    g="$f device=cuda run.steps=7 train.lr_scheduler_type=constant"
+    rm -rf "$dir/launched" "$dir/replayed"
+    expect "launched: $f" run launched $g
+    expect "replayed: $f" run replayed $g train.cuda_graph=true run.steps=5
+    expect "replayed, resumed: $f" run replayed $g train.cuda_graph=true --resume
+    expect "replayed steps have the bits of launched ones: $f" [ "$(hash_of replayed)" = "$(hash_of launched)" ]
+done
+
 # micro-batches of 8 samples and more are cut out of one tree (TP_CUDA_LEAF)
 m="model.family=llama device=cuda dtype=bf16 train.batch=16 run.steps=3"
 expect "one pass" run whole $m train.micro_batches=1
@@ -99,6 +110,9 @@ json=$("$tapir" bench step "$src/configs/tests/cuda.yaml" device=cuda dtype=bf16
     --warmup 1 --json 2>"$dir/err") || bad "bench: $(cat "$dir/err")"
 number() { echo "$json" | sed "s/.*\"$1\":\([0-9.]*\).*/\1/"; }
 expect "planned memory is used memory: $json" near "$(number planned_mb)" "$(number pool_peak_mb)" 0
+json=$("$tapir" bench step "$src/configs/tests/cuda.yaml" device=cuda dtype=bf16 model.vocab=300 --steps 3 \
+    --warmup 2 train.cuda_graph=true --json 2>"$dir/err") || bad "bench: $(cat "$dir/err")"
+expect "the same, replayed: $json" near "$(number planned_mb)" "$(number pool_peak_mb)" 0
 
 # too large: one sentence with what takes how much, before anything is trained
 checks=$((checks + 1))

@@ -351,6 +351,12 @@ static inline cudaError_t emu_launch_kernel(const char *name, const void *func, 
         name, func, g, b, smem_bytes, stream, [](const void *c) { (*(const Fn *)c)(); }, &fn,
         sizeof fn);
 }
+/* A call with its arguments as they are now: a recorded launch runs later. */
+template <typename T> struct emu_itself { typedef T type; };
+template <typename... P>
+static inline auto emu_bind(void (*kernel)(P...), typename emu_itself<P>::type... a) {
+    return [=] { kernel(a...); };
+}
 template <typename Fn>
 static inline cudaError_t emu_launch(const char *name, dim3 grid, dim3 block, size_t smem_bytes,
                                      const Fn &fn) {
