@@ -311,12 +311,12 @@ static void tile_range(void *arg, int64_t begin, int64_t end) {
 static void chunk_range(void *arg, int64_t begin, int64_t end) {
     const flash_backward *f = arg;
     pair u = pair_for_thread(f);
-    int64_t groups = f->p.B * f->p.Hkv, first, last;
+    int64_t groups = f->p.B * f->p.Hkv, first, past;
     for (int64_t i = begin; i < end; i++) {
         u.b = i % groups / f->p.Hkv, u.head = i % groups % f->p.Hkv;
         zero_dq(&u, f->chunks - 1 - i / groups);
-        visible_tiles(&f->p, u.b, row_time(&u, 0), row_time(&u, u.n - 1), &first, &last);
-        for (u.tile = first; u.tile < last; u.tile++) {
+        visible_tiles(&f->p, u.b, row_time(&u, 0), row_time(&u, u.n - 1), &first, &past);
+        for (u.tile = first; u.tile * TILE < past; u.tile++) {
             load_tile(&u);
             run_pair(&u);
         }

@@ -12,6 +12,7 @@
  * without visible keys changes nothing. So the bits of a row do not depend on the rows, the block,
  * the chunk or the call it is computed with. */
 #include "ops/attention/attention_tile.h"
+#include "ops/paged_attention/paged_attention_problem.h"
 
 enum { CHUNK_MAX = 256, CHUNK_MIN = 48 };
 
@@ -36,8 +37,11 @@ typedef struct flash_unit {
 } flash_unit;
 
 static flash flash_of(const tp_call *k) {
-    flash f = {.call = k,
-               .p = attention_problem_of(k, k->in[ATTENTION_SEGMENTS], k->in[ATTENTION_STARTS])};
+    bool paged = k->op == &op_paged_attention;
+    flash f = {
+        .call = k,
+        .p = paged ? paged_attention_problem(k)
+                   : attention_problem_of(k, k->in[ATTENTION_SEGMENTS], k->in[ATTENTION_STARTS])};
     int64_t groups = f.p.B * f.p.Hkv, threads = tp_threads(k->ctx);
     f.rows = f.p.T * f.p.G;
     f.Dp = padded(f.p.D);
@@ -194,22 +198,37 @@ static void finish_rows(const flash_unit *u) {
     }
 }
 
+static head_rows key_rows(const flash *f, int i, int64_t b, int64_t head) {
+    const attention_problem *p = &f->p;
+    const tp_tensor *t = f->call->in[i];
+    if (!p->pages) return rows_of(t, b, head);
+    head_rows r = rows_of(t, 0, head);
+    r.pages = tp_i32(p->pages) + b * p->pages->stride[0];
+    r.page = p->page;
+    r.far = t->stride[0];
+    return r;
+}
+
 static void run_unit(flash_unit *u) {
     const flash *f = u->f;
     const attention_problem *p = &f->p;
-    int64_t first, last;
-    u->keys = rows_of(f->call->in[ATTENTION_K], u->b, u->head);
-    u->values = rows_of(f->call->in[ATTENTION_V], u->b, u->head);
+    int64_t first, last, end;
+    u->keys = key_rows(f, ATTENTION_K, u->b, u->head);
+    u->values = key_rows(f, ATTENTION_V, u->b, u->head);
     /* A block of its own reads each value once: copying would cost more than it saves. */
-    bool copy = u->n > MM_ROWS || u->values.step != 1 || p->Dv % TP_LANES;
+    bool whole = !u->values.pages || u->values.page % TILE == 0;
+    bool copy = u->n > MM_ROWS || u->values.step != 1 || p->Dv % TP_LANES || !whole;
     start_rows(u);
-    visible_tiles(p, u->b, row_time(u, 0), row_time(u, u->n - 1), &first, &last);
-    for (int64_t tile = first; tile < last; tile++) {
-        int64_t at = tile * TILE, n = p->S - at < TILE ? p->S - at : TILE;
+    visible_tiles(p, u->b, row_time(u, 0), row_time(u, u->n - 1), &first, &end);
+    last = (end + TILE - 1) / TILE;
+    int64_t sink_tiles = (p->sinks + TILE - 1) / TILE;
+    for (int64_t tile = sink_tiles ? 0 : first; tile < last; tile++) {
+        if (tile < first && tile >= sink_tiles) tile = first;
+        int64_t at = tile * TILE, n = end - at < TILE ? end - at : TILE;
         pack_tile_transposed(u->kt, &u->keys, at, n);
         if (copy) pack_tile(u->v, &u->values, at, n, 1.0f);
         tile_segments(u->seg, p, u->b, tile);
-        const float *v = copy ? u->v : u->values.x + at * u->values.time;
+        const float *v = copy ? u->v : row_at(&u->values, at);
         for (int64_t i = 0; i < u->n; i += MM_ROWS)
             block_tile(u, i, u->n - i < MM_ROWS ? (int)(u->n - i) : MM_ROWS, tile, v,
                        copy ? f->Dvp : u->values.time);
@@ -245,5 +264,17 @@ static tp_status flash_run(const tp_call *k) {
     return TP_OK;
 }
 
+static tp_status paged_run(const tp_call *k) {
+    tp_status st = paged_attention_check(k);
+    return st ? st : flash_run(k);
+}
+static const char *paged_decline(const tp_call *k) {
+    const tp_tensor *pages = k->in[PAGED_PAGES];
+    if (pages->shape[1] > 1 && pages->stride[1] != 1) return "a row of the table lies apart";
+    return tp_decline_unless_f32(k);
+}
+
+TP_CPU_KERNEL(paged_attention_cpu, .decline = paged_decline, .run = paged_run,
+              .workspace = flash_workspace);
 TP_CPU_KERNEL(attention_flash_cpu, .decline = tp_decline_unless_f32, .run = flash_run,
               .workspace = flash_workspace);

@@ -31,7 +31,10 @@ typedef struct attention_problem {
     int64_t window;   /* huge if there is none, so that one comparison serves */
     bool causal;
     double scale, softcap;
+    int64_t sinks; /* the first keys stay visible whatever the window */
     const tp_tensor *segments, *starts;
+    const tp_tensor *pages; /* i32 (B,n): key and value lie in pages of a pool; NULL: one buffer */
+    int64_t page;           /* rows of a page */
 } attention_problem;
 
 static inline attention_problem attention_problem_of(const tp_call *k, const tp_tensor *segments,

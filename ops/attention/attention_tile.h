@@ -77,8 +77,9 @@ MM_ROW_(2)
 MM_ROW_(3)
 MM_ROW_(4)
 MM_ROW_(5)
-MM_ROW_(6) static const mm_fn mm_fns[MM_ROWS][MM_VECTORS] = {
-    MM_NAMES_(1), MM_NAMES_(2), MM_NAMES_(3), MM_NAMES_(4), MM_NAMES_(5), MM_NAMES_(6)};
+MM_ROW_(6)
+static const mm_fn mm_fns[MM_ROWS][MM_VECTORS] = {MM_NAMES_(1), MM_NAMES_(2), MM_NAMES_(3),
+                                                  MM_NAMES_(4), MM_NAMES_(5), MM_NAMES_(6)};
 
 /* At most MM_ROWS rows, any number of vectors of columns. */
 static void mm_rows(int rows, int64_t vectors, const mm *whole) {
@@ -94,15 +95,24 @@ static void mm_rows(int rows, int64_t vectors, const mm *whole) {
 /* ---- packing -------------------------------------------------------------------------------- */
 static inline int64_t padded(int64_t n) { return (n + TP_LANES - 1) / TP_LANES * TP_LANES; }
 
-/* Rows of a tensor (B,time,heads,width): width values at `x`, elements `step` apart. */
+/* Rows of a tensor (B,time,heads,width): width values at `x`, elements `step` apart. With pages,
+ * row j lies in page pages[j / page] of a pool, whose pages are `far` elements apart. */
 typedef struct head_rows {
     const float *x;
     int64_t time, step, width;
+    const int32_t *pages; /* NULL: all rows `time` apart */
+    int64_t page, far;
 } head_rows;
 
 static inline head_rows rows_of(const tp_tensor *t, int64_t b, int64_t h) {
     const float *x = t->data ? tp_f32(t) + b * t->stride[0] + h * t->stride[2] : NULL;
-    return (head_rows){x, t->stride[1], t->stride[3], t->shape[3]};
+    return (head_rows){x, t->stride[1], t->stride[3], t->shape[3], NULL, 0, 0};
+}
+
+/* Row j; the rows up to the next multiple of 16 follow it, `time` apart. */
+static inline const float *row_at(const head_rows *r, int64_t j) {
+    if (!r->pages) return r->x + j * r->time;
+    return r->x + r->pages[j / r->page] * r->far + j % r->page * r->time;
 }
 
 /* dst[0..padded(width)) = scale * row, zeros behind. */
@@ -128,28 +138,27 @@ static inline void fetch_row(const float *x, int64_t width) {
 static void pack_tile(float *dst, const head_rows *rows, int64_t first, int64_t n, float scale) {
     int64_t ld = padded(rows->width);
     for (int64_t j = 0; j < n; j++) {
-        const float *x = rows->x + (first + j) * rows->time;
-        if (j + ROWS_AHEAD < n) fetch_row(x + ROWS_AHEAD * rows->time, rows->width);
-        pack_row(dst + j * ld, x, rows->step, rows->width, scale);
+        if (j + ROWS_AHEAD < n) fetch_row(row_at(rows, first + j + ROWS_AHEAD), rows->width);
+        pack_row(dst + j * ld, row_at(rows, first + j), rows->step, rows->width, scale);
     }
     memset(dst + n * ld, 0, (size_t)((TILE - n) * ld) * sizeof *dst);
 }
 
 /* dst (width, TILE) = the transpose of rows [first, first+n); columns beyond n are zero. */
 static void pack_tile_transposed(float *dst, const head_rows *rows, int64_t first, int64_t n) {
-    const float *x = rows->x + first * rows->time;
     if (rows->step != 1) {
         for (int64_t d = 0; d < rows->width; d++)
             for (int64_t j = 0; j < TILE; j++)
-                dst[d * TILE + j] = j < n ? x[j * rows->time + d * rows->step] : 0;
+                dst[d * TILE + j] = j < n ? row_at(rows, first + j)[d * rows->step] : 0;
         return;
     }
-    for (int64_t j = 0; j < TILE; j += TP_LANES)
+    for (int64_t j = 0; j < TILE; j += TP_LANES) {
+        const float *x = j < n ? row_at(rows, first + j) : NULL;
         for (int64_t d = 0; d < rows->width; d += TP_LANES) {
             int cols = rows->width - d < TP_LANES ? (int)(rows->width - d) : TP_LANES;
             v16 r[TP_LANES];
             for (int i = 0; i < TP_LANES; i++) {
-                const float *at = x + (j + i) * rows->time + d;
+                const float *at = j + i < n ? x + i * rows->time + d : NULL;
                 r[i] = j + i >= n         ? v16_zero()
                        : cols == TP_LANES ? v16_load(at)
                                           : v16_load_n(at, cols);
@@ -157,6 +166,7 @@ static void pack_tile_transposed(float *dst, const head_rows *rows, int64_t firs
             v16_transpose(r);
             for (int i = 0; i < cols; i++) v16_store(dst + (d + i) * TILE + j, r[i]);
         }
+    }
 }
 
 /* ---- masks: bit j of a uint64_t is key j of the tile ---------------------------------------- */
@@ -241,17 +251,21 @@ static inline uint64_t visible_bits(const attention_problem *p, int64_t b, int64
     int64_t lo, hi;
     attention_range(p, attention_position(p, b, t), &lo, &hi);
     uint64_t bits = range_bits(lo - tile * TILE, hi - tile * TILE);
+    if (p->sinks) {
+        int64_t to = p->sinks < hi ? p->sinks : hi;
+        bits |= range_bits(0, to - tile * TILE);
+    }
     return bits && p->segments ? bits & equal_bits(seg, attention_segment(p, b, t)) : bits;
 }
 
-/* The tiles [*first, *last) that hold every key which queries t0..t1 see. */
+/* Queries t0..t1 see keys before *end only, and (sinks aside) none before tile *first. */
 static inline void visible_tiles(const attention_problem *p, int64_t b, int64_t t0, int64_t t1,
-                                 int64_t *first, int64_t *last) {
-    int64_t lo, hi, ignored;
+                                 int64_t *first, int64_t *end) {
+    int64_t lo, ignored;
     attention_range(p, attention_position(p, b, t0), &lo, &ignored);
-    attention_range(p, attention_position(p, b, t1), &ignored, &hi);
+    attention_range(p, attention_position(p, b, t1), &ignored, end);
     *first = lo / TILE;
-    *last = hi > 0 ? (hi + TILE - 1) / TILE : 0;
+    if (*end < 0) *end = 0;
 }
 
 static inline int lowest_bit(uint64_t bits) { return __builtin_ctzll(bits); }

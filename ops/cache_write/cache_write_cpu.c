@@ -1,0 +1,27 @@
+/* cache_write_ on the CPU: one copy per head and row. */
+#include "ops/cache_write/cache_write_check.h"
+#include <string.h>
+
+static tp_status run(const tp_call *k) {
+    const tp_tensor *pool = k->in[0], *x = k->in[1];
+    int64_t page = pool->shape[1], T = x->shape[1], H = x->shape[2], D = x->shape[3];
+    tp_status st = cache_write_check(k);
+    for (int64_t i = 0, n = x->shape[0] * T; i < n && !st; i++) {
+        int64_t slot = cache_write_slot(k, i);
+        const float *from = tp_f32(x) + i / T * x->stride[0] + i % T * x->stride[1];
+        if (slot < 0) continue;
+        float *to = tp_f32(pool) + slot / page * pool->stride[0] + slot % page * pool->stride[1];
+        for (int64_t h = 0; h < H; h++)
+            memcpy(to + h * pool->stride[2], from + h * x->stride[2], (size_t)D * sizeof *to);
+    }
+    return st;
+}
+
+static const char *decline(const tp_call *k) {
+    for (int i = 0; i < 2; i++)
+        if (k->in[i]->stride[3] != 1 && k->in[i]->shape[3] > 1)
+            return "the values of a row lie apart";
+    return tp_decline_unless_f32(k);
+}
+
+TP_CPU_KERNEL(cache_write_cpu, .decline = decline, .run = run);
