@@ -409,7 +409,7 @@ static tp_status write_sample(run *r) {
                                        .seed = (uint64_t)f->sample.seed},
                           .max_new_tokens = f->sample.tokens,
                           .stop = eos,
-                          .sequence = (uint64_t)r->step};
+                          .sample = (uint32_t)r->step};
     if (!st) st = tp_generate(r->c, r->trainer.model, &o, room, &n);
     if (!st) st = tp_decode(&text, &n_text, r->c, r->tokenizer, room + from, n - from);
     if (!st) {

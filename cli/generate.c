@@ -121,7 +121,7 @@ static tp_status write_text(tp_run *r, stream *s, int32_t *ids, int64_t n_prompt
     tp_generate_opts o = {.sampling = a.how,
                           .max_new_tokens = a.tokens,
                           .stop = s->stop,
-                          .sequence = (uint64_t)sample,
+                          .sample = (uint32_t)sample,
                           .token = show,
                           .arg = s};
     int64_t n = n_prompt;

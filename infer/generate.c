@@ -1,41 +1,34 @@
-/* Owns the loop that writes text: one forward over the context per token. */
-#include "infer/infer.h"
-#include "ops/cast/cast.h"
-#include "ops/slice/slice.h"
+/* Owns the plain way to one text: an engine with one lane. */
+#include "infer/engine.h"
 
-static tp_status next_logits(tp_ctx *c, tp_model *m, const int32_t *ids, int64_t n, float *logits) {
-    tp_tensor *in = tp_tensor_new(c, TP_I32, TP_SHAPE(1, n));
-    if (!in) return tp_error_status(c);
-    if (tp_upload(c, in, ids)) return tp_error_status(c);
-    tp_tensor *h = tp_model_hidden(c, m, &(tp_model_in){.ids = in});
-    tp_tensor *y = h ? tp_model_logits(c, m, tp_slice(c, h, 1, n - 1, 1)) : NULL;
-    if (y) y = tp_cast(c, y, TP_F32);
-    if (y) tp_download(c, y, logits);
-    tp_step_end(c);
-    return tp_error_status(c);
+typedef struct text {
+    const tp_generate_opts *o;
+    int32_t *ids;
+    int64_t *n;
+} text;
+
+static bool take(void *arg, int64_t request, int64_t sample, int32_t id) {
+    text *t = arg;
+    (void)request, (void)sample;
+    t->ids[(*t->n)++] = id;
+    return id == t->o->stop || !t->o->token || t->o->token(t->o->arg, id);
 }
 
 tp_status tp_generate(tp_ctx *c, tp_model *m, const tp_generate_opts *o, int32_t *ids, int64_t *n) {
-    const tp_model_cfg *f = tp_model_config(m);
-    if (*n < 1) return tp_fail(c, TP_EARG, "generate: the prompt has no tokens");
-    for (int64_t i = 0; i < *n; i++)
-        if (ids[i] < 0 || ids[i] >= f->vocab)
-            return tp_fail(c, TP_EARG, "generate: token %d of the prompt is not in 0..%lld", ids[i],
-                           (long long)f->vocab - 1);
-    tp_sampler *s = NULL;
-    float *logits = tp_malloc(c, (size_t)f->vocab * sizeof *logits);
-    tp_status st = logits ? tp_sampler_new(&s, c, f->vocab) : tp_error_status(c);
-    int64_t from = 0;
-    for (int64_t made = 0; made < o->max_new_tokens && !st; made++) {
-        while (*n - from > f->context) from += (f->context + 1) / 2;
-        int32_t id = 0;
-        st = next_logits(c, m, ids + from, *n - from, logits);
-        if (!st) st = tp_sample_token(c, s, &o->sampling, logits, ids, *n, o->sequence, &id, NULL);
-        if (st) break;
-        ids[(*n)++] = id;
-        if (id == o->stop || (o->token && !o->token(o->arg, id))) break;
-    }
-    tp_sampler_free(s);
-    tp_free(logits);
+    int64_t context = tp_model_config(m)->context, longest = *n + o->max_new_tokens;
+    text t = {o, ids, n};
+    tp_engine *e;
+    tp_request r = {.prompt = ids,
+                    .n = *n,
+                    .samples = 1,
+                    .max_new_tokens = o->max_new_tokens,
+                    .sampling = o->sampling,
+                    .first_sample = o->sample,
+                    .stop = o->stop};
+    tp_engine_opts opts = {
+        .lanes = 1, .slide = true, .max_length = longest < context ? longest : context};
+    tp_status st = tp_engine_new(&e, c, m, &opts);
+    if (!st) st = tp_engine_run(e, &r, 1, &(tp_engine_calls){.token = take, .arg = &t});
+    tp_engine_free(e);
     return st;
 }

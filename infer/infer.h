@@ -19,23 +19,31 @@ typedef struct tp_sampling {
 } tp_sampling;
 /* Says what is wrong with a value ("temperature must be 0 or more"), or NULL. */
 const char *tp_sampling_problem(const tp_sampling *s);
+/* Whether a filter may leave tokens out. */
+bool tp_sampling_truncates(const tp_sampling *s);
+
+/* What a random number belongs to: Philox's key and counter are made of it, so a draw depends on
+ * nothing else that is sampled. */
+typedef struct tp_draw {
+    uint32_t step, prompt; /* of training, and in it; 0 elsewhere */
+    uint32_t sample, position;
+} tp_draw;
 
 typedef struct tp_sampler tp_sampler; /* scratch for one vocabulary */
 tp_status tp_sampler_new(tp_sampler **out, tp_ctx *c, int64_t vocab);
 void tp_sampler_free(tp_sampler *s);
-/* The token that follows history (n ids), given its logits (V). A function of its arguments alone:
- * the random number is Philox's at (seed, sequence, n), so a sample does not depend on what else is
- * sampled. Ties go to the lower id. *logprob, if not NULL, is log p under the filtered
- * distribution. NaN logits: TP_ENUMERIC. */
+/* The token that follows history (n ids), given its logits (V), soft cap applied. A function of its
+ * arguments alone. Ties go to the lower id. set, if not NULL, gets the ceil(V/32) words of the set
+ * that was chosen from (ops/token_logprob). NaN logits: TP_ENUMERIC. */
 tp_status tp_sample_token(tp_ctx *c, tp_sampler *s, const tp_sampling *how, const float *logits,
-                          const int32_t *history, int64_t n, uint64_t sequence, int32_t *token,
-                          double *logprob);
+                          const int32_t *history, int64_t n, tp_draw draw, int32_t *token,
+                          int32_t *set);
 
 typedef struct tp_generate_opts {
     tp_sampling sampling;
     int64_t max_new_tokens;
-    int32_t stop;      /* end here (usually end-of-text); < 0: never */
-    uint64_t sequence; /* number of this sample: another one, other draws */
+    int32_t stop;    /* end here (usually end-of-text); < 0: never */
+    uint32_t sample; /* number of this sample: another one, other draws */
     bool (*token)(void *arg,
                   int32_t id); /* called for each new token; false ends it; may be NULL */
     void *arg;

@@ -1,15 +1,19 @@
-/* Owns the choice of the next token: penalty, temperature, top-k, top-p, min-p, then one draw. */
+/* Owns the choice of the next token: penalty, temperature, top-k, top-p, min-p, then one draw.
+ *
+ * Only the tokens that a filter keeps are ever put in order: a heap gives up the most likely ones
+ * until the filters are satisfied. Without filters nothing is sorted. */
 #include "infer/infer.h"
 #include <math.h>
-#include <stdlib.h>
+#include <string.h>
 
 typedef struct candidate {
-    double score; /* logit, later probability */
+    double score; /* logit */
     int32_t id;
 } candidate;
 struct tp_sampler {
     int64_t vocab;
-    candidate *all;
+    candidate *heap;
+    double *weight; /* of the candidates kept, by their order */
     bool *seen;
 };
 
@@ -23,14 +27,19 @@ const char *tp_sampling_problem(const tp_sampling *s) {
     return NULL;
 }
 
+bool tp_sampling_truncates(const tp_sampling *s) {
+    return s->temperature > 0 && (s->top_k > 0 || s->top_p < 1 || s->min_p > 0);
+}
+
 tp_status tp_sampler_new(tp_sampler **out, tp_ctx *c, int64_t vocab) {
     *out = NULL;
     tp_sampler *s = tp_calloc(c, 1, sizeof *s);
     if (!s) return tp_error_status(c);
     s->vocab = vocab;
-    s->all = tp_calloc(c, (size_t)vocab, sizeof *s->all);
+    s->heap = tp_calloc(c, (size_t)vocab, sizeof *s->heap);
+    s->weight = tp_calloc(c, (size_t)vocab, sizeof *s->weight);
     s->seen = tp_calloc(c, (size_t)vocab, sizeof *s->seen);
-    if (!s->all || !s->seen) {
+    if (!s->heap || !s->weight || !s->seen) {
         tp_sampler_free(s);
         return tp_error_status(c);
     }
@@ -40,15 +49,10 @@ tp_status tp_sampler_new(tp_sampler **out, tp_ctx *c, int64_t vocab) {
 
 void tp_sampler_free(tp_sampler *s) {
     if (!s) return;
-    tp_free(s->all);
+    tp_free(s->heap);
+    tp_free(s->weight);
     tp_free(s->seen);
     tp_free(s);
-}
-
-static int by_score(const void *a, const void *b) {
-    const candidate *x = a, *y = b;
-    if (x->score != y->score) return x->score < y->score ? 1 : -1;
-    return (x->id > y->id) - (x->id < y->id);
 }
 
 static void penalise(tp_sampler *s, double penalty, const int32_t *history, int64_t n) {
@@ -56,66 +60,130 @@ static void penalise(tp_sampler *s, double penalty, const int32_t *history, int6
         int32_t id = history[i];
         if (id < 0 || id >= s->vocab || s->seen[id]) continue;
         s->seen[id] = true;
-        double *x = &s->all[id].score;
+        double *x = &s->heap[id].score;
         *x = *x > 0 ? *x / penalty : *x * penalty;
     }
     for (int64_t i = 0; i < n; i++)
         if (history[i] >= 0 && history[i] < s->vocab) s->seen[history[i]] = false;
 }
 
-/* Sorted scores become weights of the first `keep` candidates; returns how many remain. */
+/* ---- the heap: most likely first, lower id among equals ------------------------------------- */
+static bool before(candidate a, candidate b) {
+    return a.score != b.score ? a.score > b.score : a.id < b.id;
+}
+
+static void sink(candidate *h, int64_t n, int64_t i) {
+    candidate x = h[i];
+    for (int64_t child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && before(h[child + 1], h[child])) child++;
+        if (!before(h[child], x)) break;
+        h[i] = h[child];
+    }
+    h[i] = x;
+}
+
+/* The next most likely goes to the end of the heap, behind the n that are left. */
+static void pop(candidate *h, int64_t *n) {
+    candidate top = h[0];
+    h[0] = h[--*n];
+    h[*n] = top;
+    if (*n) sink(h, *n, 0);
+}
+
+/* ---- the filters ---------------------------------------------------------------------------- */
+/* Pops what is kept; the i-th is then heap[vocab-1-i], with weight[i]. Returns how many. */
 static int64_t filter(tp_sampler *s, const tp_sampling *how) {
-    int64_t keep = s->vocab;
-    candidate *a = s->all;
-    if (how->top_k > 0 && how->top_k < keep) keep = how->top_k;
-    double top = a[0].score, sum = 0;
-    for (int64_t i = 0; i < keep; i++) {
-        a[i].score = exp((a[i].score - top) / how->temperature);
-        sum += a[i].score;
+    int64_t V = s->vocab, left = V, most = how->top_k > 0 && how->top_k < V ? how->top_k : V;
+    candidate *h = s->heap;
+    for (int64_t i = V / 2 - 1; i >= 0; i--) sink(h, V, i);
+    double top = h[0].score, sum = 0, mass = 0;
+    if (most == V && how->top_p < 1) { /* of all, by id: the heap's order is no order to sum in */
+        for (int64_t i = 0; i < V; i++)
+            s->weight[h[i].id] = exp((h[i].score - top) / how->temperature);
+        for (int64_t i = 0; i < V; i++) sum += s->weight[i];
     }
-    if (how->top_p < 1) {
-        double mass = 0;
+    int64_t kept = 0;
+    while (kept < most) {
+        double w = exp((h[0].score - top) / how->temperature);
+        if (kept && how->min_p > 0 && w < how->min_p) break;
+        if (most == V && how->top_p < 1 && mass >= how->top_p * sum) break;
+        s->weight[kept++] = w;
+        mass += w;
+        pop(h, &left);
+    }
+    if (most < V && how->top_p < 1) { /* the probabilities of the k, or fewer */
+        sum = mass;
+        mass = 0;
         int64_t i = 0;
-        while (i < keep && mass < how->top_p * sum) mass += a[i++].score;
-        keep = i;
+        while (i < kept && mass < how->top_p * sum) mass += s->weight[i++];
+        kept = i;
     }
-    if (how->min_p > 0) {
-        int64_t i = 1;
-        while (i < keep && a[i].score >= how->min_p * a[0].score) i++;
-        keep = i;
+    return kept;
+}
+
+static void mark(int32_t *set, int32_t id) {
+    set[id / 32] = (int32_t)((uint32_t)set[id / 32] | (uint32_t)1 << (id % 32));
+}
+
+static double uniform(const tp_sampling *how, tp_draw d) {
+    return tp_uniform(how->seed, TP_RNG_SAMPLE, (uint64_t)d.step << 32 | d.prompt,
+                      (uint64_t)d.sample << 32 | d.position);
+}
+
+static int32_t most_likely(const tp_sampler *s) {
+    const candidate *best = s->heap;
+    for (int64_t i = 1; i < s->vocab; i++)
+        if (s->heap[i].score > best->score) best = &s->heap[i];
+    return best->id;
+}
+
+/* By id: no order is needed where all are kept. */
+static int32_t draw_any(tp_sampler *s, const tp_sampling *how, tp_draw d) {
+    double top = -INFINITY, sum = 0, at = 0;
+    for (int64_t i = 0; i < s->vocab; i++) top = fmax(top, s->heap[i].score);
+    for (int64_t i = 0; i < s->vocab; i++)
+        sum += s->weight[i] = exp((s->heap[i].score - top) / how->temperature);
+    double to = sum * uniform(how, d);
+    int32_t last = 0;
+    for (int64_t i = 0; i < s->vocab; i++) {
+        if (s->weight[i] == 0) continue;
+        last = (int32_t)i;
+        if ((at += s->weight[i]) > to) break;
     }
-    return keep;
+    return last;
+}
+
+static int32_t draw_kept(tp_sampler *s, const tp_sampling *how, tp_draw d, int32_t *set) {
+    int64_t kept = filter(s, how), i = 0;
+    const candidate *first = s->heap + s->vocab - 1;
+    double sum = 0, at = 0;
+    for (int64_t j = 0; j < kept; j++) {
+        sum += s->weight[j];
+        if (set) mark(set, first[-j].id);
+    }
+    double to = sum * uniform(how, d);
+    for (; i < kept - 1; i++)
+        if ((at += s->weight[i]) > to) break;
+    return first[-i].id;
 }
 
 tp_status tp_sample_token(tp_ctx *c, tp_sampler *s, const tp_sampling *how, const float *logits,
-                          const int32_t *history, int64_t n, uint64_t sequence, int32_t *token,
-                          double *logprob) {
+                          const int32_t *history, int64_t n, tp_draw d, int32_t *token,
+                          int32_t *set) {
     const char *problem = tp_sampling_problem(how);
     if (problem) return tp_fail(c, TP_EARG, "sampling: %s", problem);
     for (int64_t i = 0; i < s->vocab; i++) {
         if (isnan(logits[i]))
             return tp_fail(c, TP_ENUMERIC, "sampling: the logit of token %lld is not a number",
                            (long long)i);
-        s->all[i] = (candidate){logits[i], (int32_t)i};
+        s->heap[i] = (candidate){logits[i], (int32_t)i};
     }
     if (how->repetition_penalty != 1) penalise(s, how->repetition_penalty, history, n);
-    if (how->temperature == 0) {
-        const candidate *best = s->all;
-        for (int64_t i = 1; i < s->vocab; i++)
-            if (s->all[i].score > best->score) best = &s->all[i];
-        *token = best->id;
-        if (logprob) *logprob = 0;
-        return TP_OK;
-    }
-    qsort(s->all, (size_t)s->vocab, sizeof *s->all, by_score);
-    int64_t keep = filter(s, how);
-    double sum = 0, at = 0;
-    for (int64_t i = 0; i < keep; i++) sum += s->all[i].score;
-    double draw = sum * tp_uniform(how->seed, TP_RNG_SAMPLE, sequence, (uint64_t)n);
-    int64_t i = 0;
-    for (; i < keep - 1; i++)
-        if ((at += s->all[i].score) > draw) break;
-    *token = s->all[i].id;
-    if (logprob) *logprob = log(s->all[i].score / sum);
+    bool truncates = tp_sampling_truncates(how);
+    if (set) memset(set, truncates ? 0 : -1, (size_t)((s->vocab + 31) / 32) * sizeof *set);
+    if (how->temperature == 0)
+        *token = most_likely(s);
+    else
+        *token = truncates ? draw_kept(s, how, d, set) : draw_any(s, how, d);
     return TP_OK;
 }

@@ -59,15 +59,22 @@ static tp_tensor *drop(tp_ctx *c, const tp_model *m, tp_tensor *x, const tp_mode
     return in->training && m->cfg.dropout > 0 ? tp_dropout(c, x, m->cfg.dropout) : x;
 }
 
-static tp_tensor *attend(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor *x,
+static tp_tensor *attend(tp_ctx *c, const tp_model *m, int layer, tp_tensor *x,
                          const tp_model_in *in) {
     tp_scope s = tp_scope_open(c, "attn");
+    const tp_block *b = &m->block[layer];
     qkv a = is_llama(m) ? llama_qkv(c, m, b, x, in) : gpt2_qkv(c, m, b, x);
-    tp_attention_opts o = {.causal = true,
-                           .window = m->cfg.sliding_window,
-                           .softcap = m->cfg.attn_softcap,
-                           .segments = in->segments};
-    tp_tensor *y = tp_attention(c, a.q, a.k, a.v, &o, NULL); /* (B,T,H,D) */
+    tp_tensor *y = NULL; /* (B,T,H,D) */
+    if (in->attend) {
+        tp_attend_opts o = {layer, m->cfg.sliding_window, m->cfg.attn_softcap};
+        if (a.q && a.k && a.v) y = in->attend(in->attend_arg, c, a.q, a.k, a.v, &o);
+    } else {
+        tp_attention_opts o = {.causal = true,
+                               .window = m->cfg.sliding_window,
+                               .softcap = m->cfg.attn_softcap,
+                               .segments = in->segments};
+        y = tp_attention(c, a.q, a.k, a.v, &o, NULL);
+    }
     if (y) y = tp_reshape(c, y, TP_SHAPE(y->shape[0], y->shape[1], y->shape[2] * y->shape[3]));
     return tp_scope_close(c, s, drop(c, m, linear(c, m, y, b->proj, b->proj_bias), in));
 }
@@ -86,7 +93,7 @@ static tp_tensor *mlp(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor
 tp_stream tp_block_forward(tp_ctx *c, tp_model *m, int layer, tp_stream x, const tp_model_in *in) {
     const tp_block *b = &m->block[layer];
     tp_tensor *n = tp_stream_norm(c, m, &x, b->norm1, b->norm1_bias);
-    x.branch = attend(c, m, b, n, in);
+    x.branch = attend(c, m, layer, n, in);
     n = tp_stream_norm(c, m, &x, b->norm2, b->norm2_bias);
     x.branch = mlp(c, m, b, n, in);
     return x;

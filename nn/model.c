@@ -15,6 +15,7 @@
 #include "ops/slice/slice.h"
 #include "ops/sum/sum.h"
 #include "ops/tanh/tanh.h"
+#include "ops/token_logprob/token_logprob.h"
 #include <string.h>
 
 /* ---- life ----------------------------------------------------------------------------------- */
@@ -173,7 +174,7 @@ tp_tensor *tp_model_hidden(tp_ctx *c, tp_model *m, const tp_model_in *in) {
     tp_stream x = {embed(c, m, in), NULL};
     for (int i = 0; i < m->cfg.layers && x.sum; i++) {
         tp_scope b = tp_scope_open(c, "blk%d", i);
-        if (m->cfg.activation_checkpointing)
+        if (m->cfg.activation_checkpointing && !in->attend)
             x = (tp_stream){block_checkpointed(c, m, i, x.sum, in), NULL};
         else
             x = tp_block_forward(c, m, i, x, in);
@@ -184,10 +185,18 @@ tp_tensor *tp_model_hidden(tp_ctx *c, tp_model *m, const tp_model_in *in) {
     return tp_scope_close(c, s, tp_scope_close(c, n, y));
 }
 
+static tp_tensor *head(tp_ctx *c, const tp_model *m, tp_tensor *hidden) {
+    return tp_matmul(c, hidden, tp_weight(c, m, m->head), &(tp_matmul_opts){.trans_b = true});
+}
+
+tp_tensor *tp_model_head(tp_ctx *c, tp_model *m, tp_tensor *hidden) {
+    tp_scope s = tp_scope_open(c, "head");
+    return tp_scope_close(c, s, head(c, m, hidden));
+}
+
 tp_tensor *tp_model_logits(tp_ctx *c, tp_model *m, tp_tensor *hidden) {
     tp_scope s = tp_scope_open(c, "head");
-    tp_tensor *y =
-        tp_matmul(c, hidden, tp_weight(c, m, m->head), &(tp_matmul_opts){.trans_b = true});
+    tp_tensor *y = head(c, m, hidden);
     double cap = m->cfg.logit_softcap;
     if (cap > 0) y = tp_scale(c, tp_tanh(c, tp_scale(c, y, 1 / cap, 0)), cap, 0);
     return tp_scope_close(c, s, y);
@@ -212,6 +221,27 @@ tp_model_out tp_model_loss(tp_ctx *c, tp_model *m, const tp_model_in *in, tp_ten
         out = (tp_model_out){sum, r.logprob, r.entropy};
     }
     tp_scope_close_n(c, s, (tp_tensor *const[]){out.loss, out.logprob, out.entropy}, 3);
+    if (c->status) out = (tp_model_out){0};
+    return out;
+}
+
+tp_model_out tp_model_logprob(tp_ctx *c, tp_model *m, const tp_model_in *in, tp_tensor *targets,
+                              const tp_model_logprob_opts *o) {
+    tp_model_out out = {0};
+    tp_tensor *x = tp_model_hidden(c, m, in);
+    if (!x) return out;
+    tp_scope s = tp_scope_open(c, "loss");
+    double cap = m->cfg.logit_softcap;
+    if (o->set) {
+        tp_token_logprob_opts with = {cap, o->temperature, o->set};
+        tp_token_logprob_out r = tp_token_logprob(c, head(c, m, x), targets, &with);
+        out = (tp_model_out){NULL, r.logprob, r.entropy};
+    } else {
+        tp_lce_opts with = {.softcap = cap, .temperature = o->temperature};
+        tp_lce r = tp_linear_cross_entropy(c, x, tp_weight(c, m, m->head), targets, &with);
+        out = (tp_model_out){NULL, r.logprob, r.entropy};
+    }
+    tp_scope_close_n(c, s, (tp_tensor *const[]){out.logprob, out.entropy}, 2);
     if (c->status) out = (tp_model_out){0};
     return out;
 }

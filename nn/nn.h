@@ -37,16 +37,29 @@ tp_params *tp_model_params(tp_model *m);
 const tp_param *tp_model_param(const tp_model *m, const char *name); /* NULL if there is none */
 int64_t tp_model_numel(const tp_model *m); /* parameters, tied ones once */
 
+/* Attention in place of the ordinary one, for decoding over a cache: q (B,T,H,D), k and v
+ * (B,T,Hkv,D) of these tokens -> (B,T,H,D). The window and soft cap are the model's. */
+typedef struct tp_attend_opts {
+    int layer;
+    int64_t window;
+    double softcap;
+} tp_attend_opts;
+typedef tp_tensor *(*tp_attend_fn)(void *arg, tp_ctx *c, tp_tensor *q, tp_tensor *k, tp_tensor *v,
+                                   const tp_attend_opts *o);
 typedef struct tp_model_in {
     tp_tensor *ids;       /* (B,T) i32 */
     tp_tensor *positions; /* (B,T) i32, NULL: 0..T-1 in every row */
     tp_tensor *segments; /* (B,T) i32, NULL: one document a row; attention stays inside a segment */
     bool training;       /* dropout is on */
+    tp_attend_fn attend; /* NULL: causal attention among the tokens given */
+    void *attend_arg;
 } tp_model_in;
 /* (B,T) ids -> (B,T,C), after the last norm: what the head reads. */
 tp_tensor *tp_model_hidden(tp_ctx *c, tp_model *m, const tp_model_in *in);
 /* hidden (…,C) -> logits (…,V), softcap applied. For a few rows only: training never makes them. */
 tp_tensor *tp_model_logits(tp_ctx *c, tp_model *m, tp_tensor *hidden);
+/* The same before the soft cap: what tp_token_logprob takes. */
+tp_tensor *tp_model_head(tp_ctx *c, tp_model *m, tp_tensor *hidden);
 
 typedef struct tp_model_loss_opts {
     double z_loss;
@@ -61,6 +74,16 @@ typedef struct tp_model_out {
 /* targets (B,T) i32, -100 = ignored. All members are NULL after a failure. */
 tp_model_out tp_model_loss(tp_ctx *c, tp_model *m, const tp_model_in *in, tp_tensor *targets,
                            const tp_model_loss_opts *o);
+
+typedef struct tp_model_logprob_opts {
+    double temperature; /* logits are divided by it; 0 means 1 */
+    tp_tensor *set;     /* i32 (B,T,ceil(V/32)): the tokens that a sampler chose from, as in
+                           ops/token_logprob; NULL: all. With sets the logits exist whole. */
+} tp_model_logprob_opts;
+/* log p(target) and entropy of every token, differentiable; 0 where the target is -100. Bits are
+ * those of decoding over a cache (infer/engine.h), for any batch and chunking. loss stays NULL. */
+tp_model_out tp_model_logprob(tp_ctx *c, tp_model *m, const tp_model_in *in, tp_tensor *targets,
+                              const tp_model_logprob_opts *o);
 
 #ifdef __cplusplus
 }
