@@ -8,7 +8,7 @@
  * Everything that a later step depends on is in the checkpoint, so a run that was killed and
  * resumed ends with the same weights, to the bit, as one that was not. Under mpirun every rank runs
  * this program; rank 0 speaks and writes, and the weights are again the same. */
-#include "cli/cli.h"
+#include "cli/source.h"
 #include "data/metrics.h"
 #include "data/tfevents.h"
 #include "infer/infer.h"
@@ -29,9 +29,9 @@ typedef struct run {
     bool root; /* rank 0: prints, logs, samples and saves */
     tp_plan plan;
     tp_trainer trainer;
-    tp_corpus *train, *val;
+    tp_source train, val;
     tp_tokenizer *tokenizer;
-    tp_loader *loader;
+    tp_rows rows;
     tp_metrics *metrics;
     tp_tfevents *events;
     tp_checkpoint_reader *from; /* to go on from, until it is loaded */
@@ -50,24 +50,20 @@ typedef struct run {
 } run;
 
 /* ---- open ----------------------------------------------------------------------------------- */
-static tp_packing packing(const tp_config *f) {
-    return f->data.packing == TP_CFG_DOCUMENTS ? TP_PACK_DOCUMENTS : TP_PACK_STREAM;
-}
-
-static tp_status open_corpora(run *r) {
+static tp_status open_sources(run *r) {
     tp_status st = tp_config_require(r->c, &r->cfg, "data.train");
-    if (!st) st = tp_corpus_open(&r->train, r->c, r->cfg.data.train);
-    if (st) return st;
-    const tp_corpus_info *i = tp_corpus_get_info(r->train);
-    st = tp_tokenizer_from_json(&r->tokenizer, r->c, i->tokenizer, i->tokenizer_bytes, i->path);
-    if (!st && r->cfg.model.vocab && r->cfg.model.vocab < i->vocab)
-        st = tp_fail(r->c, TP_EARG,
-                     "model.vocab is %lld, but %s has %d tokens; 0 takes the corpus' own",
-                     (long long)r->cfg.model.vocab, i->path, i->vocab);
-    if (!r->cfg.model.vocab) r->cfg.model.vocab = i->vocab;
-    if (st || !*r->cfg.data.val) return st;
-    st = tp_corpus_open(&r->val, r->c, r->cfg.data.val);
-    return st ? st : tp_same_tokenizer(r->c, r->tokenizer, r->val);
+    if (!st) st = tp_begin_tokenizer(&r->tokenizer, r->c, &r->cfg);
+    if (!st) st = tp_source_open(&r->train, r->c, &r->cfg, r->cfg.data.train, r->tokenizer);
+    if (!st && *r->cfg.data.val)
+        st = tp_source_open(&r->val, r->c, &r->cfg, r->cfg.data.val, r->tokenizer);
+    if (st || !r->train.sft || !r->root) return st;
+    const tp_sft_info *i = tp_sft_get_info(r->train.sft);
+    fprintf(stderr, "%s: %lld conversations, %lld tokens, of which %lld are learnt",
+            r->cfg.data.train, (long long)i->examples, (long long)i->tokens, (long long)i->trained);
+    if (i->cut) fprintf(stderr, "; %lld cut at the context's end", (long long)i->cut);
+    if (i->left_out) fprintf(stderr, "; %lld left out, nothing to learn", (long long)i->left_out);
+    fputc('\n', stderr);
+    return TP_OK;
 }
 
 static tp_status plan(run *r) {
@@ -90,18 +86,9 @@ static tp_status plan(run *r) {
     return TP_OK;
 }
 
-static tp_status open_loader(run *r) {
-    const tp_config *f = &r->cfg;
-    tp_share share = tp_share_of(f, tp_comm_rank(r->comm), r->ranks);
-    tp_loader_opts o = {.batch = share.rows,
-                        .period = share.period,
-                        .first = share.first,
-                        .share = share.share,
-                        .T = f->model.context,
-                        .seed = (uint64_t)f->seed,
-                        .packing = packing(f),
-                        .prefetch = f->data.prefetch};
-    return tp_loader_new(&r->loader, r->c, r->train, &o);
+static tp_status open_rows(run *r) {
+    tp_share share = tp_share_of(&r->cfg, tp_comm_rank(r->comm), r->ranks);
+    return tp_rows_open(&r->rows, r->c, &r->train, &r->cfg, &share, 0);
 }
 
 static tp_status open_folder(run *r, bool resume) {
@@ -159,7 +146,7 @@ static tp_status put_everything(run *r, tp_checkpoint_writer *w) {
     tp_status st = tp_checkpoint_put_text(w, "config", config);
     tp_free(config);
     if (!st) st = tp_checkpoint_put_text(w, "tokenizer", tp_tokenizer_json(r->tokenizer, &n));
-    if (!st) st = tp_checkpoint_put_text(w, "corpus", tp_corpus_get_info(r->train)->sha256);
+    if (!st) st = tp_checkpoint_put_text(w, "corpus", tp_source_sha256(&r->train));
     counter k[COUNTERS];
     counters(r, k);
     for (int i = 0; i < COUNTERS && !st; i++)
@@ -218,7 +205,7 @@ static tp_status check_same_run(run *r, tp_checkpoint_reader *from) {
         tp_free(a);
         tp_free(b);
     }
-    if (!st && strcmp(sha, tp_corpus_get_info(r->train)->sha256))
+    if (!st && strcmp(sha, tp_source_sha256(&r->train)))
         st = tp_fail(r->c, TP_EARG,
                      "%s is not the corpus that %s was trained on (sha256 %.12s… then)",
                      r->cfg.data.train, r->cfg.run.dir, sha);
@@ -262,7 +249,7 @@ static tp_status resume(run *r) {
 
 /* After the step is known: metrics are cut back to it, the loader moves to its first sample. */
 static tp_status open_logs(run *r) {
-    if (!r->root) return tp_loader_seek(r->loader, r->c, r->step * r->cfg.train.batch);
+    if (!r->root) return tp_rows_seek(&r->rows, r->c, r->step * r->cfg.train.batch);
     char path[TP_CONFIG_TEXT + 64];
     size_t n;
     int64_t last = r->step ? r->step : -1;
@@ -274,7 +261,7 @@ static tp_status open_logs(run *r) {
     if (!st) st = tp_metrics_open(&r->metrics, r->c, path, last);
     if (!st && r->cfg.log.tensorboard)
         st = tp_tfevents_open(&r->events, r->c, r->cfg.run.dir, (double)time(NULL), last);
-    return st ? st : tp_loader_seek(r->loader, r->c, r->step * r->cfg.train.batch);
+    return st ? st : tp_rows_seek(&r->rows, r->c, r->step * r->cfg.train.batch);
 }
 
 /* ---- loop
@@ -284,14 +271,12 @@ static bool due(const run *r, int64_t every) {
     return every > 0 && (r->step % every == 0 || r->step == r->steps);
 }
 
-static tp_status next(void *arg, tp_ctx *c, tp_batch *out) { return tp_loader_next(arg, c, out); }
-
 static tp_status step(run *r, tp_step_out *out) {
     int64_t B = r->cfg.train.batch;
     tp_step_in in = {
-        .step = r->step, .next = next, .arg = r->loader, .interrupted = tp_interrupted};
+        .step = r->step, .next = tp_rows_next, .arg = &r->rows, .interrupted = tp_interrupted};
     double start = tp_now();
-    tp_status st = tp_loader_count_targets(r->loader, r->c, r->step * B, B, &in.targets);
+    tp_status st = tp_rows_count_targets(&r->rows, r->c, r->step * B, B, &in.targets);
     if (!st) st = tp_trainer_step(&r->trainer, &in, out);
     if (st) return st;
     double took = tp_now() - start;
@@ -343,7 +328,7 @@ static tp_status log_step(run *r, const tp_step_out *s) {
         tp_metric_f64("train_bpb", r->train_bpb),
         tp_metric_f64("learning_rate", s->learning_rate),
         tp_metric_f64("grad_norm", s->grad_norm),
-        tp_metric_i64("epoch", (r->step - 1) * r->cfg.train.batch / tp_loader_rows(r->loader)),
+        tp_metric_i64("epoch", (r->step - 1) * r->cfg.train.batch / tp_rows_count(&r->rows)),
         tp_metric_i64("tokens", r->step * r->plan.tokens_per_step),
         tp_metric_i64("skipped_steps", s->bad_total),
         tp_metric_f64("tokens_per_s", rate),
@@ -365,12 +350,12 @@ static tp_status log_step(run *r, const tp_step_out *s) {
 
 static bool validation_due(const run *r) {
     bool now = due(r, r->cfg.eval.every) || r->step == r->steps;
-    return r->val && now && r->validated != r->step;
+    return tp_source_is_open(&r->val) && now && r->validated != r->step;
 }
 
 static tp_status validate(run *r, bool *best) {
     tp_eval_result e;
-    tp_status st = tp_evaluate(&r->trainer, r->val, r->cfg.eval.batches, true, &e);
+    tp_status st = tp_evaluate(&r->trainer, &r->val, r->cfg.eval.batches, true, &e);
     if (st) return st;
     r->val_loss = e.loss;
     r->val_bpb = e.bpb;
@@ -466,10 +451,8 @@ static tp_status agree(run *r) {
     snprintf(step, sizeof step, "%lld", (long long)(r->from ? tp_checkpoint_step(r->from) : 0));
     if (!st) st = tp_comm_agree(r->comm, r->c, "code version", TAPIR_VERSION " " TAPIR_COMMIT);
     if (!st) st = tp_comm_agree(r->comm, r->c, "config", config);
-    if (!st) st = tp_comm_agree(r->comm, r->c, "data.train", tp_corpus_get_info(r->train)->sha256);
-    if (!st)
-        st = tp_comm_agree(r->comm, r->c, "data.val",
-                           r->val ? tp_corpus_get_info(r->val)->sha256 : "none");
+    if (!st) st = tp_comm_agree(r->comm, r->c, "data.train", tp_source_sha256(&r->train));
+    if (!st) st = tp_comm_agree(r->comm, r->c, "data.val", tp_source_sha256(&r->val));
     if (!st) st = tp_comm_agree(r->comm, r->c, "step to go on from", step);
     tp_free(config);
     return st;
@@ -479,13 +462,14 @@ static tp_status train(run *r, bool resuming) {
     r->steps = r->cfg.run.steps;
     r->best_val = INFINITY;
     r->train_loss = r->train_bpb = r->val_loss = r->val_bpb = NAN;
-    tp_status st = open_corpora(r);
+    tp_status st = open_sources(r);
     if (!st) st = open_folder(r, resuming);
     if (!st && resuming) st = find_checkpoint(r);
     if (!st) st = agree(r);
     if (!st) st = plan(r);
     if (!st) st = tp_trainer_new(&r->trainer, r->c, &r->cfg, r->comm);
-    if (!st) st = open_loader(r);
+    if (!st && !r->from) st = tp_begin_weights(r->c, &r->cfg, tp_model_params(r->trainer.model));
+    if (!st) st = open_rows(r);
     if (!st) st = resume(r);
     if (!st) st = open_logs(r);
     if (!st) st = loop(r);
@@ -497,11 +481,11 @@ static void close_run(run *r) {
     tp_checkpoint_close(r->from);
     tp_tfevents_close(r->events);
     tp_metrics_close(r->metrics);
-    tp_loader_free(r->loader);
+    tp_rows_close(&r->rows);
     tp_trainer_clear(&r->trainer);
     tp_tokenizer_free(r->tokenizer);
-    tp_corpus_close(r->train);
-    tp_corpus_close(r->val);
+    tp_source_close(&r->train);
+    tp_source_close(&r->val);
 }
 
 static char *words[256];

@@ -59,7 +59,7 @@ int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const 
  * rank's share of the cores, so the ctx is made anew. Exit code as tp_open_config. */
 int tp_open_ranks(const char *command, const tp_config *cfg, tp_ctx **c, tp_comm **comm);
 
-/* model.vocab = 0 becomes the corpus' vocabulary. */
+/* Settles model.*: from model.init_from, or model.vocab = 0 from the corpus or tokenizer. */
 tp_status tp_config_vocab(tp_ctx *c, tp_config *cfg);
 void tp_plan_print(FILE *f, const tp_config *cfg, const tp_plan *p);
 
@@ -76,6 +76,7 @@ typedef struct tp_run {
 } tp_run;
 /* Opens a run's folder (its newest checkpoint), or a checkpoint file. best: DIR's best.h5. */
 tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best);
+tp_status tp_run_peek(tp_run *r, tp_ctx *c, const char *path); /* config and tokenizer only */
 void tp_run_close(tp_run *r);
 tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p);
 tp_status tp_save_weights(tp_ctx *c, tp_checkpoint_writer *w, const tp_params *p);
@@ -97,8 +98,9 @@ typedef struct tp_eval_result {
     int64_t targets, bytes;
     double seconds;
 } tp_eval_result;
-/* The corpus once, in order (or its first max_batches batches); TP_EINTERRUPT after a signal. */
-tp_status tp_evaluate(tp_trainer *t, tp_corpus *co, int64_t max_batches, bool progress,
+/* The source once, in order (or its first max_batches batches); TP_EINTERRUPT after a signal. */
+struct tp_source;
+tp_status tp_evaluate(tp_trainer *t, const struct tp_source *s, int64_t max_batches, bool progress,
                       tp_eval_result *out);
 tp_status tp_same_tokenizer(tp_ctx *c, const tp_tokenizer *t, const tp_corpus *co);
 

@@ -1,6 +1,5 @@
 /* tapir eval: how well a run predicts a corpus. */
-#include "cli/cli.h"
-#include "data/corpus.h"
+#include "cli/source.h"
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -58,13 +57,13 @@ tp_status tp_same_tokenizer(tp_ctx *c, const tp_tokenizer *t, const tp_corpus *c
 
 /* Ranks take turns by parts of a batch; every row's loss has its place, so that the sum is the same
  * however many they are. */
-static tp_status evaluate(tp_trainer *t, tp_loader *l, int64_t rows, double nll[], bool progress) {
+static tp_status evaluate(tp_trainer *t, tp_rows *l, int64_t rows, double nll[], bool progress) {
     int64_t part = tp_share_of(&t->cfg, 0, t->ranks).rows;
     tp_status st = TP_OK;
     for (int64_t at = t->rank * part; !st && at < rows; at += t->ranks * part) {
         tp_batch b;
-        if (t->ranks > 1) st = tp_loader_seek(l, t->c, at);
-        if (st || (st = tp_loader_next(l, t->c, &b)) || !b.rows) break;
+        if (t->ranks > 1) st = tp_rows_seek(l, t->c, at);
+        if (st || (st = tp_rows_next(l, t->c, &b)) || !b.rows) break;
         if (t->ranks == 1 && tp_interrupted()) return TP_EINTERRUPT;
         nll[rows] += (double)b.n_targets;
         nll[rows + 1] += (double)b.target_bytes;
@@ -76,24 +75,19 @@ static tp_status evaluate(tp_trainer *t, tp_loader *l, int64_t rows, double nll[
     return st;
 }
 
-tp_status tp_evaluate(tp_trainer *t, tp_corpus *co, int64_t max_batches, bool progress,
+tp_status tp_evaluate(tp_trainer *t, const tp_source *s, int64_t max_batches, bool progress,
                       tp_eval_result *out) {
     tp_ctx *c = t->c;
-    tp_loader *l = NULL;
+    tp_rows l = {0};
     double *nll = NULL, start = tp_now();
     *out = (tp_eval_result){0};
     int64_t part = tp_share_of(&t->cfg, 0, t->ranks).rows, B = t->cfg.train.batch;
-    tp_loader_opts o = {.batch = part,
-                        .T = t->cfg.model.context,
-                        .sequential = true,
-                        .packing = t->cfg.data.packing == TP_CFG_DOCUMENTS ? TP_PACK_DOCUMENTS
-                                                                           : TP_PACK_STREAM};
-    tp_status st = tp_loader_new(&l, c, co, &o);
-    int64_t rows = st ? 0 : tp_loader_rows(l), n;
+    tp_status st = tp_rows_open(&l, c, s, &t->cfg, NULL, part);
+    int64_t rows = st ? 0 : tp_rows_count(&l), n;
     if (max_batches && max_batches < (rows + B - 1) / B) rows = max_batches * B;
     n = (rows + part - 1) / part * part; /* the last part is padded */
     if (!st && !(nll = tp_calloc(c, (size_t)n + 2, sizeof *nll))) st = tp_error_status(c);
-    if (!st) st = evaluate(t, l, n, nll, progress);
+    if (!st) st = evaluate(t, &l, n, nll, progress);
     if (!st && t->ranks > 1) st = tp_comm_sum_f64(t->comm, c, nll, n + 2);
     for (int64_t i = 0; i < n && !st; i++) out->nll += nll[i];
     if (!st) {
@@ -101,7 +95,7 @@ tp_status tp_evaluate(tp_trainer *t, tp_corpus *co, int64_t max_batches, bool pr
         out->bytes = (int64_t)nll[n + 1];
     }
     if (progress) tp_progress_clear();
-    tp_loader_free(l);
+    tp_rows_close(&l);
     tp_free(nll);
     out->loss = out->targets ? out->nll / (double)out->targets : NAN;
     out->bpb = out->bytes ? out->nll / log(2) / (double)out->bytes : NAN;
@@ -115,9 +109,9 @@ int cmd_eval(int argc, char **argv) {
                               .args_doc = "RUN [CORPUS]",
                               .doc = "Prints loss (nats per token), perplexity and bits per byte "
                                      "of a run's newest checkpoint "
-                                     "on a corpus: every token once, each row of context on its "
-                                     "own. Without CORPUS: the run's "
-                                     "data.val."};
+                                     "on a corpus, or on the replies of a .jsonl file of "
+                                     "conversations: every token once, each row of context on its "
+                                     "own. Without CORPUS: the run's data.val."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_catch_signals();
     tp_ctx *c;
@@ -128,16 +122,15 @@ int cmd_eval(int argc, char **argv) {
         return EXIT_FAILED;
     }
     tp_run r;
-    tp_corpus *co = NULL;
+    tp_source source = {0};
     tp_eval_result e;
     st = tp_run_open(&r, c, run_path, best);
     if (!st && !corpus_path) {
         st = tp_config_require(c, &r.cfg, "data.val");
         corpus_path = r.cfg.data.val;
     }
-    if (!st) st = tp_corpus_open(&co, c, corpus_path);
-    if (!st) st = tp_same_tokenizer(c, r.tokenizer, co);
-    if (!st) st = tp_evaluate(&r.trainer, co, 0, true, &e);
+    if (!st) st = tp_source_open(&source, c, &r.cfg, corpus_path, r.tokenizer);
+    if (!st) st = tp_evaluate(&r.trainer, &source, 0, true, &e);
     int code = st ? tp_say_failure(argv[0], c, st) : EXIT_DONE;
     if (!code && json)
         printf("{\"step\":%lld,\"loss\":%.9g,\"perplexity\":%.9g,\"bpb\":%.9g,\"tokens\":%lld,"
@@ -150,7 +143,7 @@ int cmd_eval(int argc, char **argv) {
             "bytes, step %lld)\n",
             e.loss, exp(e.loss), e.bpb, (long long)e.targets, (long long)e.bytes,
             (long long)r.step);
-    tp_corpus_close(co);
+    tp_source_close(&source);
     tp_run_close(&r);
     tp_ctx_free(c);
     return code;

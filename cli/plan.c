@@ -1,6 +1,5 @@
 /* tapir plan: what a config will cost, from shapes alone. */
-#include "cli/cli.h"
-#include "data/corpus.h"
+#include "cli/source.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,14 +31,12 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
     return 0;
 }
 
-/* model.vocab = 0 asks the corpus. */
 tp_status tp_config_vocab(tp_ctx *c, tp_config *cfg) {
-    if (cfg->model.vocab) return TP_OK;
-    tp_status st = tp_config_require(c, cfg, "data.train");
-    tp_corpus *co = NULL;
-    if (!st) st = tp_corpus_open(&co, c, cfg->data.train);
-    if (!st) cfg->model.vocab = tp_corpus_get_info(co)->vocab;
-    tp_corpus_close(co);
+    tp_tokenizer *t = NULL;
+    if (cfg->model.vocab && !*cfg->model.init_from) return TP_OK;
+    tp_status st = *cfg->model.init_from ? TP_OK : tp_config_require(c, cfg, "data.train");
+    if (!st) st = tp_begin_tokenizer(&t, c, cfg);
+    tp_tokenizer_free(t);
     return st;
 }
 

@@ -96,13 +96,20 @@ static tp_status read_texts(tp_run *r) {
     return st;
 }
 
-tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best) {
+static tp_status open_texts(tp_run *r, tp_ctx *c, const char *path, bool best) {
     *r = (tp_run){.c = c};
     tp_status st = open_checkpoint(r, path, best);
-    if (!st) {
-        r->step = tp_checkpoint_step(r->from);
-        st = read_texts(r);
-    }
+    if (st) return st;
+    r->step = tp_checkpoint_step(r->from);
+    return read_texts(r);
+}
+
+tp_status tp_run_peek(tp_run *r, tp_ctx *c, const char *path) {
+    return open_texts(r, c, path, false);
+}
+
+tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best) {
+    tp_status st = open_texts(r, c, path, best);
     if (!st) st = tp_trainer_model(&r->trainer, c, &r->cfg);
     if (!st) st = tp_load_weights(c, r->from, tp_model_params(r->trainer.model));
     return st;

@@ -161,17 +161,43 @@ tp_status tp_config_resolve(tp_ctx *c, tp_config *cfg) {
     return TP_OK;
 }
 
+static bool same_value(const tp_key *k, const tp_config *a, const tp_config *b) {
+    static const size_t sizes[] = {[TP_KEY_BOOL] = sizeof(bool),
+                                   [TP_KEY_I64] = sizeof(int64_t),
+                                   [TP_KEY_F64] = sizeof(double),
+                                   [TP_KEY_CHOICE] = sizeof(int)};
+    const char *pa = (const char *)a + k->offset, *pb = (const char *)b + k->offset;
+    return k->type == TP_KEY_TEXT ? !strcmp(pa, pb) : !memcmp(pa, pb, sizes[k->type]);
+}
+
 bool tp_config_equal(const tp_config *a, const tp_config *b) {
+    for (int i = 0; i < tp_config_nkeys; i++)
+        if (!same_value(&tp_config_keys[i], a, b)) return false;
+    return true;
+}
+
+tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from) {
+    static const char *const free_keys[] = {"model.init_from", "model.context", "model.dropout",
+                                            "model.init_std", "model.activation_checkpointing"};
+    tp_config mine = *to;
+    char at[WHERE];
+    to->model = from->model;
+    memcpy(to->model.init_from, mine.model.init_from, sizeof to->model.init_from);
+    to->model.dropout = mine.model.dropout;
+    to->model.init_std = mine.model.init_std;
+    to->model.activation_checkpointing = mine.model.activation_checkpointing;
     for (int i = 0; i < tp_config_nkeys; i++) {
         const tp_key *k = &tp_config_keys[i];
-        const char *pa = (const char *)a + k->offset, *pb = (const char *)b + k->offset;
-        static const size_t sizes[] = {[TP_KEY_BOOL] = sizeof(bool),
-                                       [TP_KEY_I64] = sizeof(int64_t),
-                                       [TP_KEY_F64] = sizeof(double),
-                                       [TP_KEY_CHOICE] = sizeof(int)};
-        if (k->type == TP_KEY_TEXT ? strcmp(pa, pb) : memcmp(pa, pb, sizes[k->type])) return false;
+        bool is_free = strncmp(k->name, "model.", 6) != 0;
+        for (size_t j = 0; j < sizeof free_keys / sizeof *free_keys; j++)
+            is_free |= !strcmp(k->name, free_keys[j]);
+        if (!strcmp(k->name, "model.context") && mine.line[i])
+            to->model.context = mine.model.context;
+        if (is_free || !mine.line[i] || same_value(k, &mine, to)) continue;
+        return tp_fail(c, TP_EARG, "%s: the model of %s has another value; leave the key out",
+                       tp_config_where(at, sizeof at, &mine, k->name), mine.model.init_from);
     }
-    return true;
+    return TP_OK;
 }
 
 char *tp_config_help(tp_ctx *c) {

@@ -26,11 +26,13 @@ typedef struct tp_config {
         int64_t steps;
     } run;
     struct {
-        char train[TP_CONFIG_TEXT], val[TP_CONFIG_TEXT];
+        char train[TP_CONFIG_TEXT], val[TP_CONFIG_TEXT], tokenizer[TP_CONFIG_TEXT];
         tp_cfg_packing packing;
+        tp_cfg_chat chat_template;
         bool prefetch;
     } data;
     struct {
+        char init_from[TP_CONFIG_TEXT];
         tp_cfg_family family;
         int64_t layers, heads, kv_heads, channels, head_dim, ffn, context, vocab, sliding_window;
         double rope_theta, norm_eps, logit_softcap, attn_softcap, dropout, init_std;
@@ -52,7 +54,7 @@ typedef struct tp_config {
         double bucket_mb, timeout;
     } dist;
     struct { /* reinforcement learning: tapir grpo */
-        char init_from[TP_CONFIG_TEXT], task[TP_CONFIG_TEXT], reward_weights[TP_CONFIG_TEXT];
+        char task[TP_CONFIG_TEXT], reward_weights[TP_CONFIG_TEXT];
         char reward_program[TP_CONFIG_TEXT];
         int64_t task_min, task_max, prompts_per_step, num_generations, max_completion_length;
         int64_t num_iterations, steps_per_generation, top_k, lanes, max_draws;
@@ -121,6 +123,10 @@ tp_status tp_config_write(tp_ctx *c, const tp_config *cfg, const char *path);
 /* A table of every key: type or choices, range, unit, default, meaning. Heap text; NULL on failure.
  */
 char *tp_config_help(tp_ctx *c);
+/* Takes over the model's shape (model.* but what only training is about: init_from, context,
+ * dropout, init_std, activation_checkpointing). TP_EARG where a key was given in `to` and says
+ * something else. The context is taken over where `to` does not give one. */
+tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from);
 /* True where every key has the same value (where the values came from does not matter). */
 bool tp_config_equal(const tp_config *a, const tp_config *b);
 

@@ -8,6 +8,7 @@ static const char *const devices[] = {"cpu", "cuda", NULL};
 static const char *const dtypes[] = {"f32", "bf16", NULL};
 static const char *const numerics[] = {"exact", "fast", NULL};
 static const char *const packings[] = {"stream", "documents", NULL};
+static const char *const chats[] = {"plain", "chatml", "alpaca", NULL};
 static const char *const families[] = {"gpt2", "llama", NULL};
 static const char *const backends[] = {"auto", "self", "mpi", "nccl", NULL};
 static const char *const autos[] = {"auto", "false", "true", NULL};
@@ -74,13 +75,22 @@ const tp_key tp_config_keys[] = {
     TEXT(run.dir, "runs/default", "path", "folder of config.yaml, metrics, checkpoints, samples"),
     I64(run.steps, "1000", 1, 1e12, "steps", "optimizer steps to train"),
 
-    TEXT(data.train, "", "path", "corpus to train on, made by `tapir prepare`"),
-    TEXT(data.val, "", "path", "corpus held out for evaluation; empty: none"),
+    TEXT(data.train, "", "path",
+         "corpus to train on, made by `tapir prepare`; or conversations (fine-tuning): a .jsonl "
+         "file of {\"prompt\", \"response\"} or {\"messages\"}, of which replies are learnt"),
+    TEXT(data.val, "", "path", "the same, held out for evaluation; empty: none"),
     CHOICE(
         data.packing, tp_cfg_packing, packings, "stream",
-        "stream: rows cut from one stream of tokens; documents: attention stays in its document"),
+        "stream: rows cut from one stream of tokens, or one conversation a row; documents: several "
+        "in a row, attention stays inside each"),
+    TEXT(data.tokenizer, "bytes", "path",
+         "of conversations, without model.init_from: bytes, or a tokenizer.json"),
+    CHOICE(data.chat_template, tp_cfg_chat, chats, "plain",
+           "what is written around the turns of a conversation"),
     BOOL(data.prefetch, "true", "read the next batch in a thread of its own; same data either way"),
 
+    TEXT(model.init_from, "", "path",
+         "run or checkpoint to begin with: its weights, its tokenizer and its model.* keys"),
     CHOICE(model.family, tp_cfg_family, families, "gpt2",
            "gpt2: LayerNorm, GELU, learned positions; llama: RMSNorm, SwiGLU, rotary positions"),
     I64(model.layers, "4", 1, 10000, "", "transformer blocks"),
@@ -164,7 +174,6 @@ const tp_key tp_config_keys[] = {
     F64(dist.timeout, "30", 0, OPEN, 1e6, SHUT, "s",
         "a rank that gives no sign of life for so long ends the job"),
 
-    TEXT(rl.init_from, "", "path", "run or checkpoint whose model is the policy at the start"),
     TEXT(rl.task, "chain", "", "what is practised: `tapir task --list`, or a file of JSON lines"),
     I64(rl.task_min, "0", 0, 1 << 20, "", "smallest size of the task's items; 0: the task's own"),
     I64(rl.task_max, "0", 0, 1 << 20, "", "largest size of the task's items; 0: the task's own"),

@@ -1,0 +1,137 @@
+/* Owns the choice between a corpus and conversations, and what a run begins with. */
+#include "cli/source.h"
+#include <string.h>
+
+/* ---- sources -------------------------------------------------------------------------------- */
+tp_status tp_source_open(tp_source *s, tp_ctx *c, const tp_config *f, const char *path,
+                         const tp_tokenizer *t) {
+    static const tp_chat_template chat[] = {[TP_CFG_PLAIN] = TP_CHAT_PLAIN,
+                                            [TP_CFG_CHATML] = TP_CHAT_CHATML,
+                                            [TP_CFG_ALPACA] = TP_CHAT_ALPACA};
+    *s = (tp_source){0};
+    if (tp_sft_is(path))
+        return tp_sft_read(&s->sft, c, path, t, chat[f->data.chat_template], f->model.context);
+    tp_status st = tp_corpus_open(&s->corpus, c, path);
+    return st || !t ? st : tp_same_tokenizer(c, t, s->corpus);
+}
+
+void tp_source_close(tp_source *s) {
+    tp_corpus_close(s->corpus);
+    tp_sft_data_free(s->sft);
+    *s = (tp_source){0};
+}
+
+bool tp_source_is_open(const tp_source *s) { return s->corpus || s->sft; }
+
+const char *tp_source_sha256(const tp_source *s) {
+    return s->corpus ? tp_corpus_get_info(s->corpus)->sha256
+           : s->sft  ? tp_sft_get_info(s->sft)->sha256
+                     : "none";
+}
+
+/* ---- rows ----------------------------------------------------------------------------------- */
+tp_status tp_rows_open(tp_rows *r, tp_ctx *c, const tp_source *s, const tp_config *f,
+                       const tp_share *share, int64_t batch) {
+    bool documents = f->data.packing == TP_CFG_DOCUMENTS;
+    tp_share of = share ? *share : (tp_share){.rows = batch};
+    *r = (tp_rows){0};
+    if (s->sft) {
+        tp_sft_opts o = {.batch = of.rows,
+                         .period = of.period,
+                         .first = of.first,
+                         .share = of.share,
+                         .T = f->model.context,
+                         .seed = (uint64_t)f->seed,
+                         .pack = documents,
+                         .sequential = !share};
+        return tp_sft_new(&r->sft, c, s->sft, &o);
+    }
+    tp_loader_opts o = {.batch = of.rows,
+                        .period = of.period,
+                        .first = of.first,
+                        .share = of.share,
+                        .T = f->model.context,
+                        .seed = (uint64_t)f->seed,
+                        .packing = documents ? TP_PACK_DOCUMENTS : TP_PACK_STREAM,
+                        .sequential = !share,
+                        .prefetch = share && f->data.prefetch};
+    return tp_loader_new(&r->loader, c, s->corpus, &o);
+}
+
+void tp_rows_close(tp_rows *r) {
+    tp_loader_free(r->loader);
+    tp_sft_free(r->sft);
+    *r = (tp_rows){0};
+}
+
+tp_status tp_rows_next(void *rows, tp_ctx *c, tp_batch *out) {
+    tp_rows *r = rows;
+    return r->sft ? tp_sft_next(r->sft, c, out) : tp_loader_next(r->loader, c, out);
+}
+
+tp_status tp_rows_seek(tp_rows *r, tp_ctx *c, int64_t sample) {
+    return r->sft ? tp_sft_seek(r->sft, c, sample) : tp_loader_seek(r->loader, c, sample);
+}
+
+tp_status tp_rows_count_targets(tp_rows *r, tp_ctx *c, int64_t first, int64_t n, int64_t *targets) {
+    return r->sft ? tp_sft_count_targets(r->sft, c, first, n, targets)
+                  : tp_loader_count_targets(r->loader, c, first, n, targets);
+}
+
+int64_t tp_rows_count(const tp_rows *r) {
+    return r->sft ? tp_sft_rows(r->sft) : tp_loader_rows(r->loader);
+}
+
+/* ---- what a run begins with ----------------------------------------------------------------- */
+static tp_status of_corpus(tp_tokenizer **out, tp_ctx *c, tp_config *f) {
+    tp_corpus *co = NULL;
+    tp_status st = tp_corpus_open(&co, c, f->data.train);
+    if (st) return st;
+    const tp_corpus_info *i = tp_corpus_get_info(co);
+    st = tp_tokenizer_from_json(out, c, i->tokenizer, i->tokenizer_bytes, i->path);
+    if (!st && f->model.vocab && f->model.vocab < i->vocab)
+        st = tp_fail(c, TP_EARG,
+                     "model.vocab is %lld, but %s has %d tokens; 0 takes the corpus' own",
+                     (long long)f->model.vocab, i->path, i->vocab);
+    if (!f->model.vocab) f->model.vocab = i->vocab;
+    tp_corpus_close(co);
+    return st;
+}
+
+static tp_status of_file(tp_tokenizer **out, tp_ctx *c, tp_config *f) {
+    bool bytes = !strcmp(f->data.tokenizer, "bytes");
+    tp_status st = bytes ? tp_tokenizer_new_bytes(out, c, NULL, 0)
+                         : tp_tokenizer_load(out, c, f->data.tokenizer);
+    if (st) return st;
+    int64_t vocab = tp_tokenizer_vocab_size(*out);
+    if (f->model.vocab && f->model.vocab < vocab)
+        return tp_fail(c, TP_EARG, "model.vocab is %lld, but the tokenizer has %lld tokens",
+                       (long long)f->model.vocab, (long long)vocab);
+    if (!f->model.vocab) f->model.vocab = vocab;
+    return TP_OK;
+}
+
+tp_status tp_begin_tokenizer(tp_tokenizer **out, tp_ctx *c, tp_config *f) {
+    *out = NULL;
+    if (!*f->model.init_from)
+        return tp_sft_is(f->data.train) || !*f->data.train ? of_file(out, c, f)
+                                                           : of_corpus(out, c, f);
+    tp_run r;
+    tp_status st = tp_run_peek(&r, c, f->model.init_from);
+    if (!st) st = tp_config_adopt_model(c, f, &r.cfg);
+    if (!st) {
+        *out = r.tokenizer;
+        r.tokenizer = NULL;
+    }
+    tp_run_close(&r);
+    return st;
+}
+
+tp_status tp_begin_weights(tp_ctx *c, const tp_config *f, tp_params *p) {
+    if (!*f->model.init_from) return TP_OK;
+    tp_run r;
+    tp_status st = tp_run_peek(&r, c, f->model.init_from);
+    if (!st) st = tp_load_weights(c, r.from, p);
+    tp_run_close(&r);
+    return st;
+}
