@@ -26,6 +26,7 @@ int cmd_plan(int argc, char **argv);
 int cmd_ops(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_hash(int argc, char **argv);
+int cmd_task(int argc, char **argv);
 int cmd_version(int argc, char **argv);
 
 /* ---- ending --------------------------------------------------------------------------------- */
