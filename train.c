@@ -173,43 +173,14 @@ static tp_status save(run *r, bool best) {
 }
 
 /* ---- resume --------------------------------------------------------------------------------- */
-/* What may differ between a run and its continuation: how it is watched, not what it computes. */
-static void adopt_free_keys(tp_config *to, const tp_config *from) {
-    to->threads = from->threads;
-    to->dist = from->dist;
-    to->train.micro_batches = from->train.micro_batches;
-    to->run = from->run;
-    to->eval = from->eval;
-    to->sample = from->sample;
-    to->checkpoint = from->checkpoint;
-    to->log = from->log;
-    to->data.prefetch = from->data.prefetch;
-    memcpy(to->data.train, from->data.train, sizeof to->data.train);
-    memcpy(to->data.val, from->data.val, sizeof to->data.val);
-}
-
 static tp_status check_same_run(run *r, tp_checkpoint_reader *from) {
-    char *text = NULL, *sha = NULL, what[256];
-    tp_config saved;
-    tp_config_defaults(&saved);
-    tp_status st = tp_checkpoint_get_text(from, "config", &text);
-    if (!st) st = tp_config_read(r->c, &saved, "the checkpoint's config", text, strlen(text));
-    if (!st) st = tp_config_resolve(r->c, &saved);
+    char *sha = NULL;
+    tp_status st = tp_same_config(r->c, from, &r->cfg);
     if (!st) st = tp_checkpoint_get_text(from, "corpus", &sha);
-    adopt_free_keys(&saved, &r->cfg);
-    if (!st && !tp_config_equal(&saved, &r->cfg)) {
-        char *a = tp_config_text(r->c, &saved), *b = tp_config_text(r->c, &r->cfg);
-        if (a && b) tp_config_difference(a, b, what, sizeof what);
-        st = tp_fail(r->c, TP_EARG, "%s was trained with another config: %s", r->cfg.run.dir,
-                     a && b ? what : "");
-        tp_free(a);
-        tp_free(b);
-    }
     if (!st && strcmp(sha, tp_source_sha256(&r->train)))
         st = tp_fail(r->c, TP_EARG,
                      "%s is not the corpus that %s was trained on (sha256 %.12s… then)",
                      r->cfg.data.train, r->cfg.run.dir, sha);
-    tp_free(text);
     tp_free(sha);
     return st;
 }

@@ -27,6 +27,8 @@ int cmd_ops(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_hash(int argc, char **argv);
 int cmd_task(int argc, char **argv);
+int cmd_grpo(int argc, char **argv);
+int cmd_replay(int argc, char **argv);
 int cmd_version(int argc, char **argv);
 
 /* ---- ending --------------------------------------------------------------------------------- */
@@ -89,6 +91,9 @@ tp_status tp_save_optimizer(tp_trainer *t, tp_checkpoint_writer *w, void **whole
 tp_status tp_load_optimizer(tp_trainer *t, tp_checkpoint_reader *from, void **whole);
 tp_status tp_make_folder(tp_ctx *c, const char *path); /* with those above it */
 tp_status tp_write_text(tp_ctx *c, const char *path, const char *text);
+/* Refuses, with the first key that differs, a checkpoint of a run with another config; what only
+ * watches a run, or splits it, may differ. */
+tp_status tp_same_config(tp_ctx *c, tp_checkpoint_reader *from, const tp_config *now);
 /* The first "key: value" in which two texts of configs differ. */
 void tp_config_difference(const char *a, const char *b, char *out, size_t cap);
 

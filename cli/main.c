@@ -7,6 +7,8 @@
 const tp_command tp_commands[] = {
     {"prepare", "turn text into a corpus of tokens", cmd_prepare},
     {"train", "train a model as a config says; --resume goes on", cmd_train},
+    {"grpo", "reinforce a model with rewards, as a config says; --resume goes on", cmd_grpo},
+    {"replay", "recompute a step of grpo from its recorded completions", cmd_replay},
     {"generate", "write text with a trained model", cmd_generate},
     {"eval", "loss, perplexity and bits per byte of a run on a corpus", cmd_eval},
     {"tape", "print the recorded computation, forward and backward", cmd_tape},

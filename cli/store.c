@@ -91,3 +91,44 @@ void tp_config_difference(const char *a, const char *b, char *out, size_t cap) {
     snprintf(out, cap, "\"%.*s\" there, \"%.*s\" now", (int)strcspn(a, "\n"), a,
              (int)strcspn(b, "\n"), b);
 }
+
+/* What may differ between a run and its continuation: how it is watched, not what it computes. */
+static void adopt_free_keys(tp_config *to, const tp_config *from) {
+    to->threads = from->threads;
+    to->dist = from->dist;
+    to->train.micro_batches = from->train.micro_batches;
+    to->run = from->run;
+    to->eval = from->eval;
+    to->sample = from->sample;
+    to->checkpoint = from->checkpoint;
+    to->log = from->log;
+    to->data.prefetch = from->data.prefetch;
+    memcpy(to->data.train, from->data.train, sizeof to->data.train);
+    memcpy(to->data.val, from->data.val, sizeof to->data.val);
+    to->rl.lanes = from->rl.lanes;
+    to->rl.dump = from->rl.dump;
+    to->rl.log_completions = from->rl.log_completions;
+    to->rl.reward_timeout = from->rl.reward_timeout;
+    to->rl.eval_prompts = from->rl.eval_prompts;
+    to->rl.eval_samples = from->rl.eval_samples;
+}
+
+tp_status tp_same_config(tp_ctx *c, tp_checkpoint_reader *from, const tp_config *now) {
+    char *text = NULL, what[256];
+    tp_config saved;
+    tp_config_defaults(&saved);
+    tp_status st = tp_checkpoint_get_text(from, "config", &text);
+    if (!st) st = tp_config_read(c, &saved, "the checkpoint's config", text, strlen(text));
+    if (!st) st = tp_config_resolve(c, &saved);
+    adopt_free_keys(&saved, now);
+    if (!st && !tp_config_equal(&saved, now)) {
+        char *a = tp_config_text(c, &saved), *b = tp_config_text(c, now);
+        if (a && b) tp_config_difference(a, b, what, sizeof what);
+        st = tp_fail(c, TP_EARG, "%s was trained with another config: %s", now->run.dir,
+                     a && b ? what : "");
+        tp_free(a);
+        tp_free(b);
+    }
+    tp_free(text);
+    return st;
+}

@@ -204,23 +204,35 @@ static tp_batch rows_of(const tp_batch *b, int64_t T, int64_t from, int64_t n) {
     return part;
 }
 
-/* A pass over rows of b; they lie at row `at` of what is staged. */
+/* The language model's loss of rows of b, which lie at row `at` of what is staged, if they are. */
+static tp_model_out text_loss(tp_trainer *t, const tp_step_in *in, const tp_batch *b, int64_t at) {
+    loaded l = t->staged.ids ? staged_rows(t, at, b->rows) : load(t, b, true);
+    tp_model_loss_opts o = {
+        .z_loss = t->cfg.train.z_loss, .scale = 1.0 / (double)in->targets, .gradient = true};
+    return tp_model_loss(t->c, t->model, &l.in, l.targets, &o);
+}
+
+static tp_status report_nll(tp_trainer *t, const tp_batch *b, int64_t at,
+                            const tp_tensor *logprob) {
+    tp_staged *s = &t->staged;
+    if (!s->ids) return row_nll(t->c, logprob, t->nll + b->sample % t->cfg.train.batch);
+    if (!logprob->data) return TP_OK;
+    return tp_copy_bytes(t->c, tp_f32(s->logprob) + at * t->cfg.model.context, logprob->data,
+                         (size_t)tp_numel(logprob) * sizeof(float));
+}
+
 static tp_status pass(tp_trainer *t, const tp_step_in *in, const tp_batch *b, int64_t at) {
     tp_ctx *c = t->c;
-    tp_staged *s = &t->staged;
     tp_rng_at(c, (uint64_t)in->step, (uint64_t)b->sample);
     tp_gradients_pass(t->gradients, b->rows);
     tp_status st = tp_tape_on(c);
-    loaded l = s->ids ? staged_rows(t, at, b->rows) : load(t, b, true);
-    tp_model_loss_opts o = {
-        .z_loss = t->cfg.train.z_loss, .scale = 1.0 / (double)in->targets, .gradient = true};
-    tp_model_out y = tp_model_loss(c, t->model, &l.in, l.targets, &o);
+    tp_model_out y = {0};
+    if (in->loss)
+        y.loss = in->loss(in->loss_arg, c, t->model, b);
+    else
+        y = text_loss(t, in, b, at);
     if (y.loss && !st) st = tp_backward(c, y.loss);
-    if (!st && y.loss && !s->ids)
-        st = row_nll(c, y.logprob, t->nll + b->sample % t->cfg.train.batch);
-    if (!st && y.loss && s->ids && y.logprob->data)
-        st = tp_copy_bytes(c, tp_f32(s->logprob) + at * t->cfg.model.context, y.logprob->data,
-                           (size_t)tp_numel(y.logprob) * sizeof(float));
+    if (!st && y.logprob) report_nll(t, b, at, y.logprob);
     tp_tape_off(c);
     tp_step_end(c);
     return tp_error_status(c);

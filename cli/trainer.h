@@ -53,6 +53,10 @@ typedef struct tp_step_in {
     tp_next_fn next;
     void *arg;
     bool (*interrupted)(void); /* asked once a step; NULL: never */
+    /* NULL: cross-entropy of the batch. Else the loss of a pass over the rows of b, recorded on the
+     * tape; the batch then needs no tokens, and no nll comes out. NULL returned: it failed. */
+    tp_tensor *(*loss)(void *loss_arg, tp_ctx *c, tp_model *m, const tp_batch *b);
+    void *loss_arg;
 } tp_step_in;
 typedef struct tp_step_out {
     double nll; /* sum over the batch's targets of -log p, nats */

@@ -172,8 +172,7 @@ static fraction product(parser *s) {
     for (spaces(s); !s->bad && s->p < s->end && (*s->p == '*' || *s->p == '/'); spaces(s)) {
         bool times = *s->p++ == '*';
         fraction y = atom(s);
-        x = times ? reduce(s, x.a * y.a, x.b * y.b)
-                  : reduce(s, x.a * y.b, x.b * y.a);
+        x = times ? reduce(s, x.a * y.a, x.b * y.b) : reduce(s, x.a * y.b, x.b * y.a);
     }
     return x;
 }

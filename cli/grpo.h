@@ -1,0 +1,99 @@
+/* What the files behind `tapir grpo` share: the completions of a step, and the run. */
+#ifndef TP_GRPO_H
+#define TP_GRPO_H
+#include "cli/source.h"
+#include "data/metrics.h"
+#include "infer/engine.h"
+#include "ops/policy_loss/policy_loss.h"
+#include "rl/advantage.h"
+#include "rl/reward.h"
+
+/* The completions of a step: `prompts` groups of G rows. Every rank has all of them. */
+typedef struct tp_rollouts {
+    int64_t prompts, G, rows, P, R, words, K; /* P, R: room for tokens of a prompt, a completion */
+    uint64_t *item;                           /* (prompts) number in the task */
+    int32_t *prompt;                          /* (prompts,P) */
+    int64_t *n_prompt;                        /* (prompts) */
+    int32_t *ids;                             /* (rows,R) */
+    int64_t *n;                               /* (rows) */
+    uint8_t *ended;                           /* (rows) */
+    float *logprob, *entropy, *ref;           /* (rows,R); ref: of the reference model */
+    int32_t *set;                             /* (rows,R,words), NULL: sampling does not truncate */
+    double *reward, *total;                   /* (rows,K) each; (rows) weighted */
+    float *advantage;                         /* (rows) */
+} tp_rollouts;
+
+typedef struct tp_grpo {
+    tp_ctx *c;
+    tp_config cfg; /* as given, resolved */
+    tp_comm *comm;
+    int rank, ranks;
+    bool root;
+    tp_tokenizer *tokenizer;
+    tp_encoder *encoder;
+    int32_t eos;
+    tp_task *task;
+    tp_rewards *rewards;
+    tp_trainer trainer;  /* its config counts updates, and rows of an update */
+    tp_model *reference; /* NULL: beta is 0 */
+    tp_engine *engine;
+    tp_rollouts now, draw; /* draw: only with dynamic sampling */
+    int64_t step, steps;   /* done; in all */
+    int64_t next_item;     /* the first that no step has drawn */
+    int64_t tokens;        /* of completions, all steps together */
+    /* of the step under way */
+    int64_t B, minibatch;  /* rows of an update; which one */
+    bool fresh;            /* the weights are still those that wrote the completions */
+    float *weight, *stats; /* (B,R); (B,TP_POLICY_STATS) of this rank's rows, then of all */
+    double *gather;        /* room to put rows together over the ranks */
+    size_t gather_n;
+    int64_t groups_drawn, groups_kept;
+    double seconds_generate, seconds_reward, seconds_reference, seconds_update;
+} tp_grpo;
+
+/* ---- rollout.c ------------------------------------------------------------------------------ */
+tp_status tp_rollouts_new(tp_rollouts *r, tp_grpo *g);
+void tp_rollouts_free(tp_rollouts *r);
+/* Completions of the step, their rewards and advantages, into g->now. */
+tp_status tp_grpo_roll_out(tp_grpo *g);
+tp_sampling tp_grpo_sampling(const tp_grpo *g);
+/* An item's prompt as tokens, into room for P of them. */
+tp_status tp_grpo_prompt(tp_grpo *g, bool held_out, uint64_t item, int32_t *ids, int64_t *n);
+/* The text of n tokens, without the stop token at their end; to be freed. */
+tp_status tp_grpo_text(tp_grpo *g, const int32_t *ids, int64_t n, bool ended, char **text,
+                       size_t *bytes);
+/* Sums every row's numbers over the ranks, where all but one have zeros. */
+tp_status tp_grpo_sum(tp_grpo *g, double *x, int64_t n);
+
+/* ---- policy.c ------------------------------------------------------------------------------- */
+typedef struct tp_update { /* means over the updates of a step */
+    double loss, policy_loss, grad_norm, learning_rate, kl, entropy, ratio;
+    double clip_low, clip_high, clip_low_min, clip_high_max; /* parts of the tokens; of an update */
+    double
+        difference; /* largest |log-prob in training - at sampling| while the weights were fresh */
+    bool skipped, interrupted;
+} tp_update;
+/* The log-probs of g->now under the reference model, into g->now.ref. */
+tp_status tp_grpo_reference(tp_grpo *g);
+/* All updates of the step from g->now. */
+tp_status tp_grpo_update(tp_grpo *g, tp_update *out);
+/* The reference model moves towards the policy, if this step is one for it. */
+tp_status tp_grpo_sync(tp_grpo *g);
+
+/* ---- grpo_eval.c ---------------------------------------------------------------------------- */
+typedef struct tp_grpo_eval {
+    double greedy, pass_1, pass_k, length;
+    int64_t prompts, k;
+} tp_grpo_eval;
+tp_status tp_grpo_evaluate(tp_grpo *g, tp_grpo_eval *out);
+
+/* ---- dump.c --------------------------------------------------------------------------------- */
+/* RUN/rollouts/step-00000001.jsonl: a line for each completion of g->now. */
+tp_status tp_grpo_dump(tp_grpo *g, int64_t step);
+tp_status tp_grpo_read_dump(tp_grpo *g, const char *dir, int64_t step);
+
+/* ---- grpo.c --------------------------------------------------------------------------------- */
+/* Model, optimizer, engine, task and rewards of the config; load: from this checkpoint, or NULL. */
+tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load);
+void tp_grpo_close(tp_grpo *g);
+#endif

@@ -1,0 +1,137 @@
+/* tapir replay: computes a step of reinforcement learning once more from its recorded completions.
+ * Nothing is generated: the weights come from the newest checkpoint before the step, the steps in
+ * between are replayed as well, and the loss must have the bits that were logged. */
+#include "cli/grpo.h"
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static struct args {
+    char *run;
+    int64_t step, threads;
+} a;
+static const struct argp_option options[] = {{"threads", 'j', "N", 0, "Threads (all cores)", 0},
+                                             {0}};
+
+static error_t parse(int key, char *arg, struct argp_state *s) {
+    char *end;
+    if (key == 'j' || (key == ARGP_KEY_ARG && a.run && !a.step)) {
+        errno = 0;
+        long long v = strtoll(arg, &end, 10);
+        if (end == arg || *end || errno || v < 1 || v > INT64_C(1) << 40)
+            argp_error(s, "%s must be a whole number from 1, got \"%s\"",
+                       key == 'j' ? "--threads" : "STEP", arg);
+        *(key == 'j' ? &a.threads : &a.step) = v;
+    } else if (key == ARGP_KEY_ARG && !a.run) {
+        a.run = arg;
+    } else if (key == ARGP_KEY_ARG) {
+        argp_error(s, "too many arguments");
+    } else if (key == ARGP_KEY_END) {
+        if (!a.step) argp_error(s, "which run, and which step?");
+    } else {
+        return ARGP_ERR_UNKNOWN;
+    }
+    return 0;
+}
+
+/* The newest checkpoint before the step; *from stays NULL where the run has to begin anew. */
+static tp_status nearest(tp_ctx *c, tp_checkpoint_reader **from) {
+    char dir[TP_CONFIG_TEXT + 32], path[TP_CONFIG_TEXT + 96];
+    struct stat s;
+    snprintf(dir, sizeof dir, "%s/checkpoints", a.run);
+    if (stat(dir, &s))
+        return tp_fail(c, TP_EIO, "%s is no run: it has no folder \"checkpoints\"", a.run);
+    for (int64_t at = a.step - 1; at > 0; at--) {
+        tp_status st = tp_checkpoint_file(path, sizeof path, c, dir, at);
+        if (st) return st;
+        if (!stat(path, &s)) return tp_checkpoint_open(from, c, path);
+    }
+    return TP_OK;
+}
+
+static tp_status read_config(tp_grpo *g) {
+    char path[TP_CONFIG_TEXT + 32];
+    snprintf(path, sizeof path, "%s/config.yaml", a.run);
+    tp_config_defaults(&g->cfg);
+    tp_status st = tp_config_load(g->c, &g->cfg, path);
+    memset(g->cfg.line, 0, sizeof g->cfg.line); /* model.* was written, not asked for */
+    return st ? st : tp_config_resolve(g->c, &g->cfg);
+}
+
+static bool take_loss(void *arg, int64_t step, const tp_metric *m, int n) {
+    double *loss = arg;
+    for (int i = 0; i < n && step == a.step; i++)
+        if (!strcmp(m[i].key, "loss")) *loss = m[i].f64;
+    return step <= a.step;
+}
+
+static tp_status load(tp_grpo *g, tp_checkpoint_reader *from) {
+    void *whole = NULL;
+    tp_optim_counters *o = tp_optim_get_counters(g->trainer.optim);
+    if (!from) return TP_OK;
+    tp_status st = tp_checkpoint_get_i64(from, "optimizer/updates", &o->updates);
+    if (!st) st = tp_load_optimizer(&g->trainer, from, &whole);
+    tp_free(whole);
+    g->step = tp_checkpoint_step(from);
+    return st;
+}
+
+static tp_status replay(tp_grpo *g, double *loss, double *recorded) {
+    char path[TP_CONFIG_TEXT + 32];
+    tp_checkpoint_reader *from = NULL;
+    tp_status st = read_config(g);
+    if (!st) st = nearest(g->c, &from);
+    if (!st) st = tp_grpo_open(g, from);
+    if (!st) st = load(g, from);
+    if (!st && g->step < a.step)
+        tp_progress(true, "from %s%lld", from ? "the checkpoint of step " : "the beginning, step ",
+                    (long long)g->step);
+    while (!st && g->step < a.step) {
+        tp_update u;
+        st = tp_grpo_read_dump(g, a.run, g->step + 1);
+        if (!st) st = tp_grpo_update(g, &u);
+        g->step++;
+        *loss = u.loss;
+        tp_progress(false, "step %lld  loss %+.6f", (long long)g->step, u.loss);
+    }
+    tp_progress_clear();
+    snprintf(path, sizeof path, "%s/metrics.jsonl", a.run);
+    *recorded = NAN;
+    if (!st) st = tp_metrics_read(g->c, path, take_loss, recorded, NULL);
+    tp_checkpoint_close(from);
+    return st;
+}
+
+int cmd_replay(int argc, char **argv) {
+    const struct argp argp = {
+        .options = options,
+        .parser = parse,
+        .args_doc = "RUN STEP",
+        .doc = "Recomputes a step of `tapir grpo` from the completions that it recorded in "
+               "RUN/rollouts, and compares the loss with the one in RUN/metrics.jsonl, to the last "
+               "bit. Exit code 1 if they differ."};
+    argp_parse(&argp, argc, argv, 0, NULL, NULL);
+    tp_catch_signals();
+    tp_grpo *g = calloc(1, sizeof *g);
+    if (!g || tp_ctx_new(&g->c, &(tp_ctx_opts){.threads = (int)a.threads})) {
+        free(g);
+        return tp_say_failure(argv[0], NULL, TP_ENOMEM);
+    }
+    g->ranks = 1;
+    g->root = true;
+    double loss = NAN, recorded = NAN;
+    tp_status st = replay(g, &loss, &recorded);
+    int code = st ? tp_say_failure(argv[0], g->c, st) : EXIT_DONE;
+    if (!code) {
+        bool same = loss == recorded;
+        printf("step %lld: loss %.17g, recorded %.17g: %s\n", (long long)a.step, loss, recorded,
+               same ? "the same bits" : "they differ");
+        if (!same) code = EXIT_FAILED;
+    }
+    tp_grpo_close(g);
+    tp_ctx_free(g->c);
+    free(g);
+    return code;
+}

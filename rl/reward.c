@@ -1,0 +1,165 @@
+/* Owns the rewards and their weights. */
+#include "rl/reward.h"
+#include "rl/advantage.h"
+#include "rl/pipe.h"
+#include <cJSON.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef enum kind { EXACT_MATCH, FORMAT, LENGTH, OVERLONG, PROGRAM, KINDS } kind;
+static const char *const names[KINDS] = {"exact_match", "format", "length", "overlong", "program"};
+
+struct tp_rewards {
+    int n;
+    kind which[TP_REWARDS_MOST];
+    double weight[TP_REWARDS_MOST], timeout;
+    int64_t max_length, buffer;
+    char *command;
+    tp_pipe *pipe;
+};
+
+static tp_status parse(tp_rewards *r, tp_ctx *c, const char *text) {
+    while (*text) {
+        size_t n = strcspn(text, ",");
+        const char *equals = memchr(text, '=', n);
+        int k = 0;
+        size_t name = equals ? (size_t)(equals - text) : n;
+        while (k < KINDS && (strlen(names[k]) != name || memcmp(names[k], text, name))) k++;
+        if (k == KINDS)
+            return tp_fail(c, TP_EARG,
+                           "rl.reward_weights: there is no reward \"%.*s\": exact_match, format, "
+                           "length, overlong, program",
+                           (int)name, text);
+        for (int i = 0; i < r->n; i++)
+            if (r->which[i] == (kind)k)
+                return tp_fail(c, TP_EARG, "rl.reward_weights: %s is there twice", names[k]);
+        char *end = NULL;
+        double w = equals ? strtod(equals + 1, &end) : 1;
+        if (equals && (end == equals + 1 || end != text + n || !isfinite(w)))
+            return tp_fail(c, TP_EARG, "rl.reward_weights: the weight of %s is no number: \"%.*s\"",
+                           names[k], (int)n, text);
+        r->which[r->n] = (kind)k;
+        r->weight[r->n++] = w;
+        text += n;
+        text += *text == ',';
+    }
+    return r->n ? TP_OK : tp_fail(c, TP_EARG, "rl.reward_weights names no reward");
+}
+
+tp_status tp_rewards_new(tp_rewards **out, tp_ctx *c, const tp_reward_opts *o) {
+    *out = NULL;
+    tp_rewards *r = tp_calloc(c, 1, sizeof *r);
+    if (!r) return tp_error_status(c);
+    r->timeout = o->timeout;
+    r->max_length = o->max_length;
+    r->buffer = o->overlong_buffer;
+    tp_status st = parse(r, c, o->weights);
+    bool asked = false;
+    for (int i = 0; i < r->n; i++) asked |= r->which[i] == PROGRAM;
+    if (!st && asked != (*o->program != 0))
+        st = tp_fail(c, TP_EARG,
+                     asked ? "rl.reward_weights: program needs rl.reward_program"
+                           : "rl.reward_program needs a weight: rl.reward_weights: "
+                             "program=1");
+    if (!st && !(r->command = tp_strdup(c, o->program))) st = tp_error_status(c);
+    if (st) {
+        tp_rewards_free(r);
+        return st;
+    }
+    *out = r;
+    return TP_OK;
+}
+
+void tp_rewards_free(tp_rewards *r) {
+    if (!r) return;
+    tp_pipe_close(r->pipe);
+    tp_free(r->command);
+    tp_free(r);
+}
+
+int tp_rewards_count(const tp_rewards *r) { return r->n; }
+const char *tp_rewards_name(const tp_rewards *r, int k) { return names[r->which[k]]; }
+const double *tp_rewards_weights(const tp_rewards *r) { return r->weight; }
+
+/* ---- the program ---------------------------------------------------------------------------- */
+static bool add_line(char **text, size_t *n, size_t *cap, tp_ctx *c, const tp_judged *x) {
+    cJSON *o = cJSON_CreateObject();
+    char *copy = tp_malloc(c, x->n + 1), *line = NULL;
+    if (copy) memcpy(copy, x->text, x->n), copy[x->n] = 0;
+    if (o && copy && cJSON_AddStringToObject(o, "prompt", x->item.prompt) &&
+        cJSON_AddStringToObject(o, "completion", copy) &&
+        cJSON_AddStringToObject(o, "answer", x->item.answer))
+        line = cJSON_PrintUnformatted(o);
+    size_t m = line ? strlen(line) : 0;
+    if (line && *n + m + 2 > *cap) {
+        *cap = 2 * (*n + m) + 4096;
+        char *more = tp_realloc(c, *text, *cap);
+        if (more)
+            *text = more;
+        else
+            m = 0;
+    }
+    if (m) {
+        memcpy(*text + *n, line, m);
+        (*text)[*n + m] = '\n';
+        *n += m + 1;
+    }
+    cJSON_free(line);
+    cJSON_Delete(o);
+    tp_free(copy);
+    return m > 0;
+}
+
+static tp_status ask(tp_rewards *r, tp_ctx *c, const tp_judged *x, int64_t n, int k, double *out) {
+    char *text = NULL, *answer = NULL;
+    size_t bytes = 0, cap = 0;
+    tp_status st = TP_OK;
+    for (int64_t i = 0; i < n && !st; i++)
+        if (!add_line(&text, &bytes, &cap, c, &x[i])) st = tp_fail(c, TP_ENOMEM, "out of memory");
+    if (!st && !r->pipe) st = tp_pipe_open(&r->pipe, c, r->command);
+    if (!st) st = tp_pipe_ask(r->pipe, c, text, bytes, n, r->timeout, &answer);
+    char *at = answer;
+    for (int64_t i = 0; i < n && !st; i++) {
+        char *line = at, *end;
+        at += strcspn(at, "\n");
+        *at++ = 0;
+        double v = strtod(line, &end);
+        if (!strncmp(line, "null", 4)) v = NAN, end = line + 4;
+        end += strspn(end, " \t\r");
+        if (end == line || *end || isinf(v))
+            st =
+                tp_fail(c, TP_EIO, "the program \"%s\" answered \"%.60s\" where a number should be",
+                        r->command, line);
+        out[i * r->n + k] = v;
+    }
+    tp_free(text);
+    tp_free(answer);
+    return st;
+}
+
+tp_status tp_rewards_judge(tp_rewards *r, tp_ctx *c, const tp_task *t, const tp_judged *x,
+                           int64_t n, double *out) {
+    tp_status st = TP_OK;
+    for (int k = 0; k < r->n && !st; k++) {
+        if (r->which[k] == PROGRAM && n) st = ask(r, c, x, n, k, out);
+        for (int64_t i = 0; i < n && r->which[k] != PROGRAM; i++) {
+            double *v = &out[i * r->n + k];
+            switch (r->which[k]) {
+            case EXACT_MATCH:
+                *v = x[i].ended && tp_task_right(t, &x[i].item, x[i].text, x[i].n);
+                break;
+            case FORMAT:
+                *v = x[i].ended && tp_task_has_answer(x[i].text, x[i].n);
+                break;
+            case LENGTH:
+                *v = -(double)x[i].tokens / (double)r->max_length;
+                break;
+            default:
+                *v = tp_overlong_punishment(x[i].tokens, r->max_length, r->buffer);
+            }
+        }
+    }
+    return st;
+}
