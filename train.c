@@ -52,6 +52,7 @@ typedef struct run {
 /* ---- open ----------------------------------------------------------------------------------- */
 static tp_status open_sources(run *r) {
     tp_status st = tp_config_require(r->c, &r->cfg, "data.train");
+    if (!st && r->cfg.eval.every) st = tp_config_require(r->c, &r->cfg, "data.val");
     if (!st) st = tp_begin_tokenizer(&r->tokenizer, r->c, &r->cfg);
     if (!st) st = tp_source_open(&r->train, r->c, &r->cfg, r->cfg.data.train, r->tokenizer);
     if (!st && *r->cfg.data.val)

@@ -27,7 +27,8 @@ typedef struct run {
     void *whole;
     tp_grpo_eval before, after; /* the first evaluation of this run and the latest */
     int64_t evaluated;          /* the step of the latest; -1: none */
-    double reward, busy_seconds;
+    double reward;              /* NaN before the first step */
+    double busy_seconds;
     int64_t busy_steps;
 } run;
 
@@ -430,10 +431,10 @@ static tp_status evaluate(run *r) {
                 (long long)g->step, (long long)g->steps, e->greedy, e->pass_1, (long long)e->k,
                 e->pass_k, e->length);
     snprintf(key, sizeof key, "eval/pass@%lld", (long long)e->k);
-    const tp_metric m[] = {tp_metric_f64("eval/greedy", e->greedy),
-                           tp_metric_f64("eval/pass@1", e->pass_1), tp_metric_f64(key, e->pass_k),
-                           tp_metric_f64("eval/mean_length", e->length)};
-    return g->root ? tp_metrics_write(r->metrics, g->step, m, e->k > 1 ? 4 : 2) : TP_OK;
+    const tp_metric m[4] = {tp_metric_f64("eval/greedy", e->greedy),
+                            tp_metric_f64("eval/pass@1", e->pass_1), tp_metric_f64(key, e->pass_k),
+                            tp_metric_f64("eval/mean_length", e->length)};
+    return r->metrics ? tp_metrics_write(r->metrics, g->step, m, 4) : TP_OK;
 }
 
 /* ---- loop ----------------------------------------------------------------------------------- */
@@ -503,10 +504,15 @@ static tp_status agree(run *r) {
     return st;
 }
 
-static tp_status grpo(run *r, bool resuming) {
+static tp_status grpo(run *r, bool resuming, bool only_evaluate) {
     tp_grpo *g = &r->g;
     g->steps = g->cfg.run.steps;
     r->evaluated = -1;
+    r->reward = NAN;
+    if (only_evaluate) {
+        tp_status opened = tp_grpo_open(g, NULL);
+        return opened ? opened : evaluate(r);
+    }
     tp_status st = open_folder(r, resuming);
     if (!st && resuming) st = find_checkpoint(r);
     if (!st) st = agree(r);
@@ -519,13 +525,17 @@ static tp_status grpo(run *r, bool resuming) {
 
 static char *words[256];
 static int n_words;
-static bool go_on;
+static bool go_on, only_evaluate;
 static const struct argp_option options[] = {
-    {"resume", 'r', NULL, 0, "Go on from the run's newest good checkpoint, if it has one", 0}, {0}};
+    {"resume", 'r', NULL, 0, "Go on from the run's newest good checkpoint, if it has one", 0},
+    {"evaluate", 'e', NULL, 0, "Only evaluate model.init_from on the held-out prompts", 0},
+    {0}};
 
 static error_t parse(int key, char *arg, struct argp_state *s) {
     if (key == 'r')
         go_on = true;
+    else if (key == 'e')
+        only_evaluate = true;
     else if (key == ARGP_KEY_ARG && n_words < 256)
         words[n_words++] = arg;
     else if (key == ARGP_KEY_ARG)
@@ -547,7 +557,8 @@ static int finish(run *r, const char *command, tp_status st) {
     }
     if (st) return tp_comm_failed_elsewhere(g->comm) ? EXIT_FAILED : tp_say_failure(who, g->c, st);
     if (!g->root) return EXIT_DONE;
-    printf("done: run=%s step=%lld reward=%.6f", g->cfg.run.dir, (long long)g->step, r->reward);
+    printf("done: run=%s step=%lld reward=%.6f", only_evaluate ? "none" : g->cfg.run.dir,
+           (long long)g->step, r->reward);
     if (g->cfg.rl.eval_prompts)
         printf(" eval_greedy=%.6f eval_pass_1=%.6f eval_pass_%lld=%.6f eval_length=%.3f",
                r->after.greedy, r->after.pass_1, (long long)r->after.k, r->after.pass_k,
@@ -581,7 +592,7 @@ int cmd_grpo(int argc, char **argv) {
     g->rank = tp_comm_rank(g->comm);
     g->root = g->rank == 0;
     tp_catch_signals();
-    tp_status st = grpo(r, go_on);
+    tp_status st = grpo(r, go_on, only_evaluate);
     code = finish(r, argv[0], st);
     tp_comm_close(g->comm, st && st != TP_EINTERRUPT ? tp_error(g->c) : NULL);
     tp_free(r->whole);

@@ -66,8 +66,9 @@ tp_status tp_grpo_evaluate(tp_grpo *g, tp_grpo_eval *out) {
     if (!st) out->greedy = sum[0] / (double)prompts;
     if (!st) st = run(g, &how, k, sum);
     for (int64_t i = 0; i < prompts && !st; i++)
-        out->pass_k += tp_pass_at_k(k, (int64_t)sum[2 + i], k) / (double)prompts;
+        out->pass_k += tp_pass_at_k(k, (int64_t)sum[2 + i], k);
     if (!st) {
+        out->pass_k /= (double)prompts;
         out->pass_1 = sum[0] / (double)(prompts * k);
         out->length = sum[1] / (double)(prompts * k);
     }

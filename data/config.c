@@ -137,10 +137,6 @@ tp_status tp_config_check(tp_ctx *c, const tp_config *cfg) {
     if (cfg->train.optimizer == TP_CFG_SGD && cfg->train.optimizer_state_dtype != TP_CFG_STATE_F32)
         return tp_fail(c, TP_EARG, "%s: only AdamW's state can be bf16; sgd's momentum is f32",
                        tp_config_where(at, sizeof at, cfg, "train.optimizer_state_dtype"));
-    if (cfg->eval.every && !*cfg->data.val)
-        return tp_fail(c, TP_EARG, "%s: an evaluation every %lld steps needs data.val",
-                       tp_config_where(at, sizeof at, cfg, "eval.every"),
-                       (long long)cfg->eval.every);
     return TP_OK;
 }
 

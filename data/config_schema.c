@@ -238,7 +238,8 @@ const tp_key tp_config_keys[] = {
     I64(rl.log_completions, "2", 0, 1 << 20, "", "completions shown at each line of metrics"),
     BOOL(rl.dump, "true", "write every step's completions to rollouts/, for `tapir replay`"),
 
-    I64(eval.every, "0", 0, 1e12, "steps", "evaluate on data.val this often; 0: at the end only"),
+    I64(eval.every, "0", 0, 1e12, "steps",
+        "evaluate this often, on data.val or on held-out prompts (grpo); 0: at the end only"),
     I64(eval.batches, "0", 0, 1e12, "batches", "batches per evaluation; 0: all of data.val"),
 
     I64(sample.every, "0", 0, 1e12, "steps", "print a sample of the model this often; 0: never"),

@@ -23,7 +23,7 @@ static void chain(tp_dice *d, int64_t size, tp_task_text *t) {
     int value = (int)tp_roll(d, 0, 9);
     put(t->prompt, "%d", value);
     for (int64_t i = 0; i < size; i++) {
-        int op = (int)tp_roll(d, 0, 2), x = (int)tp_roll(d, 0, 9);
+        int op = (int)tp_roll(d, 0, 2), x = (int)tp_roll(d, 1, 9); /* *0 would forget the rest */
         value = (op == 0 ? value + x : op == 1 ? value - x + 10 : value * x) % 10;
         put(t->prompt, "%c%d", "+-*"[op], x);
         put(t->steps, "%d", value);

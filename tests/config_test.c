@@ -324,8 +324,6 @@ static void test_checks(void **state) {
          "t.yaml:3: train.decay_steps: a decay of 600"},
         {"train:\n  batch: 16777216\nmodel:\n  context: 1024\n",
          "t.yaml:2: train.batch: 16777216 rows of 1024 tokens"},
-        {"eval:\n  every: 10\n",
-         "t.yaml:2: eval.every: an evaluation every 10 steps needs data.val"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         tp_ctx *c = ctx_new();
