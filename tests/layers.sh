@@ -19,6 +19,7 @@ check dist core
 check optim core ops dist autograd
 check data core
 check infer core ops autograd nn
+check rl core
 if grep -rn '#include "nn/param.h"' core ops autograd data; then
     echo "nn/param.h is for nn and optim"
     bad=1
@@ -33,7 +34,7 @@ if (cd "$tmp" && bad=0 && check core >/dev/null && [ $bad = 0 ]); then
     bad=1
 fi
 # no library code prints, exits, aborts or asserts
-if grep -rnE '\b(printf|puts|exit|abort|assert|perror)\(' core ops autograd nn optim data dist infer --include='*.c' --include='*.h' |
+if grep -rnE '\b(printf|puts|exit|abort|assert|perror)\(' core ops autograd nn optim data dist infer rl --include='*.c' --include='*.h' |
     grep -vE '\b(sn|vsn|f|vf)printf\(|TP_PRINTF|^[^:]*:[0-9]+: *(/?\*|//)'; then
     echo "library code must not print or end the process"
     bad=1
