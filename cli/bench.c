@@ -1,6 +1,6 @@
 /* tapir bench step CONFIG: tokens per second of training, on random tokens; with --against, the
  * ratio of two settings of it that take their steps in turn. */
-#include "cli/cli.h"
+#include "cli/bench.h"
 #include "core/ctx.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -247,17 +247,22 @@ int cmd_bench(int argc, char **argv) {
     const struct argp argp = {
         .options = options,
         .parser = parse,
-        .args_doc = "step CONFIG [KEY=VALUE…]",
+        .args_doc = "step CONFIG [KEY=VALUE…]\ndecode CONFIG [KEY=VALUE…]",
         .doc = "Times whole training steps (forward, backward, update) on random tokens and prints "
                "tokens/s, GFLOP/s, the fraction of this machine's measured peak, and memory; under "
                "mpirun, of all ranks together and what they send each other. The "
                "config needs model.vocab; no corpus is read. With --against, two trainings take "
                "steps in turn in this process, and the ratio of their speeds is printed: "
-               "`tapir bench step configs/bench/small.yaml --against numerics=fast`."};
+               "`tapir bench step configs/bench/small.yaml --against numerics=fast`. bench decode "
+               "times generation with the key-value cache, beside the limit that reading the "
+               "weights from memory sets."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_catch_signals();
+    if (n_words > 0 && !strcmp(words[0], "decode"))
+        return tp_bench_decode(argv[0], words + 1, n_words - 1, json);
     if (n_words < 1 || strcmp(words[0], "step"))
-        return tp_say(argv[0], "what to measure? `tapir bench step CONFIG` is there");
+        return tp_say(argv[0], "what to measure? `tapir bench step CONFIG` and `tapir bench decode "
+                               "CONFIG` are there");
     side *s = calloc(2, sizeof *s);
     if (!s) return tp_say_failure(argv[0], NULL, TP_ENOMEM);
     int code = side_open(argv[0], &s[0], false);

@@ -20,6 +20,7 @@ extern const tp_command tp_commands[]; /* terminated by .name = NULL */
 int cmd_prepare(int argc, char **argv);
 int cmd_train(int argc, char **argv);
 int cmd_generate(int argc, char **argv);
+int cmd_chat(int argc, char **argv);
 int cmd_eval(int argc, char **argv);
 int cmd_tape(int argc, char **argv);
 int cmd_plan(int argc, char **argv);
@@ -64,6 +65,7 @@ int tp_open_ranks(const char *command, const tp_config *cfg, tp_ctx **c, tp_comm
 
 /* Settles model.*: from model.init_from, or model.vocab = 0 from the corpus or tokenizer. */
 tp_status tp_config_vocab(tp_ctx *c, tp_config *cfg);
+int64_t tp_plan_kv_bytes(const tp_config *cfg); /* of one token in a key-value cache */
 void tp_plan_print(FILE *f, const tp_config *cfg, const tp_plan *p);
 
 /* ---- runs

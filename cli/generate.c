@@ -1,6 +1,6 @@
 /* tapir generate: writes text after a prompt, token by token, to the terminal. */
 #include "cli/cli.h"
-#include "infer/infer.h"
+#include "infer/engine.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,11 +10,12 @@
 static struct args {
     char *run, *prompt;
     tp_sampling how;
-    int64_t tokens, samples, threads;
+    int64_t tokens, samples, threads, window, sinks;
     bool best, to_end;
 } a = {.how = {.temperature = 0.8, .top_p = 1, .repetition_penalty = 1, .seed = 1},
        .tokens = 256,
-       .samples = 1};
+       .samples = 1,
+       .sinks = 4};
 
 static const struct argp_option options[] = {
     {"max-new-tokens", 'n', "N", 0, "How many tokens to write (256)", 0},
@@ -25,6 +26,11 @@ static const struct argp_option options[] = {
     {"repetition-penalty", 'r', "X", 0, "Above 1 makes tokens that were seen less likely (1)", 0},
     {"seed", 's', "N", 0, "Another seed, another text (1)", 0},
     {"samples", 'c', "N", 0, "How many texts to write (1)", 0},
+    {"window", 'w', "N", 0,
+     "Attend to the last N tokens only; texts may then be longer than the context without reading "
+     "anything twice (rope models; 0: to all)",
+     0},
+    {"sinks", 'S', "N", 0, "… and to the first N (4)", 0},
     {"ignore-eos", 'e', NULL, 0, "Go on after the end-of-text token", 0},
     {"best", 'b', NULL, 0, "Use the checkpoint with the best validation loss", 0},
     {"threads", 'j', "N", 0, "Threads (all cores)", 0},
@@ -76,6 +82,12 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
     case 'c':
         a.samples = integer(s, "--samples", arg, 1, 1e6);
         break;
+    case 'w':
+        a.window = integer(s, "--window", arg, 0, 1e9);
+        break;
+    case 'S':
+        a.sinks = integer(s, "--sinks", arg, 0, 1e6);
+        break;
     case 'e':
         a.to_end = true;
         break;
@@ -102,37 +114,70 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
     return 0;
 }
 
-typedef struct stream {
-    const tp_tokenizer *tokenizer;
+/* One sample is shown token by token; of several, each when those before it have been shown. */
+typedef struct writer {
+    tp_run *r;
     tp_decoder decoder;
     char *bytes;
     int32_t stop;
-} stream;
+    char **text; /* (samples) of those that are done; NULL: not yet, or shown */
+    int64_t shown;
+} writer;
 
-static bool show(void *arg, int32_t id) {
-    stream *s = arg;
-    if (id == s->stop) return false;
-    size_t n = tp_decoder_push(&s->decoder, s->tokenizer, id, s->bytes);
-    if (fwrite(s->bytes, 1, n, stdout) != n || fflush(stdout)) return false;
-    return !tp_interrupted();
+static bool show(void *arg, int64_t request, int64_t sample, int32_t id) {
+    writer *w = arg;
+    (void)request, (void)sample;
+    if (a.samples > 1 || id == w->stop) return !tp_interrupted();
+    size_t n = tp_decoder_push(&w->decoder, w->r->tokenizer, id, w->bytes);
+    return fwrite(w->bytes, 1, n, stdout) == n && !fflush(stdout) && !tp_interrupted();
 }
 
-static tp_status write_text(tp_run *r, stream *s, int32_t *ids, int64_t n_prompt, int64_t sample) {
-    tp_generate_opts o = {.sampling = a.how,
-                          .max_new_tokens = a.tokens,
-                          .stop = s->stop,
-                          .sample = (uint32_t)sample,
-                          .token = show,
-                          .arg = s};
-    int64_t n = n_prompt;
-    s->decoder = (tp_decoder){0};
-    fputs(a.prompt ? a.prompt : "", stdout);
-    tp_status st = tp_generate(r->c, r->trainer.model, &o, ids, &n);
-    size_t left = tp_decoder_flush(&s->decoder, s->bytes);
-    fwrite(s->bytes, 1, left, stdout);
-    fputc('\n', stdout);
+static tp_status keep(void *arg, const tp_completion *x) {
+    writer *w = arg;
+    size_t n;
+    if (a.samples == 1) return TP_OK;
+    int64_t tokens = x->n - (x->n > 0 && x->ids[x->n - 1] == w->stop);
+    tp_status st = tp_decode(&w->text[x->sample], &n, w->r->c, w->r->tokenizer, x->ids, tokens);
+    for (; !st && w->shown < a.samples && w->text[w->shown]; w->shown++) {
+        printf("%s%s%s\n", w->shown ? "\n" : "", a.prompt ? a.prompt : "", w->text[w->shown]);
+        tp_free(w->text[w->shown]);
+        w->text[w->shown] = NULL;
+        fflush(stdout);
+    }
+    return st;
+}
+
+static bool stopped(void *arg) {
+    (void)arg;
+    return tp_interrupted();
+}
+
+static tp_status write_texts(writer *w, const tp_ids *prompt) {
+    tp_ctx *c = w->r->c;
+    int64_t context = w->r->cfg.model.context, longest = prompt->n + a.tokens;
+    tp_engine *e = NULL;
+    tp_engine_opts o = {.lanes = a.samples < 16 ? a.samples : 16,
+                        .max_length = longest < context ? longest : context,
+                        .window = a.window,
+                        .sinks = a.sinks,
+                        .slide = !a.window};
+    tp_request q = {.prompt = prompt->data,
+                    .n = prompt->n,
+                    .samples = a.samples,
+                    .max_new_tokens = a.tokens,
+                    .sampling = a.how,
+                    .stop = w->stop};
+    tp_engine_calls calls = {keep, show, stopped, w};
+    tp_status st = tp_engine_new(&e, c, w->r->trainer.model, &o);
+    if (!st && a.samples == 1) fputs(a.prompt ? a.prompt : "", stdout);
+    if (!st) st = tp_engine_run(e, &q, 1, &calls);
+    if (a.samples == 1) {
+        fwrite(w->bytes, 1, tp_decoder_flush(&w->decoder, w->bytes), stdout);
+        fputc('\n', stdout);
+    }
+    tp_engine_free(e);
     if (!st && (ferror(stdout) || fflush(stdout)))
-        st = tp_fail(r->c, TP_EIO, "cannot write to standard output: %s", strerror(errno));
+        st = tp_fail(c, TP_EIO, "cannot write to standard output: %s", strerror(errno));
     return st;
 }
 
@@ -141,29 +186,26 @@ static tp_status generate(tp_run *r) {
     tp_encoder *encoder = NULL;
     tp_ids ids = {0};
     int32_t eos = tp_tokenizer_eos(r->tokenizer);
-    stream s = {.tokenizer = r->tokenizer,
+    writer w = {.r = r,
                 .stop = a.to_end ? -1 : eos,
-                .bytes = tp_malloc(c, (size_t)tp_tokenizer_longest(r->tokenizer) + 8)};
-    int32_t *room = NULL;
+                .bytes = tp_malloc(c, (size_t)tp_tokenizer_longest(r->tokenizer) + 8),
+                .text = tp_calloc(c, (size_t)a.samples, sizeof *w.text)};
     const char *prompt = a.prompt ? a.prompt : "";
-    tp_status st = s.bytes ? tp_encoder_new(&encoder, c, r->tokenizer, NULL) : tp_error_status(c);
+    tp_status st =
+        w.bytes && w.text ? tp_encoder_new(&encoder, c, r->tokenizer, NULL) : tp_error_status(c);
     if (!st) st = tp_encode(&ids, encoder, prompt, (int64_t)strlen(prompt));
-    int64_t n = ids.n ? ids.n : 1;
     if (!st && !ids.n && eos < 0)
         st = tp_fail(c, TP_EARG,
                      "this tokenizer has no end-of-text token to begin with: give a prompt");
-    if (!st && !(room = tp_malloc(c, (size_t)(n + a.tokens) * sizeof *room)))
+    if (!st && !ids.n) {
+        ids.data = tp_malloc(c, sizeof *ids.data);
+        if (ids.data) ids.data[ids.n++] = eos;
         st = tp_error_status(c);
-    for (int64_t i = 0; i < a.samples && !st && !tp_interrupted(); i++) {
-        if (ids.n)
-            memcpy(room, ids.data, (size_t)n * sizeof *room);
-        else
-            room[0] = eos;
-        if (i) fputs("\n", stdout);
-        st = write_text(r, &s, room, n, i);
     }
-    tp_free(room);
-    tp_free(s.bytes);
+    if (!st) st = write_texts(&w, &ids);
+    for (int64_t i = 0; i < a.samples && w.text; i++) tp_free(w.text[i]);
+    tp_free(w.text);
+    tp_free(w.bytes);
     tp_ids_clear(&ids);
     tp_encoder_free(encoder);
     return st ? st : tp_interrupted() ? TP_EINTERRUPT : TP_OK;
@@ -176,7 +218,9 @@ int cmd_generate(int argc, char **argv) {
         .args_doc = "RUN [PROMPT]",
         .doc = "Writes text with a run's newest checkpoint (RUN may also be a checkpoint file), "
                "after the "
-               "prompt or from the beginning of a text. The same arguments give the same text."};
+               "prompt or from the beginning of a text. The same arguments give the same text. "
+               "When the "
+               "context is full its older half is left behind and the rest read again."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_catch_signals();
     tp_ctx *c;

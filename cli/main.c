@@ -10,6 +10,7 @@ const tp_command tp_commands[] = {
     {"grpo", "reinforce a model with rewards, as a config says; --resume goes on", cmd_grpo},
     {"replay", "recompute a step of grpo from its recorded completions", cmd_replay},
     {"generate", "write text with a trained model", cmd_generate},
+    {"chat", "talk with a model that was fine-tuned on conversations", cmd_chat},
     {"eval", "loss, perplexity and bits per byte of a run on a corpus", cmd_eval},
     {"tape", "print the recorded computation, forward and backward", cmd_tape},
     {"plan", "parameters, FLOPs and memory of a config, before running it", cmd_plan},

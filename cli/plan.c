@@ -1,8 +1,10 @@
 /* tapir plan: what a config will cost, from shapes alone. */
 #include "cli/source.h"
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static char *words[256];
 static int n_words;
@@ -40,6 +42,12 @@ tp_status tp_config_vocab(tp_ctx *c, tp_config *cfg) {
     return st;
 }
 
+/* Keys and values, f32, of every layer. */
+int64_t tp_plan_kv_bytes(const tp_config *cfg) {
+    return 2 * cfg->model.layers * cfg->model.kv_heads * cfg->model.head_dim *
+           (int64_t)sizeof(float);
+}
+
 void tp_plan_print(FILE *f, const tp_config *cfg, const tp_plan *p) {
     char a[32], b[32], d[32];
     double mb = 1e6;
@@ -53,6 +61,13 @@ void tp_plan_print(FILE *f, const tp_config *cfg, const tp_plan *p) {
     fprintf(f, "tokens per step  %s   (%lld sequences of %lld)\n",
             tp_count(a, (double)p->tokens_per_step), (long long)cfg->train.batch,
             (long long)cfg->model.context);
+    int64_t kv = tp_plan_kv_bytes(cfg), whole = kv * cfg->model.context;
+    double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    double left = fmax(memory - (double)p->parameter_bytes, 0);
+    fprintf(f,
+            "key-value cache  %s bytes per token, %.1f MB for a whole context; beside the weights "
+            "this machine holds %s of them\n",
+            tp_count(a, (double)kv), (double)whole / mb, tp_count(b, floor(left / (double)whole)));
     fprintf(f, "FLOPs per step   %s   (forward %s; %s per token, summed over the ops that run)\n",
             tp_count(a, p->step_flops), tp_count(b, p->forward_flops),
             tp_count(d, p->step_flops / (double)p->tokens_per_step));
@@ -82,15 +97,15 @@ int cmd_plan(int argc, char **argv) {
     if (st)
         code = tp_say_failure(argv[0], c, st);
     else if (json)
-        printf(
-            "{\"ranks\":%d,\"parameters\":%lld,\"parameter_mb\":%.3f,\"optimizer_mb\":%.3f,"
-            "\"gradient_mb\":%.3f,"
-            "\"peak_mb\":%.3f,\"tokens_per_step\":%lld,\"forward_flops\":%.6g,\"step_flops\":%.6g}"
-            "\n",
-            p.ranks, (long long)p.parameters, (double)p.parameter_bytes / 1e6,
-            (double)p.optimizer_bytes / 1e6, (double)p.gradient_bytes / 1e6,
-            (double)p.peak_bytes / 1e6, (long long)p.tokens_per_step, p.forward_flops,
-            p.step_flops);
+        printf("{\"ranks\":%d,\"parameters\":%lld,\"parameter_mb\":%.3f,\"optimizer_mb\":%.3f,"
+               "\"gradient_mb\":%.3f,"
+               "\"peak_mb\":%.3f,\"kv_bytes_per_token\":%lld,\"tokens_per_step\":%lld,\"forward_"
+               "flops\":%.6g,\"step_flops\":%.6g}"
+               "\n",
+               p.ranks, (long long)p.parameters, (double)p.parameter_bytes / 1e6,
+               (double)p.optimizer_bytes / 1e6, (double)p.gradient_bytes / 1e6,
+               (double)p.peak_bytes / 1e6, (long long)tp_plan_kv_bytes(&cfg),
+               (long long)p.tokens_per_step, p.forward_flops, p.step_flops);
     else
         tp_plan_print(stdout, &cfg, &p);
     tp_ctx_free(c);

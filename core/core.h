@@ -127,7 +127,6 @@ tp_scope tp_scope_open(tp_ctx *c, const char *fmt, ...) TP_PRINTF(2, 3);
 tp_tensor *tp_scope_close(tp_ctx *c, tp_scope s, tp_tensor *keep);
 void tp_scope_close_n(tp_ctx *c, tp_scope s, tp_tensor *const *keep, int n); /* NULLs may be */
 void tp_step_end(tp_ctx *c); /* step tensors, the arena and the tape are gone; memory is kept */
-
 /* ---- randomness: Philox4x32-10 (Salmon et al. 2011), the same on host and device ------------ */
 /* Four words from key (seed, purpose) and counter (a, b): 128 independent bits, no state. */
 void tp_philox(uint32_t out[4], uint64_t seed, uint32_t purpose, uint64_t a, uint64_t b);

@@ -1,0 +1,288 @@
+/* Conversations as rows: what is learnt and what is not, packing that keeps examples apart, orders
+ * that anybody can find again, and templates whose marks nobody can write into a turn. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include "data/sft.h"
+#include "nn/nn.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static char path[64];
+static tp_ctx *c;
+static tp_tokenizer *bytes, *marked;
+enum { EOS = 256 };
+
+static int setup(void **state) {
+    (void)state;
+    static const char *const specials[] = {"<|endoftext|>", "<|im_start|>", "<|im_end|>"};
+    snprintf(path, sizeof path, "/tmp/tapir-sft-%d.jsonl", (int)getpid());
+    return tp_ctx_new(&c, &(tp_ctx_opts){.threads = 1}) ||
+           tp_tokenizer_new_bytes(&bytes, c, NULL, 0) ||
+           tp_tokenizer_new_bytes(&marked, c, specials, 3);
+}
+static int teardown(void **state) {
+    (void)state;
+    unlink(path);
+    tp_tokenizer_free(bytes);
+    tp_tokenizer_free(marked);
+    tp_ctx_free(c);
+    return 0;
+}
+
+static tp_sft_data *data(const char *text, const tp_tokenizer *t, tp_chat_template kind,
+                         int64_t T) {
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fputs(text, f);
+    fclose(f);
+    tp_sft_data *d;
+    if (tp_sft_read(&d, c, path, t, kind, T)) fail_msg("%s", tp_error(c));
+    return d;
+}
+static tp_sft *rows(const tp_sft_data *d, tp_sft_opts o) {
+    tp_sft *s;
+    assert_int_equal(tp_sft_new(&s, c, d, &o), 0);
+    return s;
+}
+
+/* "in>target" for each position: bytes as they are, E for end-of-text, _ for ignored. */
+static void spell(const tp_batch *b, int64_t row, int64_t T, char *out) {
+    for (int64_t t = 0; t < T; t++) {
+        int32_t x = b->inputs[row * T + t], y = b->targets[row * T + t];
+        *out++ = x == EOS ? 'E' : x > EOS ? (char)('0' + x - EOS) : x ? (char)x : '.';
+        *out++ = y == TP_IGNORE ? '_' : y == EOS ? 'E' : y > EOS ? (char)('0' + y - EOS) : (char)y;
+        *out++ = ' ';
+    }
+    out[-1] = 0;
+}
+
+static void test_what_is_learnt(void **state) {
+    (void)state;
+    enum { T = 8 };
+    tp_batch b;
+    char text[3 * T];
+    tp_sft_data *d = data("{\"prompt\":\"ab\",\"response\":\"xy\"}\n"
+                          "{\"prompt\":\"\",\"completion\":\"z\"}\n\n"
+                          "{\"prompt\":\"abcdefg\",\"response\":\"xyz\"}\n"
+                          "{\"prompt\":\"abcdefghi\",\"response\":\"xyz\"}\n"
+                          "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":"
+                          "\"assistant\",\"content\":\"p\"},{\"role\":\"user\",\"content\":\"b\"},"
+                          "{\"role\":\"assistant\",\"content\":\"q\"}]}\n",
+                          bytes, TP_CHAT_PLAIN, T);
+    const tp_sft_info *i = tp_sft_get_info(d);
+    assert_int_equal(i->examples, 4);
+    assert_int_equal(i->cut, 2);
+    assert_int_equal(i->left_out, 1); /* its reply begins beyond the context */
+    tp_sft *s = rows(d, (tp_sft_opts){.batch = 5, .T = T, .sequential = true});
+    assert_int_equal(tp_sft_next(s, c, &b), 0);
+    assert_int_equal(b.rows, 4);
+    static const char *const want[] = {"a_ bx xy yE ._ ._ ._ ._", "Ez zE ._ ._ ._ ._ ._ ._",
+                                       "a_ b_ c_ d_ e_ f_ gx xy", "ap pE E_ bq qE ._ ._ ._",
+                                       "._ ._ ._ ._ ._ ._ ._ ._"};
+    for (int r = 0; r < 5; r++) {
+        spell(&b, r, T, text);
+        assert_string_equal(text, want[r]);
+    }
+    assert_int_equal(b.n_targets, 3 + 2 + 2 + 4);
+    assert_int_equal(b.target_bytes, 2 + 1 + 2 + 2); /* the end stands for no text */
+    tp_sft_free(s);
+    tp_sft_data_free(d);
+}
+
+static void test_templates(void **state) {
+    (void)state;
+    enum { T = 60 };
+    tp_batch b;
+    char text[3 * T];
+    const char *line = "{\"messages\":[{\"role\":\"user\",\"content\":\"<|im_end|>\"},"
+                       "{\"role\":\"assistant\",\"content\":\"ok\"}]}\n";
+    tp_sft_data *d = data(line, marked, TP_CHAT_CHATML, T);
+    tp_sft *s = rows(d, (tp_sft_opts){.batch = 1, .T = T, .sequential = true});
+    assert_int_equal(tp_sft_next(s, c, &b), 0);
+    spell(&b, 0, T, text);
+    /* 1 and 2 are the marks; the one that the user wrote stays text; the reply's end is learnt */
+    const char *want =
+        "1_ u_ s_ e_ r_ \n_ <_ |_ i_ m_ __ e_ n_ d_ |_ >_ 2_ \n_ 1_ a_ s_ s_ i_ s_ t_ a_ "
+        "n_ t_ \no ok k2 ";
+    assert_memory_equal(text, want, strlen(want));
+    tp_sft_free(s);
+    tp_sft_data_free(d);
+    d = data("{\"prompt\":\"q\",\"response\":\"a\"}\n", bytes, TP_CHAT_ALPACA, T);
+    s = rows(d, (tp_sft_opts){.batch = 1, .T = T, .sequential = true});
+    assert_int_equal(tp_sft_next(s, c, &b), 0);
+    spell(&b, 0, T, text);
+    assert_non_null(strstr(text, "\n_ q_ \n_ \n_ #_ #_ #_ "));
+    assert_non_null(strstr(text, ":_ \na aE ._"));
+    tp_sft_free(s);
+    tp_sft_data_free(d);
+}
+
+static char *many(int n) {
+    char *text = malloc((size_t)n * 80), *at = text;
+    for (int i = 0; i < n; i++)
+        at += sprintf(at, "{\"prompt\":\"%d%.*s:\",\"response\":\"%d\"}\n", i, i * 7 % 11,
+                      "aaaaaaaaaaa", i * i);
+    return text;
+}
+
+/* Every example once an epoch, whole, in rows that any order of asking gives alike. */
+static void orders(bool pack) {
+    enum { T = 40, N = 53 };
+    char *text = many(N);
+    tp_sft_data *d = data(text, bytes, TP_CHAT_PLAIN, T);
+    tp_sft_opts o = {.batch = 4, .T = T, .seed = 3, .pack = pack};
+    tp_sft *s = rows(d, o);
+    int64_t per_epoch = tp_sft_rows(s), targets, sum = 0, used = 0;
+    if (!pack) assert_int_equal(per_epoch, N);
+    if (pack) assert_true(per_epoch < N / 2);
+    int seen[N] = {0};
+    static int32_t first[200][T], first_y[200][T];
+    for (int64_t at = 0; at < 200; at += 4) {
+        tp_batch b;
+        assert_int_equal(tp_sft_next(s, c, &b), 0);
+        assert_int_equal(b.rows, 4);
+        memcpy(first[at], b.inputs, sizeof first[0] * 4);
+        memcpy(first_y[at], b.targets, sizeof first_y[0] * 4);
+        assert_int_equal(tp_sft_count_targets(s, c, at, 4, &targets), 0);
+        assert_int_equal(targets, b.n_targets);
+        for (int r = 0; r < 4 && at + r < per_epoch; r++) {
+            for (int t = 0; t < T; t++) {
+                int64_t cell = r * T + t;
+                bool begins = pack ? b.positions[cell] == 0 && b.segments[cell] >= 0 : t == 0;
+                int number = b.inputs[cell] - '0', next = t + 1 < T ? b.inputs[cell + 1] : 0;
+                if (next >= '0' && next <= '9') number = 10 * number + next - '0';
+                if (begins) seen[number]++;
+                used += pack ? b.segments[cell] >= 0 : 0;
+            }
+            sum++;
+        }
+    }
+    for (int i = 0; i < N; i++) assert_int_equal(seen[i], 1);
+    if (pack) assert_true(used > per_epoch * T * 3 / 4); /* rows are well filled */
+    for (int64_t at = 196; at >= 0; at -= 28) {          /* from anywhere, and by two ranks */
+        tp_batch b;
+        assert_int_equal(tp_sft_seek(s, c, at), 0);
+        assert_int_equal(tp_sft_next(s, c, &b), 0);
+        assert_int_equal(b.sample, at);
+        assert_memory_equal(first[at], b.inputs, sizeof first[0] * 4);
+        assert_memory_equal(first_y[at], b.targets, sizeof first_y[0] * 4);
+        for (int rank = 0; rank < 2; rank++) {
+            tp_sft_opts half = o;
+            half.batch = half.share = 2, half.period = 4, half.first = 2 * rank;
+            tp_sft *x = rows(d, half);
+            assert_int_equal(tp_sft_seek(x, c, at), 0);
+            assert_int_equal(tp_sft_next(x, c, &b), 0);
+            assert_int_equal(b.sample, at + 2 * rank);
+            assert_memory_equal(first[at + 2 * rank], b.inputs, sizeof first[0] * 2);
+            tp_sft_free(x);
+        }
+    }
+    assert_memory_not_equal(first[0], first[per_epoch], sizeof first[0]); /* dealt anew */
+    tp_sft_free(s);
+    tp_sft_data_free(d);
+    free(text);
+}
+static void test_orders(void **state) {
+    (void)state;
+    orders(false);
+    orders(true);
+}
+
+/* A packed example has the loss, token by token, that it has in a row of its own. */
+static void test_packing_keeps_apart(void **state) {
+    (void)state;
+    enum { T = 48, N = 6 };
+    tp_model_cfg f = {.family = TP_FAMILY_LLAMA,
+                      .layers = 2,
+                      .heads = 2,
+                      .kv_heads = 2,
+                      .channels = 16,
+                      .head_dim = 8,
+                      .ffn = 32,
+                      .context = T,
+                      .vocab = 257,
+                      .rope_theta = 10000,
+                      .norm_eps = 1e-5,
+                      .init_std = 0.3};
+    tp_model *m;
+    assert_int_equal(tp_model_new(&m, c, &f), 0);
+    char *text = many(N);
+    tp_sft_data *d = data(text, bytes, TP_CHAT_PLAIN, T);
+    float alone[N * T], packed[N * T];
+    int64_t n[2] = {0, 0};
+    for (int pack = 0; pack < 3; pack++) { /* 2: the mutant, packed without segments */
+        tp_sft *s =
+            rows(d, (tp_sft_opts){.batch = N, .T = T, .sequential = true, .pack = pack > 0});
+        tp_batch b;
+        assert_int_equal(tp_sft_next(s, c, &b), 0);
+        tp_tensor *t[4];
+        const int32_t *from[4] = {b.inputs, b.targets, b.segments, b.positions};
+        for (int i = 0; i < (pack ? 4 : 2); i++) {
+            t[i] = tp_tensor_new(c, TP_I32, TP_SHAPE(N, T));
+            assert_int_equal(tp_upload(c, t[i], from[i]), 0);
+        }
+        tp_model_in in = {.ids = t[0]};
+        if (pack) in.positions = t[3];
+        if (pack == 1) in.segments = t[2];
+        tp_model_out y = tp_model_loss(c, m, &in, t[1], &(tp_model_loss_opts){.scale = 1});
+        assert_non_null(y.logprob);
+        float *out = pack ? packed : alone;
+        n[pack > 0] = 0;
+        for (int64_t i = 0; i < N * T; i++)
+            if (b.targets[i] != TP_IGNORE) out[n[pack > 0]++] = tp_f32(y.logprob)[i];
+        assert_int_equal(n[pack > 0], tp_sft_get_info(d)->trained);
+        if (pack) assert_true(!memcmp(alone, packed, (size_t)n[0] * sizeof *alone) == (pack == 1));
+        tp_step_end(c);
+        tp_sft_free(s);
+    }
+    tp_sft_data_free(d);
+    tp_model_free(m);
+    free(text);
+}
+
+static void test_refusals(void **state) {
+    (void)state;
+    tp_sft_data *d;
+    FILE *f = fopen(path, "w");
+    fputs("{\"prompt\":\"aaaaaaaaaaaaaaaa\",\"response\":\"b\"}\n", f);
+    fclose(f);
+    assert_int_equal(tp_sft_read(&d, c, path, bytes, TP_CHAT_PLAIN, 8), TP_EFORMAT);
+    assert_non_null(strstr(tp_error(c), "no example with a reply that fits into 9 tokens"));
+    tp_clear(c);
+    assert_int_equal(tp_sft_read(&d, c, "/nowhere/x.jsonl", bytes, TP_CHAT_PLAIN, 8), TP_EIO);
+    tp_clear(c);
+    for (long at = 1, clean = 0; !clean; at++) { /* every allocation that may fail */
+        tp_sft *s = NULL;
+        char *text = many(9);
+        f = fopen(path, "w");
+        fputs(text, f);
+        fclose(f);
+        free(text);
+        tp_ctx *x;
+        tp_status st;
+        assert_int_equal(tp_ctx_new(&x, &(tp_ctx_opts){.threads = 1, .fail_alloc_at = at}), 0);
+        d = NULL;
+        st = tp_sft_read(&d, x, path, bytes, TP_CHAT_CHATML, 90);
+        if (!st) st = tp_sft_new(&s, x, d, &(tp_sft_opts){.batch = 2, .T = 90, .pack = true});
+        clean = st == TP_OK;
+        if (st) assert_int_equal(st, TP_ENOMEM);
+        tp_sft_free(s);
+        tp_sft_data_free(d);
+        tp_ctx_free(x);
+        assert_true(at < 5000);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_what_is_learnt), cmocka_unit_test(test_templates),
+        cmocka_unit_test(test_orders),         cmocka_unit_test(test_packing_keeps_apart),
+        cmocka_unit_test(test_refusals),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
