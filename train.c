@@ -274,13 +274,16 @@ static void show(const run *r, const tp_step_out *s, bool lasting) {
     double per_step = r->busy_seconds * tokens / (double)r->busy_tokens;
     double per_second = (double)r->since_log_tokens / r->since_log_seconds;
     int digits = snprintf(NULL, 0, "%lld", (long long)r->steps);
+    char routed[64] = "";
+    if (tp_trainer_routes(&r->trainer))
+        snprintf(routed, sizeof routed, "  routed %.1f %%", 100 * s->mod.routed_fraction);
     tp_progress(
         lasting,
-        "step %*lld/%lld  loss %.4f  %.3f bpb  %s tok/s  %s left  lr %.1e  |g| %.2f  MFU %.0f %%",
+        "step %*lld/%lld  loss %.4f  %.3f bpb  %s tok/s  %s left  lr %.1e  |g| %.2f  MFU %.0f %%%s",
         digits, (long long)r->step, (long long)r->steps, r->nll / (double)r->targets,
         r->nll / log(2) / (double)(r->bytes ? r->bytes : 1), tp_count(rate, per_second),
         tp_duration(left, per_step * (double)(r->steps - r->step)), s->learning_rate, s->grad_norm,
-        100 * r->plan.step_flops / tokens * per_second / r->peak_flops);
+        100 * r->plan.step_flops / tokens * per_second / r->peak_flops, routed);
 }
 
 static tp_status record(run *r, const tp_metric *m, int n) {
@@ -295,23 +298,30 @@ static tp_status log_step(run *r, const tp_step_out *s) {
     tp_comm_traffic(r->comm, &waited, &sent);
     r->train_loss = r->nll / (double)r->targets;
     r->train_bpb = r->bytes ? r->nll / log(2) / (double)r->bytes : NAN;
-    const tp_metric m[] = {
-        tp_metric_f64("train_loss", r->train_loss),
-        tp_metric_f64("train_bpb", r->train_bpb),
-        tp_metric_f64("learning_rate", s->learning_rate),
-        tp_metric_f64("grad_norm", s->grad_norm),
-        tp_metric_i64("epoch", (r->step - 1) * r->cfg.train.batch / tp_rows_count(&r->rows)),
-        tp_metric_i64("tokens", r->step * r->plan.tokens_per_step),
-        tp_metric_i64("skipped_steps", s->bad_total),
-        tp_metric_f64("tokens_per_s", rate),
-        tp_metric_f64("mfu",
-                      r->plan.step_flops / (double)r->plan.tokens_per_step * rate / r->peak_flops),
-        tp_metric_f64("memory_mb", (double)tp_memory_peak(r->c) / 1e6),
-        /* with ranks: the part of the time that this one waited for others, and what it sent */
-        tp_metric_f64("comm_wait", waited / r->since_log_seconds),
-        tp_metric_f64("comm_mb", sent / 1e6),
-    };
-    int n = (int)(sizeof m / sizeof *m) - (r->ranks > 1 ? 0 : 2);
+    enum { ALWAYS = 10, COMM = 2, MOD = 4 };
+    tp_metric m[ALWAYS + COMM + MOD];
+    int n = 0;
+    m[n++] = tp_metric_f64("train_loss", r->train_loss);
+    m[n++] = tp_metric_f64("train_bpb", r->train_bpb);
+    m[n++] = tp_metric_f64("learning_rate", s->learning_rate);
+    m[n++] = tp_metric_f64("grad_norm", s->grad_norm);
+    if (tp_trainer_routes(&r->trainer)) { /* of this step */
+        m[n++] = tp_metric_f64("mod/routed_fraction", s->mod.routed_fraction);
+        m[n++] = tp_metric_f64("mod/router_entropy", s->mod.router_entropy);
+        m[n++] = tp_metric_f64("mod/predictor_accuracy", s->mod.predictor_accuracy);
+        m[n++] = tp_metric_f64("mod/aux_loss", s->mod.aux_loss);
+    }
+    m[n++] = tp_metric_i64("epoch", (r->step - 1) * r->cfg.train.batch / tp_rows_count(&r->rows));
+    m[n++] = tp_metric_i64("tokens", r->step * r->plan.tokens_per_step);
+    m[n++] = tp_metric_i64("skipped_steps", s->bad_total);
+    m[n++] = tp_metric_f64("tokens_per_s", rate);
+    m[n++] = tp_metric_f64("mfu", r->plan.step_flops / (double)r->plan.tokens_per_step * rate /
+                                      r->peak_flops);
+    m[n++] = tp_metric_f64("memory_mb", (double)tp_memory_peak(r->c) / 1e6);
+    if (r->ranks > 1) { /* the part of the time that this one waited for others; what it sent */
+        m[n++] = tp_metric_f64("comm_wait", waited / r->since_log_seconds);
+        m[n++] = tp_metric_f64("comm_mb", sent / 1e6);
+    }
     show(r, s, !tp_is_terminal(2));
     r->nll = 0;
     r->targets = r->bytes = 0;
@@ -334,10 +344,15 @@ static tp_status validate(run *r, bool *best) {
     r->validated = r->step;
     *best = e.loss < r->best_val; /* never NaN */
     if (*best) r->best_val = e.loss;
-    tp_progress(true, "step %lld/%lld  validation: loss %.4f  %.4f bits per byte%s",
-                (long long)r->step, (long long)r->steps, e.loss, e.bpb, *best ? "  (best)" : "");
-    const tp_metric m[] = {tp_metric_f64("val_loss", e.loss), tp_metric_f64("val_bpb", e.bpb)};
-    return record(r, m, 2);
+    bool routes = tp_trainer_routes(&r->trainer);
+    char causal[64] = "";
+    if (routes) snprintf(causal, sizeof causal, "  %.4f with causal decisions", e.loss_causal);
+    tp_progress(true, "step %lld/%lld  validation: loss %.4f  %.4f bits per byte%s%s",
+                (long long)r->step, (long long)r->steps, e.loss, e.bpb, causal,
+                *best ? "  (best)" : "");
+    const tp_metric m[] = {tp_metric_f64("val_loss", e.loss), tp_metric_f64("val_bpb", e.bpb),
+                           tp_metric_f64("val_loss_causal", e.loss_causal)};
+    return record(r, m, routes ? 3 : 2);
 }
 
 static tp_status write_sample(run *r) {
@@ -393,7 +408,9 @@ static tp_status after_step(run *r, const tp_step_out *s, bool *stop) {
     if (s) show(r, s, false);
     if (s && due(r, f->log.every)) st = log_step(r, s);
     if (!st && !*stop && validation_due(r)) st = validate(r, &best);
-    if (!st && s && !*stop && r->root && due(r, f->sample.every)) st = write_sample(r);
+    bool can_sample =
+        r->root && !tp_trainer_routes(&r->trainer); /* no cache of routed blocks yet */
+    if (!st && s && !*stop && can_sample && due(r, f->sample.every)) st = write_sample(r);
     if (st == TP_EINTERRUPT) st = TP_OK, *stop = true; /* while validating: the step is done */
     /* one look for all: a signal after it is the next step's. Ranks have agreed within the step. */
     if (r->ranks == 1 && tp_interrupted()) *stop = true;

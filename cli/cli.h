@@ -101,8 +101,9 @@ void tp_config_difference(const char *a, const char *b, char *out, size_t cap);
 
 /* ---- evaluating ----------------------------------------------------------------------------- */
 typedef struct tp_eval_result {
-    double nll;       /* nats, summed over the targets */
-    double loss, bpb; /* nats per target; bits per byte of their text */
+    double nll;         /* nats, summed over the targets */
+    double loss, bpb;   /* nats per target; bits per byte of their text */
+    double loss_causal; /* of a model with routed blocks, with causal decisions; else NaN */
     int64_t targets, bytes;
     double seconds;
 } tp_eval_result;

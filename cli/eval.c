@@ -57,7 +57,8 @@ tp_status tp_same_tokenizer(tp_ctx *c, const tp_tokenizer *t, const tp_corpus *c
 
 /* Ranks take turns by parts of a batch; every row's loss has its place, so that the sum is the same
  * however many they are. */
-static tp_status evaluate(tp_trainer *t, tp_rows *l, int64_t rows, double nll[], bool progress) {
+static tp_status evaluate(tp_trainer *t, tp_rows *l, int64_t rows, tp_mod_mode mode, double nll[],
+                          bool progress) {
     int64_t part = tp_share_of(&t->cfg, 0, t->ranks).rows;
     tp_status st = TP_OK;
     for (int64_t at = t->rank * part; !st && at < rows; at += t->ranks * part) {
@@ -68,26 +69,25 @@ static tp_status evaluate(tp_trainer *t, tp_rows *l, int64_t rows, double nll[],
         nll[rows] += (double)b.n_targets;
         nll[rows + 1] += (double)b.target_bytes;
         b.rows = part; /* the rest is padding, ignored; one shape means one set of addresses */
-        st = tp_trainer_eval(t, &b, nll + at);
+        st = tp_trainer_eval(t, &b, mode, nll + at);
         if (progress)
             tp_progress(false, "evaluating  %3.0f %%", 100.0 * (double)(at + part) / (double)rows);
     }
     return st;
 }
 
-tp_status tp_evaluate(tp_trainer *t, const tp_source *s, int64_t max_batches, bool progress,
-                      tp_eval_result *out) {
+static tp_status evaluate_all(tp_trainer *t, const tp_source *s, int64_t max_batches,
+                              tp_mod_mode mode, bool progress, tp_eval_result *out) {
     tp_ctx *c = t->c;
     tp_rows l = {0};
-    double *nll = NULL, start = tp_now();
-    *out = (tp_eval_result){0};
+    double *nll = NULL;
     int64_t part = tp_share_of(&t->cfg, 0, t->ranks).rows, B = t->cfg.train.batch;
     tp_status st = tp_rows_open(&l, c, s, &t->cfg, NULL, part);
     int64_t rows = st ? 0 : tp_rows_count(&l), n;
     if (max_batches && max_batches < (rows + B - 1) / B) rows = max_batches * B;
     n = (rows + part - 1) / part * part; /* the last part is padded */
     if (!st && !(nll = tp_calloc(c, (size_t)n + 2, sizeof *nll))) st = tp_error_status(c);
-    if (!st) st = evaluate(t, &l, n, nll, progress);
+    if (!st) st = evaluate(t, &l, n, mode, nll, progress);
     if (!st && t->ranks > 1) st = tp_comm_sum_f64(t->comm, c, nll, n + 2);
     for (int64_t i = 0; i < n && !st; i++) out->nll += nll[i];
     if (!st) {
@@ -99,6 +99,18 @@ tp_status tp_evaluate(tp_trainer *t, const tp_source *s, int64_t max_batches, bo
     tp_free(nll);
     out->loss = out->targets ? out->nll / (double)out->targets : NAN;
     out->bpb = out->bytes ? out->nll / log(2) / (double)out->bytes : NAN;
+    return st;
+}
+
+tp_status tp_evaluate(tp_trainer *t, const tp_source *s, int64_t max_batches, bool progress,
+                      tp_eval_result *out) {
+    double start = tp_now();
+    tp_eval_result causal = {.loss = NAN};
+    *out = (tp_eval_result){0};
+    tp_status st = evaluate_all(t, s, max_batches, TP_MOD_TOP_K, progress, out);
+    if (!st && tp_trainer_routes(t))
+        st = evaluate_all(t, s, max_batches, TP_MOD_CAUSAL, progress, &causal);
+    out->loss_causal = causal.loss;
     out->seconds = tp_now() - start;
     return st;
 }
@@ -132,17 +144,24 @@ int cmd_eval(int argc, char **argv) {
     if (!st) st = tp_source_open(&source, c, &r.cfg, corpus_path, r.tokenizer);
     if (!st) st = tp_evaluate(&r.trainer, &source, 0, true, &e);
     int code = st ? tp_say_failure(argv[0], c, st) : EXIT_DONE;
-    if (!code && json)
+    bool routes = !code && tp_trainer_routes(&r.trainer);
+    if (!code && json) {
         printf("{\"step\":%lld,\"loss\":%.9g,\"perplexity\":%.9g,\"bpb\":%.9g,\"tokens\":%lld,"
-               "\"bytes\":%lld}\n",
+               "\"bytes\":%lld",
                (long long)r.step, e.loss, exp(e.loss), e.bpb, (long long)e.targets,
                (long long)e.bytes);
-    else if (!code)
+        printf(routes ? ",\"loss_causal\":%.9g}\n" : "}\n", e.loss_causal);
+    } else if (!code) {
         printf(
             "loss %.4f nats per token   perplexity %.2f   %.4f bits per byte   (%lld tokens, %lld "
             "bytes, step %lld)\n",
             e.loss, exp(e.loss), e.bpb, (long long)e.targets, (long long)e.bytes,
             (long long)r.step);
+        if (routes)
+            printf("loss %.4f with causal decisions, as text is generated; the other sees the "
+                   "whole row when it chooses tokens\n",
+                   e.loss_causal);
+    }
     tp_source_close(&source);
     tp_run_close(&r);
     tp_ctx_free(c);

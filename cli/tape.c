@@ -30,10 +30,13 @@ static tp_status show(const tp_config *cfg, tp_ctx *c) {
     if (!st) st = tp_tape_trace(c, true);
     tp_model_in in = {.ids = tp_tensor_new(c, TP_I32, TP_SHAPE(B, T)), .training = true};
     tp_tensor *targets = tp_tensor_new(c, TP_I32, TP_SHAPE(B, T));
-    tp_model_loss_opts o = {.scale = 1.0 / (double)(B * T), .gradient = true};
+    tp_model_loss_opts o = {.scale = 1.0 / (double)(B * T),
+                            .gradient = true,
+                            .aux_scale = cfg->mod.aux_coef / (double)(B * T)};
     tp_model_out y = {0};
     if (!st && targets) y = tp_model_loss(c, t.model, &in, targets, &o);
-    if (y.loss) tp_backward(c, y.loss);
+    tp_tensor *roots[] = {y.loss, y.aux};
+    if (y.loss) tp_backward_from(c, y.aux ? 2 : 1, roots, NULL);
     st = tp_error_status(c);
     if (!st) tp_tape_print(c, print, NULL);
     tp_step_end(c);

@@ -3,9 +3,30 @@
 #include "autograd/autograd.h"
 #include "core/ctx.h"
 #include "core/device.h"
+#include "ops/route/route.h"
 #include "ops/slice/slice.h"
 #include <stdio.h>
 #include <string.h>
+
+static tp_mod_cfg mod_config(const tp_config *f) {
+    static const tp_mod_router router[] = {[TP_CFG_ROUTER_LINEAR] = TP_MOD_LINEAR,
+                                           [TP_CFG_ROUTER_RANDOM] = TP_MOD_RANDOM,
+                                           [TP_CFG_ROUTER_ALL] = TP_MOD_ALL};
+    static const tp_mod_causal causal[] = {[TP_CFG_PREDICTOR] = TP_MOD_PREDICTOR,
+                                           [TP_CFG_AUX_LOSS] = TP_MOD_AUX_LOSS,
+                                           [TP_CFG_THRESHOLD] = TP_MOD_THRESHOLD};
+    static const tp_mod_gate gate[] = {
+        [TP_CFG_GATE_SIGMOID] = TP_MOD_GATE_SIGMOID, [TP_CFG_GATE_LINEAR] = TP_MOD_GATE_LINEAR};
+    return (tp_mod_cfg){
+        .capacity = f->mod.capacity,
+        .every = f->mod.every,
+        .router = router[f->mod.router],
+        .causal = causal[f->mod.causal],
+        .gate = gate[f->mod.gate],
+        .predictor_channels = f->mod.predictor_channels,
+        .by_document = f->mod.segments == TP_CFG_SEGMENTS_DOCUMENT,
+    };
+}
 
 static tp_model_cfg model_config(const tp_config *f, bool bf16) {
     return (tp_model_cfg){
@@ -31,6 +52,7 @@ static tp_model_cfg model_config(const tp_config *f, bool bf16) {
         .attention_bias = f->model.attention_bias == TP_CFG_TRUE,
         .mlp_bias = f->model.mlp_bias == TP_CFG_TRUE,
         .activation_checkpointing = f->model.activation_checkpointing,
+        .mod = mod_config(f),
     };
 }
 
@@ -38,6 +60,10 @@ tp_status tp_trainer_model(tp_trainer *t, tp_ctx *c, const tp_config *cfg) {
     *t = (tp_trainer){.c = c, .cfg = *cfg, .ranks = 1};
     tp_model_cfg m = model_config(cfg, c->device == TP_CUDA && cfg->dtype == TP_CFG_BF16);
     return tp_model_new(&t->model, c, &m);
+}
+
+bool tp_trainer_routes(const tp_trainer *t) {
+    return t->model && tp_mod_blocks(tp_model_config(t->model)) > 0;
 }
 
 static tp_optim_opts optim_options(const tp_config *f) {
@@ -105,9 +131,22 @@ static tp_status open_stage(tp_trainer *t) {
         s->positions = tp_tensor_keep(c, TP_I32, 2, shape);
     }
     s->logprob = tp_tensor_keep(c, TP_F32, 2, shape);
+    if (tp_trainer_routes(t))
+        s->route = tp_tensor_keep(c, TP_F32, 2, (int64_t[]){shape[0], TP_ROUTE_STATS});
     s->batch = tp_calloc(c, (size_t)M, sizeof *s->batch);
-    if (c->backend) s->host = tp_malloc(c, (size_t)(shape[0] * shape[1]) * sizeof *s->host);
+    if (c->backend)
+        s->host = tp_malloc(c, (size_t)(shape[0] * (shape[1] + TP_ROUTE_STATS)) * sizeof *s->host);
     return tp_error_status(c);
+}
+
+/* Of t->nll: what ranks tell each other in a step. */
+static int64_t numbers(const tp_trainer *t) {
+    int64_t B = t->cfg.train.batch;
+    return B + 2 + (tp_trainer_routes(t) ? B * TP_ROUTE_STATS : 0);
+}
+static double *routes_of(const tp_trainer *t, int64_t sample) {
+    int64_t B = t->cfg.train.batch;
+    return t->nll + B + 2 + sample % B * TP_ROUTE_STATS;
 }
 
 tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg, tp_comm *comm) {
@@ -126,7 +165,7 @@ tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg, tp_comm
     if (!st && cfg->train.optimizer_in_bwd && t->ranks > 1)
         return tp_fail(c, TP_EARG, "train.optimizer_in_bwd is for one rank, there are %d",
                        t->ranks);
-    t->nll = st ? NULL : tp_calloc(c, (size_t)cfg->train.batch + 2, sizeof *t->nll);
+    t->nll = st ? NULL : tp_calloc(c, (size_t)numbers(t), sizeof *t->nll);
     if (!t->nll) return tp_error_status(c);
     if ((st = open_optimizer(t))) return st;
     return open_stage(t);
@@ -207,18 +246,38 @@ static tp_batch rows_of(const tp_batch *b, int64_t T, int64_t from, int64_t n) {
 /* The language model's loss of rows of b, which lie at row `at` of what is staged, if they are. */
 static tp_model_out text_loss(tp_trainer *t, const tp_step_in *in, const tp_batch *b, int64_t at) {
     loaded l = t->staged.ids ? staged_rows(t, at, b->rows) : load(t, b, true);
-    tp_model_loss_opts o = {
-        .z_loss = t->cfg.train.z_loss, .scale = 1.0 / (double)in->targets, .gradient = true};
+    double tokens = (double)t->cfg.train.batch * (double)t->cfg.model.context;
+    tp_model_loss_opts o = {.z_loss = t->cfg.train.z_loss,
+                            .scale = 1.0 / (double)in->targets,
+                            .gradient = true,
+                            .aux_scale = t->cfg.mod.aux_coef / tokens};
     return tp_model_loss(t->c, t->model, &l.in, l.targets, &o);
 }
 
-static tp_status report_nll(tp_trainer *t, const tp_batch *b, int64_t at,
-                            const tp_tensor *logprob) {
+/* Each row's sums, so that they too are added in the order of rows. */
+static tp_status row_routes(tp_ctx *c, const tp_tensor *route, double out[]) {
+    int64_t n = tp_numel(route);
+    float *host = tp_arena_alloc(c, (size_t)n * sizeof *host);
+    tp_status st = host && route->data ? tp_download(c, route, host) : tp_error_status(c);
+    for (int64_t i = 0; i < n && !st && route->data; i++) out[i] = (double)host[i];
+    return st;
+}
+
+static tp_status stage_rows(tp_ctx *c, tp_tensor *to, int64_t row, const tp_tensor *from) {
+    if (!from || !from->data) return TP_OK;
+    return tp_copy_bytes(c, tp_f32(to) + row * to->shape[1], from->data,
+                         (size_t)tp_numel(from) * sizeof(float));
+}
+
+static tp_status report(tp_trainer *t, const tp_batch *b, int64_t at, const tp_model_out *y) {
     tp_staged *s = &t->staged;
-    if (!s->ids) return row_nll(t->c, logprob, t->nll + b->sample % t->cfg.train.batch);
-    if (!logprob->data) return TP_OK;
-    return tp_copy_bytes(t->c, tp_f32(s->logprob) + at * t->cfg.model.context, logprob->data,
-                         (size_t)tp_numel(logprob) * sizeof(float));
+    tp_status st;
+    if (s->ids) {
+        st = stage_rows(t->c, s->logprob, at, y->logprob);
+        return st ? st : stage_rows(t->c, s->route, at, y->route);
+    }
+    st = row_nll(t->c, y->logprob, t->nll + b->sample % t->cfg.train.batch);
+    return st || !y->route ? st : row_routes(t->c, y->route, routes_of(t, b->sample));
 }
 
 static tp_status pass(tp_trainer *t, const tp_step_in *in, const tp_batch *b, int64_t at) {
@@ -231,8 +290,9 @@ static tp_status pass(tp_trainer *t, const tp_step_in *in, const tp_batch *b, in
         y.loss = in->loss(in->loss_arg, c, t->model, b);
     else
         y = text_loss(t, in, b, at);
-    if (y.loss && !st) st = tp_backward(c, y.loss);
-    if (!st && y.logprob) report_nll(t, b, at, y.logprob);
+    tp_tensor *roots[] = {y.loss, y.aux};
+    if (y.loss && !st) st = tp_backward_from(c, y.aux ? 2 : 1, roots, NULL);
+    if (!st && y.logprob) report(t, b, at, &y);
     tp_tape_off(c);
     tp_step_end(c);
     return tp_error_status(c);
@@ -323,6 +383,11 @@ static tp_status staged_nll(tp_trainer *t) {
     tp_staged *s = &t->staged;
     tp_status st = s->logprob->data ? tp_download(t->c, s->logprob, s->host) : TP_OK;
     int64_t T = t->cfg.model.context, row = 0;
+    float *route = s->host + (s->logprob->data ? tp_numel(s->logprob) : 0);
+    if (!st && s->route && s->route->data) st = tp_download(t->c, s->route, route);
+    for (int64_t i = 0; i < t->cfg.train.micro_batches && !st && s->route && s->route->data; i++)
+        for (int64_t r = 0; r < s->batch[i].rows * TP_ROUTE_STATS; r++)
+            routes_of(t, s->batch[i].sample)[r] = (double)*route++;
     for (int64_t i = 0; i < t->cfg.train.micro_batches && !st && s->logprob->data; i++)
         for (int64_t r = 0; r < s->batch[i].rows; r++, row++)
             t->nll[(s->batch[i].sample + r) % t->cfg.train.batch] = nll_of(s->host + row * T, T);
@@ -359,6 +424,17 @@ static tp_status step_passes(tp_trainer *t, const tp_step_in *in) {
     return st ? st : staged_nll(t);
 }
 
+static tp_mod_report mod_report(const tp_trainer *t) {
+    double sum[TP_ROUTE_STATS] = {0}, n = (double)t->cfg.train.batch * (double)t->cfg.model.context;
+    n *= (double)tp_mod_blocks(tp_model_config(t->model));
+    for (int64_t r = 0; r < t->cfg.train.batch; r++)
+        for (int i = 0; i < TP_ROUTE_STATS; i++) sum[i] += routes_of(t, r)[i];
+    return (tp_mod_report){.routed_fraction = sum[TP_ROUTE_TAKEN] / n,
+                           .predictor_accuracy = sum[TP_ROUTE_AGREE] / n,
+                           .router_entropy = sum[TP_ROUTE_ENTROPY] / n,
+                           .aux_loss = sum[TP_ROUTE_LOSS] / n};
+}
+
 tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out) {
     tp_ctx *c = t->c;
     int64_t B = t->cfg.train.batch;
@@ -366,11 +442,12 @@ tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out)
     if (in->targets < 1)
         return tp_fail(c, TP_EARG, "step %lld: none of its tokens has a target",
                        (long long)in->step);
-    memset(t->nll, 0, ((size_t)B + 2) * sizeof *t->nll);
+    memset(t->nll, 0, (size_t)numbers(t) * sizeof *t->nll);
     tp_status st = step_passes(t, in);
     t->nll[B + 1] = in->interrupted && in->interrupted();
-    if (!st && t->ranks > 1) st = tp_comm_sum_f64(t->comm, c, t->nll, B + 2);
+    if (!st && t->ranks > 1) st = tp_comm_sum_f64(t->comm, c, t->nll, numbers(t));
     if (st) return st;
+    if (tp_trainer_routes(t)) out->mod = mod_report(t);
     for (int64_t i = 0; i < B; i++) out->nll += t->nll[i];
     out->bytes = (int64_t)t->nll[B];
     out->interrupted = t->nll[B + 1] > 0;
@@ -387,9 +464,10 @@ tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out)
     return st;
 }
 
-tp_status tp_trainer_eval(tp_trainer *t, const tp_batch *b, double nll[]) {
+tp_status tp_trainer_eval(tp_trainer *t, const tp_batch *b, tp_mod_mode mode, double nll[]) {
     tp_ctx *c = t->c;
     loaded l = load(t, b, false);
+    l.in.mode = mode;
     tp_model_out y =
         tp_model_loss(c, t->model, &l.in, l.targets, &(tp_model_loss_opts){.scale = 1});
     if (y.loss) row_nll(c, y.logprob, nll);
@@ -437,8 +515,9 @@ static tp_status rehearse(tp_plan *p, tp_ctx *c, tp_trainer *t, const tp_config 
     double *nll = NULL;
     tp_batch b = {.rows = fake.of.rows};
     c->flops = 0;
-    if (!st) st = tp_trainer_eval(t, &b, nll);
+    if (!st) st = tp_trainer_eval(t, &b, TP_MOD_TOP_K, nll);
     p->forward_flops = c->flops * (double)(f.train.batch / fake.of.rows);
+    if (!st && tp_trainer_routes(t)) st = tp_trainer_eval(t, &b, TP_MOD_CAUSAL, nll);
     p->peak_bytes = tp_memory_peak(c);
     if (!st && f.model.activation_checkpointing) { /* count the work, not the recomputation */
         tp_trainer_clear(t);

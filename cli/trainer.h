@@ -12,7 +12,8 @@ typedef struct tp_staged {
     tp_tensor *ids, *targets;        /* (rows of this rank in a step, T) */
     tp_tensor *segments, *positions; /* NULL: packing stream */
     tp_tensor *logprob;              /* (rows,T) */
-    float *host;                     /* logprob, downloaded */
+    tp_tensor *route;                /* (rows,TP_ROUTE_STATS), of a model with routed blocks */
+    float *host;                     /* logprob, then route, downloaded */
     tp_batch *batch;                 /* of each micro-batch; its pointers are not valid */
 } tp_staged;
 
@@ -31,7 +32,7 @@ typedef struct tp_trainer {
         size_t used; /* bytes of the pool when it had ended: others' bytes are where they were */
     } graph;
     double *nll; /* of each sample of the global batch; then the bytes of its targets; then how many
-                    ranks were asked to stop */
+                    ranks were asked to stop; with routed blocks, TP_ROUTE_STATS of each sample */
 } tp_trainer;
 
 /* Which samples a rank takes. Rank r of R has the r-th aligned part of the global batch, and its
@@ -58,6 +59,14 @@ typedef struct tp_step_in {
     tp_tensor *(*loss)(void *loss_arg, tp_ctx *c, tp_model *m, const tp_batch *b);
     void *loss_arg;
 } tp_step_in;
+/* Of one batch, as an average over its tokens and the routed blocks. */
+typedef struct tp_mod_report {
+    double routed_fraction;    /* of causal decisions that take the token */
+    double predictor_accuracy; /* that agree with the choice of the k highest */
+    double router_entropy;     /* of 1/(1+e^-logit), nats */
+    double aux_loss;
+} tp_mod_report;
+
 typedef struct tp_step_out {
     double nll; /* sum over the batch's targets of -log p, nats */
     int64_t targets, bytes;
@@ -65,6 +74,7 @@ typedef struct tp_step_out {
     bool interrupted; /* on any rank */
     bool skipped;     /* a gradient was not finite; the weights are as before */
     int64_t bad_in_a_row, bad_total;
+    tp_mod_report mod; /* zeros without routed blocks, and where `loss` is given */
 } tp_step_out;
 
 /* comm: the ranks that train together, which must outlive the trainer; NULL: none. */
@@ -74,8 +84,11 @@ tp_status tp_trainer_model(tp_trainer *t, tp_ctx *c, const tp_config *cfg);
 void tp_trainer_clear(tp_trainer *t);
 /* One step; every rank gets the same numbers out. */
 tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out);
-/* nll[r]: the sum of -log p over the targets of row r, without gradients. */
-tp_status tp_trainer_eval(tp_trainer *t, const tp_batch *b, double nll[]);
+/* nll[r]: the sum of -log p over the targets of row r, without gradients. mode: of routed blocks.
+ */
+tp_status tp_trainer_eval(tp_trainer *t, const tp_batch *b, tp_mod_mode mode, double nll[]);
+/* Whether the model has routed blocks, whose choice is another one in training than in use. */
+bool tp_trainer_routes(const tp_trainer *t);
 
 /* ---- planning: the same step under META ----------------------------------------------------- */
 typedef struct tp_plan {

@@ -107,6 +107,15 @@ static tp_status check_schedule(tp_ctx *c, const tp_config *cfg) {
 tp_status tp_config_check(tp_ctx *c, const tp_config *cfg) {
     char at[WHERE];
     tp_status st;
+    if (cfg->mod.capacity > 0 && cfg->model.sliding_window)
+        return tp_fail(c, TP_EARG,
+                       "%s: does not go with model.sliding_window: a routed block sees its own "
+                       "tokens only, and a window over those would be another distance",
+                       tp_config_where(at, sizeof at, cfg, "mod.capacity"));
+    if (cfg->mod.capacity > 0 && cfg->mod.every > cfg->model.layers)
+        return tp_fail(c, TP_EARG, "%s: %lld, so none of the %lld blocks is routed",
+                       tp_config_where(at, sizeof at, cfg, "mod.every"), (long long)cfg->mod.every,
+                       (long long)cfg->model.layers);
     if ((st = check_heads(c, cfg)) || (st = check_schedule(c, cfg))) return st;
     if (cfg->dtype == TP_CFG_BF16 && cfg->device == TP_CPU)
         return tp_fail(c, TP_EARG,
@@ -173,18 +182,21 @@ bool tp_config_equal(const tp_config *a, const tp_config *b) {
 }
 
 tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from) {
-    static const char *const free_keys[] = {"model.init_from", "model.context", "model.dropout",
-                                            "model.init_std", "model.activation_checkpointing"};
+    static const char *const free_keys[] = {"model.init_from", "model.context",
+                                            "model.dropout",   "model.init_std",
+                                            "mod.aux_coef",    "model.activation_checkpointing"};
     tp_config mine = *to;
     char at[WHERE];
     to->model = from->model;
+    to->mod = from->mod;
+    to->mod.aux_coef = mine.mod.aux_coef;
     memcpy(to->model.init_from, mine.model.init_from, sizeof to->model.init_from);
     to->model.dropout = mine.model.dropout;
     to->model.init_std = mine.model.init_std;
     to->model.activation_checkpointing = mine.model.activation_checkpointing;
     for (int i = 0; i < tp_config_nkeys; i++) {
         const tp_key *k = &tp_config_keys[i];
-        bool is_free = strncmp(k->name, "model.", 6) != 0;
+        bool is_free = strncmp(k->name, "model.", 6) && strncmp(k->name, "mod.", 4);
         for (size_t j = 0; j < sizeof free_keys / sizeof *free_keys; j++)
             is_free |= !strcmp(k->name, free_keys[j]);
         if (!strcmp(k->name, "model.context") && mine.line[i])

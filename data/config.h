@@ -39,6 +39,14 @@ typedef struct tp_config {
         bool tie_embeddings, qk_norm, activation_checkpointing;
         tp_cfg_auto attention_bias, mlp_bias;
     } model;
+    struct { /* Mixture-of-Depths */
+        double capacity, aux_coef;
+        int64_t every, predictor_channels;
+        tp_cfg_router router;
+        tp_cfg_causal causal;
+        tp_cfg_gate gate;
+        tp_cfg_segments segments;
+    } mod;
     struct {
         int64_t batch, micro_batches, warmup_steps, decay_steps, max_bad_steps;
         tp_cfg_optimizer optimizer;
@@ -123,9 +131,9 @@ tp_status tp_config_write(tp_ctx *c, const tp_config *cfg, const char *path);
 /* A table of every key: type or choices, range, unit, default, meaning. Heap text; NULL on failure.
  */
 char *tp_config_help(tp_ctx *c);
-/* Takes over the model's shape (model.* but what only training is about: init_from, context,
- * dropout, init_std, activation_checkpointing). TP_EARG where a key was given in `to` and says
- * something else. The context is taken over where `to` does not give one. */
+/* Takes over the model's shape (model.* and mod.* but what only training is about: init_from,
+ * context, dropout, init_std, activation_checkpointing, aux_coef). TP_EARG where a key was given in
+ * `to` and says something else. The context is taken over where `to` does not give one. */
 tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from);
 /* True where every key has the same value (where the values came from does not matter). */
 bool tp_config_equal(const tp_config *a, const tp_config *b);

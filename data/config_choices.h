@@ -24,6 +24,15 @@ typedef enum tp_cfg_schedule {
     TP_CFG_CONSTANT
 } tp_cfg_schedule;
 
+typedef enum tp_cfg_router {
+    TP_CFG_ROUTER_LINEAR,
+    TP_CFG_ROUTER_RANDOM,
+    TP_CFG_ROUTER_ALL
+} tp_cfg_router;
+typedef enum tp_cfg_causal { TP_CFG_PREDICTOR, TP_CFG_AUX_LOSS, TP_CFG_THRESHOLD } tp_cfg_causal;
+typedef enum tp_cfg_gate { TP_CFG_GATE_SIGMOID, TP_CFG_GATE_LINEAR } tp_cfg_gate;
+typedef enum tp_cfg_segments { TP_CFG_SEGMENTS_ROW, TP_CFG_SEGMENTS_DOCUMENT } tp_cfg_segments;
+
 typedef enum tp_cfg_scale {
     TP_CFG_SCALE_GROUP,
     TP_CFG_SCALE_BATCH,

@@ -20,6 +20,10 @@ static const char *const loss_types[] = {"grpo", "bnpo", "dapo", "dr_grpo", NULL
 static const char *const objectives[] = {"clip", "cispo", NULL};
 static const char *const levels[] = {"token", "sequence", NULL};
 static const char *const kls[] = {"k1", "k2", "k3", NULL};
+static const char *const routers[] = {"linear", "random", "all", NULL};
+static const char *const causals[] = {"predictor", "aux_loss", "threshold", NULL};
+static const char *const gates[] = {"sigmoid", "linear", NULL};
+static const char *const shares[] = {"row", "document", NULL};
 static const char *const schedules[] = {"cosine", "linear", "wsd", "constant", NULL};
 
 typedef char text_member[TP_CONFIG_TEXT];
@@ -123,6 +127,27 @@ const tp_key tp_config_keys[] = {
          "recompute each block in the backward pass: less memory, about a third more work"),
     F64(model.init_std, "0.02", 0, OPEN, INFINITY, OPEN, "",
         "standard deviation of the initial weights"),
+
+    F64(mod.capacity, "0", 0, SHUT, 1, SHUT, "",
+        "Mixture-of-Depths: part of a row's tokens that a routed block works on, the others pass "
+        "it by; the paper's best is 0.125; 0: off, every block is dense"),
+    I64(mod.every, "2", 1, 10000, "", "every so many blocks one is routed; 2: the 2nd, 4th, …"),
+    CHOICE(mod.router, tp_cfg_router, routers, "linear",
+           "linear: the tokens that a learned vector likes best; random: any, and all: every "
+           "token, to compare with"),
+    CHOICE(mod.causal, tp_cfg_causal, causals, "predictor",
+           "how a token is chosen where later ones are not known: by a small network that predicts "
+           "the choice, by the router's sign, trained to it by a loss, or by a learned threshold"),
+    CHOICE(mod.gate, tp_cfg_gate, gates, "sigmoid",
+           "what the router's logit becomes before it weighs a block's result; the paper's is "
+           "linear"),
+    F64(mod.aux_coef, "0.01", 0, OPEN, INFINITY, OPEN, "",
+        "weight of the loss that causal choices learn from; it is not part of train_loss"),
+    I64(mod.predictor_channels, "0", 0, 1 << 20, "",
+        "hidden width of the predictor; 0: model.channels / 8"),
+    CHOICE(mod.segments, tp_cfg_segments, shares, "row",
+           "row: packed documents compete for a row's capacity; document: each has its share, by "
+           "its length"),
 
     I64(train.batch, "16", 1, 1 << 24, "rows", "rows of context tokens per optimizer step"),
     I64(train.micro_batches, "1", 1, 1 << 24, "",

@@ -45,9 +45,14 @@ static int64_t longest(const tp_engine *e) {
 
 tp_status tp_engine_new(tp_engine **out, tp_ctx *c, tp_model *m, const tp_engine_opts *opts) {
     *out = NULL;
+    const tp_model_cfg *f = tp_model_config(m);
+    if (tp_mod_blocks(f))
+        return tp_fail(c, TP_EARG,
+                       "text cannot be generated yet by a model with routed blocks (mod.capacity "
+                       "is %g): the cache does not know them",
+                       f->mod.capacity);
     tp_engine *e = tp_calloc(c, 1, sizeof *e);
     if (!e) return tp_error_status(c);
-    const tp_model_cfg *f = tp_model_config(m);
     e->c = c;
     e->m = m;
     if (opts) e->o = *opts;

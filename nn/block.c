@@ -6,6 +6,7 @@
  * GPT-2: LayerNorm, one fused qkv matrix stored (in,out), GELU. Llama: RMSNorm, three matrices
  * stored (out,in), optional norms of q and k, rope, SwiGLU. */
 #include "nn/model.h"
+#include "ops/add/add.h"
 #include "ops/attention/attention.h"
 #include "ops/dropout/dropout.h"
 #include "ops/gelu/gelu.h"
@@ -97,4 +98,14 @@ tp_stream tp_block_forward(tp_ctx *c, tp_model *m, int layer, tp_stream x, const
     n = tp_stream_norm(c, m, &x, b->norm2, b->norm2_bias);
     x.branch = mlp(c, m, b, n, in);
     return x;
+}
+
+tp_tensor *tp_block_branches(tp_ctx *c, tp_model *m, int layer, tp_tensor *x,
+                             const tp_model_in *in) {
+    const tp_block *b = &m->block[layer];
+    tp_stream s = {x, NULL};
+    tp_tensor *n = tp_stream_norm(c, m, &s, b->norm1, b->norm1_bias);
+    tp_tensor *attention = s.branch = attend(c, m, layer, n, in);
+    n = tp_stream_norm(c, m, &s, b->norm2, b->norm2_bias);
+    return tp_add(c, attention, mlp(c, m, b, n, in));
 }

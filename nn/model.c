@@ -42,6 +42,15 @@ static tp_status check(tp_ctx *c, const tp_model_cfg *f) {
     if (f->family == TP_FAMILY_LLAMA && f->head_dim % 2)
         return tp_fail(c, TP_EARG, "model.head_dim must be even for rope, got %lld",
                        (long long)f->head_dim);
+    if (!(f->mod.capacity >= 0 && f->mod.capacity <= 1) ||
+        (f->mod.capacity > 0 && f->mod.every < 1))
+        return tp_fail(c, TP_EARG,
+                       "mod.capacity must be 0 to 1 and mod.every at least 1, got %g and %lld",
+                       f->mod.capacity, (long long)f->mod.every);
+    if (f->mod.capacity > 0 && f->sliding_window)
+        return tp_fail(c, TP_EARG,
+                       "model.sliding_window does not go with mod.capacity: a routed block sees "
+                       "its own tokens only, and a window over those would be another distance");
     return TP_OK;
 }
 
@@ -128,20 +137,14 @@ static tp_tensor *embed(tp_ctx *c, tp_model *m, const tp_model_in *in) {
     return tp_scope_close(c, s, x);
 }
 
-/* The function that a checkpointed block replays: the branch is added at its end, so that one
- * tensor leaves it. Addition and norm give the same bits fused or not. */
-static tp_tensor *block_alone(tp_ctx *c, void *arg, tp_tensor *const in[], int nin) {
-    (void)nin;
-    const tp_stage *s = arg;
-    tp_model_in with = {.training = s->training,
-                        .positions = s->positions ? in[1] : NULL,
-                        .segments = s->segments ? in[s->positions ? 2 : 1] : NULL};
-    tp_stream x = tp_block_forward(c, s->m, s->layer, (tp_stream){in[0], NULL}, &with);
-    return tp_add(c, x.branch, x.sum);
+tp_model_in tp_stage_in(const tp_stage *s, tp_tensor *const in[]) {
+    return (tp_model_in){.training = s->training,
+                         .positions = s->positions ? in[1] : NULL,
+                         .segments = s->segments ? in[s->positions ? 2 : 1] : NULL};
 }
 
-static tp_tensor *block_checkpointed(tp_ctx *c, tp_model *m, int layer, tp_tensor *x,
-                                     const tp_model_in *in) {
+tp_tensor *tp_block_again(tp_ctx *c, tp_model *m, int layer, tp_fn fn, tp_tensor *x,
+                          const tp_model_in *in) {
     tp_stage *s = tp_arena_alloc(c, sizeof *s);
     if (!s) return NULL;
     *s = (tp_stage){m, layer, in->training, in->positions != NULL, in->segments != NULL};
@@ -149,7 +152,26 @@ static tp_tensor *block_checkpointed(tp_ctx *c, tp_model *m, int layer, tp_tenso
     int n = 1;
     if (in->positions) inputs[n++] = in->positions;
     if (in->segments) inputs[n++] = in->segments;
-    return tp_checkpoint(c, block_alone, s, inputs, n);
+    return tp_checkpoint(c, fn, s, inputs, n);
+}
+
+/* The function that a checkpointed block replays: the branch is added at its end, so that one
+ * tensor leaves it. Addition and norm give the same bits fused or not. */
+static tp_tensor *block_alone(tp_ctx *c, void *arg, tp_tensor *const in[], int nin) {
+    (void)nin;
+    const tp_stage *s = arg;
+    tp_model_in with = tp_stage_in(s, in);
+    tp_stream x = tp_block_forward(c, s->m, s->layer, (tp_stream){in[0], NULL}, &with);
+    return tp_add(c, x.branch, x.sum);
+}
+
+/* x.branch is NULL before and after a block that is computed again. */
+static tp_stream block(tp_ctx *c, tp_model *m, int layer, tp_stream x, const tp_model_in *in,
+                       tp_mod_sums *sums) {
+    if (tp_mod_routed(&m->cfg, layer)) return tp_mod_forward(c, m, layer, x, in, sums);
+    if (m->cfg.activation_checkpointing && !in->attend)
+        return (tp_stream){tp_block_again(c, m, layer, block_alone, x.sum, in), NULL};
+    return tp_block_forward(c, m, layer, x, in);
 }
 
 static bool check_inputs(tp_ctx *c, const tp_model *m, const tp_model_in *in) {
@@ -165,24 +187,34 @@ static bool check_inputs(tp_ctx *c, const tp_model *m, const tp_model_in *in) {
                 (long long)ids->shape[1], (long long)m->cfg.context);
         return false;
     }
+    if (in->attend && in->mode == TP_MOD_TOP_K && tp_mod_blocks(&m->cfg)) {
+        tp_fail(c, TP_EARG,
+                "model: while text is decoded, routed blocks need causal decisions: the highest of "
+                "the tokens at hand are not the highest of the row");
+        return false;
+    }
     return true;
 }
 
-tp_tensor *tp_model_hidden(tp_ctx *c, tp_model *m, const tp_model_in *in) {
+static tp_tensor *hidden(tp_ctx *c, tp_model *m, const tp_model_in *in, tp_mod_sums *sums) {
     if (!check_inputs(c, m, in)) return NULL;
     tp_scope s = tp_scope_open(c, "%s", "");
     tp_stream x = {embed(c, m, in), NULL};
     for (int i = 0; i < m->cfg.layers && x.sum; i++) {
         tp_scope b = tp_scope_open(c, "blk%d", i);
-        if (m->cfg.activation_checkpointing && !in->attend)
-            x = (tp_stream){block_checkpointed(c, m, i, x.sum, in), NULL};
-        else
-            x = tp_block_forward(c, m, i, x, in);
-        tp_scope_close_n(c, b, (tp_tensor *const[]){x.sum, x.branch}, 2);
+        x = block(c, m, i, x, in, sums);
+        tp_scope_close_n(c, b, (tp_tensor *const[]){x.sum, x.branch, sums->aux, sums->route}, 4);
     }
     tp_scope n = tp_scope_open(c, "norm");
     tp_tensor *y = tp_stream_norm(c, m, &x, m->final_norm, m->final_norm_bias);
-    return tp_scope_close(c, s, tp_scope_close(c, n, y));
+    y = tp_scope_close(c, n, y);
+    tp_scope_close_n(c, s, (tp_tensor *const[]){y, sums->aux, sums->route}, 3);
+    return y;
+}
+
+tp_tensor *tp_model_hidden(tp_ctx *c, tp_model *m, const tp_model_in *in) {
+    tp_mod_sums none = {0};
+    return hidden(c, m, in, &none);
 }
 
 static tp_tensor *head(tp_ctx *c, const tp_model *m, tp_tensor *hidden) {
@@ -205,7 +237,8 @@ tp_tensor *tp_model_logits(tp_ctx *c, tp_model *m, tp_tensor *hidden) {
 tp_model_out tp_model_loss(tp_ctx *c, tp_model *m, const tp_model_in *in, tp_tensor *targets,
                            const tp_model_loss_opts *o) {
     tp_model_out out = {0};
-    tp_tensor *x = tp_model_hidden(c, m, in);
+    tp_mod_sums sums = {.aux_scale = o->aux_scale};
+    tp_tensor *x = hidden(c, m, in, &sums);
     if (!x) return out;
     tp_scope s = tp_scope_open(c, "loss");
     tp_tensor *head = tp_weight(c, m, m->head);
@@ -214,11 +247,11 @@ tp_model_out tp_model_loss(tp_ctx *c, tp_model *m, const tp_model_in *in, tp_ten
         tp_tensor *coef = tp_full(c, x->dtype == TP_F64 ? TP_F64 : TP_F32, o->scale, targets->ndim,
                                   targets->shape);
         tp_lce_sum r = tp_linear_cross_entropy_train(c, x, head, targets, coef, &lo);
-        out = (tp_model_out){r.loss, r.logprob, r.entropy};
+        out = (tp_model_out){r.loss, r.logprob, r.entropy, sums.aux, sums.route};
     } else {
         tp_lce r = tp_linear_cross_entropy(c, x, head, targets, &lo);
         tp_tensor *sum = tp_scale(c, tp_sum(c, r.loss, TP_ALL_DIMS, false), o->scale, 0);
-        out = (tp_model_out){sum, r.logprob, r.entropy};
+        out = (tp_model_out){sum, r.logprob, r.entropy, sums.aux, sums.route};
     }
     tp_scope_close_n(c, s, (tp_tensor *const[]){out.loss, out.logprob, out.entropy}, 3);
     if (c->status) out = (tp_model_out){0};

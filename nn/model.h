@@ -1,6 +1,7 @@
 /* The inside of a model, shared by the files of nn/. */
 #ifndef TP_MODEL_H
 #define TP_MODEL_H
+#include "autograd/autograd.h"
 #include "core/ctx.h"
 #include "nn/nn.h"
 #include "ops/op.h"
@@ -13,6 +14,9 @@ typedef struct tp_block {
     tp_tensor *q_norm, *k_norm;
     tp_tensor *proj, *proj_bias;
     tp_tensor *fc, *fc_bias, *gate, *gate_bias, *up, *up_bias, *down, *down_bias;
+    tp_tensor *router;                                  /* routed blocks: (C) */
+    tp_tensor *look, *look_bias, *decide, *decide_bias; /* a predictor: (h,C), (h), (h), (1) */
+    tp_tensor *threshold;                               /* or (1) */
 } tp_block;
 
 struct tp_model {
@@ -36,6 +40,7 @@ tp_tensor *tp_model_add(tp_ctx *c, tp_model *m, const tp_param_spec *s, const ch
     TP_PRINTF(4, 5);
 tp_status tp_gpt2_params(tp_ctx *c, tp_model *m);
 tp_status tp_llama_params(tp_ctx *c, tp_model *m);
+tp_status tp_mod_params(tp_ctx *c, tp_model *m, int layer, const char *prefix);
 
 /* A parameter as the forward pass reads it: cast to cfg.compute, by a node of the tape, so that its
  * gradient arrives in f32. NULL stays NULL. */
@@ -52,6 +57,22 @@ typedef struct tp_stage { /* one block, one input: what checkpointing replays */
     bool training, positions, segments;
 } tp_stage;
 tp_stream tp_block_forward(tp_ctx *c, tp_model *m, int layer, tp_stream x, const tp_model_in *in);
+/* What the block would add to x (B,T,C), attention and MLP together. */
+tp_tensor *tp_block_branches(tp_ctx *c, tp_model *m, int layer, tp_tensor *x,
+                             const tp_model_in *in);
+/* fn(x) of a block, computed again on the way back; its in[] is x, then positions and segments
+ * where `in` has them, and tp_stage_in gives the tp_model_in that it is to use. */
+tp_tensor *tp_block_again(tp_ctx *c, tp_model *m, int layer, tp_fn fn, tp_tensor *x,
+                          const tp_model_in *in);
+tp_model_in tp_stage_in(const tp_stage *s, tp_tensor *const in[]);
+
+/* What routed blocks say beside their result, summed over them. */
+typedef struct tp_mod_sums {
+    double aux_scale;
+    tp_tensor *aux, *route; /* as in tp_model_out */
+} tp_mod_sums;
+tp_stream tp_mod_forward(tp_ctx *c, tp_model *m, int layer, tp_stream x, const tp_model_in *in,
+                         tp_mod_sums *sums);
 /* sum += branch, then the family's norm of it; sum is updated in *x. */
 tp_tensor *tp_stream_norm(tp_ctx *c, const tp_model *m, tp_stream *x, tp_tensor *weight,
                           tp_tensor *bias);

@@ -109,6 +109,29 @@ static tp_param_spec vector(int64_t n, tp_init init) {
     return (tp_param_spec){.ndim = 1, .shape = {n}, .init = init};
 }
 
+/* In one layout for both families: (out,in). Vectors do not decay. */
+tp_status tp_mod_params(tp_ctx *c, tp_model *m, int layer, const char *prefix) {
+    const tp_mod_cfg *f = &m->cfg.mod;
+    int64_t C = m->cfg.channels, h = f->predictor_channels ? f->predictor_channels : (C + 7) / 8;
+    tp_block *b = &m->block[layer];
+    tp_param_spec router = vector(C, TP_INIT_NORMAL), one = vector(1, TP_INIT_ZERO);
+    tp_param_spec look = {.ndim = 2, .shape = {h, C}, .init = TP_INIT_NORMAL, .out_first = true};
+    tp_param_spec look_b = vector(h, TP_INIT_ZERO), decide = vector(h, TP_INIT_NORMAL);
+    if (!tp_mod_routed(&m->cfg, layer)) return c->status;
+#define P(member, spec, suffix)                                                                    \
+    b->member = tp_model_add(c, m, &spec, "%s.%d.mod." suffix, prefix, layer)
+    P(router, router, "router.weight");
+    if (f->router == TP_MOD_LINEAR && f->causal == TP_MOD_PREDICTOR) {
+        P(look, look, "predictor.fc.weight");
+        P(look_bias, look_b, "predictor.fc.bias");
+        P(decide, decide, "predictor.out.weight");
+        P(decide_bias, one, "predictor.out.bias");
+    }
+    if (f->router == TP_MOD_LINEAR && f->causal == TP_MOD_THRESHOLD) P(threshold, one, "threshold");
+#undef P
+    return c->status;
+}
+
 tp_status tp_gpt2_params(tp_ctx *c, tp_model *m) {
     const tp_model_cfg *f = &m->cfg;
     int64_t C = f->channels, A = f->heads * f->head_dim, F = f->ffn;
@@ -138,6 +161,7 @@ tp_status tp_gpt2_params(tp_ctx *c, tp_model *m) {
         P(down, down, "mlp.c_proj.weight");
         if (f->mlp_bias) P(down_bias, zero, "mlp.c_proj.bias");
 #undef P
+        tp_mod_params(c, m, i, "transformer.h");
     }
     m->final_norm = tp_model_add(c, m, &one, "transformer.ln_f.weight");
     m->final_norm_bias = tp_model_add(c, m, &zero, "transformer.ln_f.bias");
@@ -182,6 +206,7 @@ tp_status tp_llama_params(tp_ctx *c, tp_model *m) {
             P(down_bias, zero, "mlp.down_proj.bias");
         }
 #undef P
+        tp_mod_params(c, m, i, "model.layers");
     }
     m->final_norm = tp_model_add(c, m, &one, "model.norm.weight");
     return c->status;

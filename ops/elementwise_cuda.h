@@ -16,6 +16,7 @@ typedef struct tp_map_args {
 
 /* A truth value: 0 or 1 where one is written, anything where one is read. */
 static __device__ __forceinline__ float tp_to_f32(uint8_t x) { return x ? 1.0f : 0.0f; }
+static __device__ __forceinline__ float tp_to_f32(int32_t x) { return x ? 1.0f : 0.0f; }
 template <> __device__ __forceinline__ uint8_t tp_from_f32<uint8_t>(float x) { return x != 0.0f; }
 
 /* from[j]: where operand j has what meets the output's element `at`. */
@@ -108,7 +109,7 @@ static inline bool tp_map_takes(const tp_map_args *a, int nin, const size_t in_b
 /* Applies f to k's inputs. out are dense and of one shape; or out[0] is in[0] itself. */
 template <typename C, typename T, typename R, int NIN, int NOUT, typename F>
 static inline tp_status tp_map_typed(const tp_call *k, tp_tensor *const out[], F f) {
-    enum { V = tp_width<T>::N };
+    enum { V = tp_width<T>::N < tp_width<C>::N ? tp_width<T>::N : tp_width<C>::N };
     size_t bytes[NIN];
     tp_map_args a = {};
     if (!(a.n = tp_numel(out[0]))) return TP_OK;

@@ -5,7 +5,7 @@
  * keeps the n largest keys of a row in a heap with the smallest on top, and sorts them. */
 #include "ops/topk/topk.h"
 #include "ops/gather/gather.h"
-#include "ops/topk/topk_math.h"
+#include "ops/topk/topk_heap.h"
 #include <string.h>
 
 extern const tp_op op_topk;
@@ -59,33 +59,18 @@ static tp_status topk_oracle(const tp_call *k) {
 }
 
 /* ---- the kernel ----------------------------------------------------------------------------- */
-/* Puts `key` at `at` of a heap with the smallest key on top, and down to its place. */
-static void sift(uint64_t *heap, int64_t n, int64_t at, uint64_t key) {
-    for (int64_t child; (child = 2 * at + 1) < n; at = child) {
-        if (child + 1 < n && heap[child + 1] < heap[child]) child++;
-        if (heap[child] >= key) break;
-        heap[at] = heap[child];
-    }
-    heap[at] = key;
-}
-
 static void topk_rows(void *arg, int64_t begin, int64_t end) {
     const tp_call *k = arg;
     int64_t n = ((const topk_attr *)k->attr)->n, channels = tp_dim(k->in[0], -1);
     for (int64_t row = begin; row < end; row++) {
         const float *x = tp_f32(k->in[0]) + row * channels;
         uint64_t *heap = (uint64_t *)k->workspace + row * n;
-        for (int64_t i = 0; i < n; i++) heap[i] = topk_key(x[i], i);
-        for (int64_t i = n / 2; i-- > 0;) sift(heap, n, i, heap[i]);
-        for (int64_t i = n; i < channels; i++) {
-            uint64_t key = topk_key(x[i], i);
-            if (key > heap[0]) sift(heap, n, 0, key);
-        }
+        topk_heap_of(heap, n, x, channels);
         for (int64_t left = n; left-- > 0;) { /* the smallest that is left goes to the back */
             int32_t i = topk_index(heap[0]);
             tp_f32(k->out[0])[row * n + left] = x[i];
             tp_i32(k->out[1])[row * n + left] = i;
-            sift(heap, left, 0, heap[left]);
+            topk_sift(heap, left, 0, heap[left]);
         }
     }
 }

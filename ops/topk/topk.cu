@@ -3,9 +3,9 @@
  * counting those that agree with what is known of it so far. The keys that reach it are taken out
  * in any order and sorted by a bitonic network (Batcher 1968), in shared memory where they fit. */
 #include "ops/embedding/rows_cuda.h"
-#include "ops/topk/topk_math.h"
+#include "ops/topk/topk_cuda.h"
 
-enum { TOPK_DIGITS = 256, TOPK_SHARED = 4096 }; /* keys that are sorted in shared memory */
+enum { TOPK_SHARED = 4096 }; /* keys that are sorted in shared memory */
 
 typedef struct topk_args {
     tp_rows x;
@@ -13,54 +13,6 @@ typedef struct topk_args {
     uint64_t *room;              /* (rows, padded), or NULL: shared memory */
     int64_t n, channels, padded; /* padded: the power of two from n */
 } topk_args;
-
-/* The n-th largest key of the row, or a smaller number that just as many reach. */
-template <typename T>
-static __device__ __forceinline__ uint64_t nth_key(const topk_args &a, const T *x) {
-    TP_SHARED(uint32_t, count, TOPK_DIGITS);
-    TP_SHARED(uint32_t, found, 3); /* the digit, how many have a larger one, how many have it */
-    int me = threadIdx.x, lane = me % 32;
-    uint32_t want = (uint32_t)a.n;
-    uint64_t known = 0;
-    int shift = 64;
-    do {
-        shift -= 8;
-        for (int d = me; d < TOPK_DIGITS; d += blockDim.x) count[d] = 0;
-        __syncthreads();
-        for (int64_t i = me; i < a.channels; i += blockDim.x) {
-            uint64_t key = topk_key(tp_to_f32(tp_ldg(x + i * a.x.col)), i);
-            if (shift == 56 || key >> (shift + 8) == known)
-                atomicAdd(&count[(key >> shift) & (TOPK_DIGITS - 1)], 1u);
-        }
-        __syncthreads();
-        if (me < 32) { /* lane l looks at eight digits, the largest of all first */
-            uint32_t mine = 0, reach;
-            int top = TOPK_DIGITS - 1 - 8 * lane;
-            for (int d = 0; d < 8; d++) mine += count[top - d];
-            reach = mine;
-            for (int m = 1; m < 32; m *= 2) {
-                uint32_t left = __shfl_up_sync(0xffffffffu, reach, (unsigned)m);
-                if (lane >= m) reach += left;
-            }
-            uint32_t above = reach - mine;
-            if (above < want && want <= reach)
-                for (int d = 0; d < 8; d++) {
-                    uint32_t here = count[top - d];
-                    if (above + here >= want) {
-                        found[0] = (uint32_t)(top - d);
-                        found[1] = above;
-                        found[2] = here;
-                        break;
-                    }
-                    above += here;
-                }
-        }
-        __syncthreads();
-        known = known << 8 | (uint32_t)found[0];
-        want -= found[1];
-    } while (found[2] != want && shift);
-    return known << shift;
-}
 
 template <bool SHARED>
 static __device__ __forceinline__ uint64_t key_at(const uint64_t *keys, int64_t i) {
@@ -96,7 +48,7 @@ __global__ void __launch_bounds__(1024) topk_rows(topk_args a, T *y) {
     TP_SHARED(uint32_t, taken, 1);
     const T *x = (const T *)a.x.p + blockIdx.x * a.x.row;
     uint64_t *keys = SHARED ? (uint64_t *)shared : a.room + blockIdx.x * a.padded;
-    uint64_t least = a.n < a.channels ? nth_key<T>(a, x) : 0;
+    uint64_t least = a.n < a.channels ? topk_nth_key<T>(x, a.x.col, a.channels, a.n) : 0;
     if (threadIdx.x == 0) taken[0] = 0;
     for (int64_t i = a.n + threadIdx.x; i < a.padded; i += blockDim.x) key_put<SHARED>(keys, i, 0);
     __syncthreads();
