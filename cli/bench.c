@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_STEPS = 1000 };
 static char *words[256], *against[256]; /* against: what the second setting changes */
 static int n_words, n_against;
 static bool json;
@@ -27,9 +26,9 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
     else if (key == 'n' || key == 'w') {
         char *end;
         long v = strtol(arg, &end, 10);
-        if (*end || end == arg || v < (key == 'n') || v > MAX_STEPS)
-            argp_error(s, "a number of steps is from %d to %d, got \"%s\"", key == 'n', MAX_STEPS,
-                       arg);
+        if (*end || end == arg || v < (key == 'n') || v > TP_SIDE_STEPS)
+            argp_error(s, "a number of steps is from %d to %d, got \"%s\"", key == 'n',
+                       TP_SIDE_STEPS, arg);
         *(key == 'n' ? &steps : &warmup) = (int)v;
     } else if (key == 'a' && n_against < 256)
         against[n_against++] = arg;
@@ -44,102 +43,36 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
     return 0;
 }
 
-static tp_status fake(tp_ctx *c, const tp_config *cfg, const tp_comm *comm, tp_fake_batch *f) {
-    f->of = tp_share_of(cfg, tp_comm_rank(comm), tp_comm_size(comm));
-    f->T = cfg->model.context;
-    f->vocab = cfg->model.vocab;
-    int64_t n = 2 * f->of.rows * f->T;
-    if (!(f->ids = tp_malloc(c, (size_t)n * sizeof *f->ids))) return tp_error_status(c);
-    for (int64_t i = 0; i < n; i++)
-        f->ids[i] = (int32_t)(tp_uniform(1, TP_RNG_TEST, 0, (uint64_t)i) * (double)f->vocab);
-    return TP_OK;
-}
-
-/* One setting under test: its training, and the seconds that each timed step took. */
-typedef struct side {
-    tp_ctx *c;
-    tp_config cfg;
-    tp_comm *comm; /* the ranks that were started together */
-    tp_plan plan;
-    tp_trainer t;
-    tp_fake_batch f;
-    int64_t step;
-    double took[MAX_STEPS];
-    uint64_t allocs; /* system allocations before the timed steps */
-} side;
-
-/* Told once: by the rank where it began. */
-static int side_failed(const char *command, side *s, tp_status st) {
-    if (s->comm && tp_comm_failed_elsewhere(s->comm)) return EXIT_FAILED;
-    return tp_say_failure(command, s->c, st);
-}
-
 /* Fills c and cfg from CONFIG, its words and, for the second side, those of --against. An exit
  * code; the failure has been told. */
-static int side_open(const char *command, side *s, bool second) {
+static int open_side(const char *command, tp_side *s, bool second) {
     char *all[512];
     int n = 0;
     for (int i = 1; i < n_words; i++) all[n++] = words[i];
     for (int i = 0; second && i < n_against; i++) all[n++] = against[i];
-    int code = tp_open_config(command, &s->cfg, &s->c, all, n);
-    if (second) s->cfg.dist.backend = TP_CFG_BACKEND_SELF;
-    if (!code) code = tp_open_ranks(command, &s->cfg, &s->c, &s->comm);
+    s->warmup = warmup;
+    int code = tp_side_open(command, s, all, n, second);
     if (code) return code;
-    char error[512] = "";
     int ranks = tp_comm_size(s->comm);
-    bool root = tp_comm_rank(s->comm) == 0;
-    tp_status st = tp_config_vocab(s->c, &s->cfg);
-    if (!st && n_against && ranks > 1)
-        st = tp_fail(s->c, TP_EARG,
-                     "--against compares two trainings of one process, not of %d ranks", ranks);
-    if (!st && (st = tp_plan_make(&s->plan, &s->cfg, ranks, error, sizeof error)))
-        st = tp_fail(s->c, st, "%s", error);
-    if (!st) st = tp_plan_fits(s->c, &s->plan);
-    if (!st && !json && !n_against && root) tp_plan_print(stdout, &s->cfg, &s->plan);
-    if (!st) st = tp_trainer_new(&s->t, s->c, &s->cfg, s->comm);
-    if (!st) st = fake(s->c, &s->cfg, s->comm, &s->f);
-    return st ? side_failed(command, s, st) : EXIT_DONE;
-}
-
-static void side_close(side *s) {
-    if (!s->c) return;
-    tp_comm_close(s->comm, tp_error_status(s->c) ? tp_error(s->c) : NULL);
-    tp_trainer_clear(&s->t);
-    tp_free(s->f.ids);
-    tp_ctx_free(s->c);
-}
-
-/* One step; the first `warmup` are not timed. */
-static tp_status side_step(side *s) {
-    tp_step_in in = {.step = s->step,
-                     .targets = s->cfg.train.batch * s->cfg.model.context,
-                     .next = tp_fake_next,
-                     .arg = &s->f,
-                     .interrupted = tp_interrupted};
-    tp_step_out out;
-    if (s->step == warmup) s->allocs = tp_system_allocs(s->c);
-    double start = tp_now();
-    tp_status st = tp_trainer_step(&s->t, &in, &out);
-    if (!st) st = tp_sync(s->c);
-    if (s->step >= warmup) s->took[s->step - warmup] = tp_now() - start;
-    s->step++;
-    return !st && out.interrupted ? TP_EINTERRUPT : st;
-}
-
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
+    if (n_against && ranks > 1)
+        return tp_side_failed(command, s,
+                              tp_fail(s->c, TP_EARG,
+                                      "--against compares two trainings of one process, not of %d "
+                                      "ranks",
+                                      ranks));
+    if (!json && !n_against && tp_comm_rank(s->comm) == 0) tp_plan_print(stdout, &s->cfg, &s->plan);
+    return EXIT_DONE;
 }
 
 /* ---- one setting ---------------------------------------------------------------------------- */
-static void report(side *s) {
+static void report(tp_side *s) {
     tp_ctx *c = s->c;
     double waited, sent, pool = (double)tp_memory_peak(c); /* of the steps, not of what follows */
     double peak = tp_measure_peak(c, &s->cfg) * tp_comm_size(s->comm);
     int ranks = tp_comm_size(s->comm);
     tp_comm_traffic(s->comm, &waited, &sent);
     if (tp_comm_rank(s->comm) > 0) return;
-    qsort(s->took, (size_t)steps, sizeof *s->took, by_value);
+    qsort(s->took, (size_t)steps, sizeof *s->took, tp_by_value);
     double median = s->took[steps / 2], flops = s->plan.step_flops / median;
     double tokens = (double)s->plan.tokens_per_step / median;
     unsigned long long allocs = tp_system_allocs(c) - s->allocs;
@@ -168,27 +101,27 @@ static void report(side *s) {
                100 * waited / (warmup + steps) / median);
 }
 
-static int measure(const char *command, side *s) {
+static int measure(const char *command, tp_side *s) {
     tp_status st = TP_OK;
     for (int i = 0; i < warmup + steps && !st; i++) {
-        st = side_step(s);
+        st = tp_side_step(s);
         tp_progress(false, "%s  step %d of %d", command, i + 1, warmup + steps);
     }
     tp_progress_clear();
-    if (st) return side_failed(command, s, st);
+    if (st) return tp_side_failed(command, s, st);
     report(s);
     return EXIT_DONE;
 }
 
 /* ---- two settings --------------------------------------------------------------------------- */
-static double tokens_per_s(const side *s, int i) {
+static double tokens_per_s(const tp_side *s, int i) {
     return (double)s->plan.tokens_per_step / s->took[i];
 }
 
-static double median_rate(const side *s) {
-    double rate[MAX_STEPS];
+static double median_rate(const tp_side *s) {
+    double rate[TP_SIDE_STEPS];
     for (int i = 0; i < steps; i++) rate[i] = tokens_per_s(s, i);
-    qsort(rate, (size_t)steps, sizeof *rate, by_value);
+    qsort(rate, (size_t)steps, sizeof *rate, tp_by_value);
     return rate[steps / 2];
 }
 
@@ -200,12 +133,12 @@ static void words_of(char *out, size_t cap) {
 }
 
 /* A pair of neighbouring steps gives one ratio, so that a slow minute of the machine hits both. */
-static void report_pairs(const side s[2]) {
-    double ratio[MAX_STEPS], a = median_rate(&s[0]), b = median_rate(&s[1]);
+static void report_pairs(const tp_side s[2]) {
+    double ratio[TP_SIDE_STEPS], a = median_rate(&s[0]), b = median_rate(&s[1]);
     char name[256];
     words_of(name, sizeof name);
     for (int i = 0; i < steps; i++) ratio[i] = tokens_per_s(&s[1], i) / tokens_per_s(&s[0], i);
-    qsort(ratio, (size_t)steps, sizeof *ratio, by_value);
+    qsort(ratio, (size_t)steps, sizeof *ratio, tp_by_value);
     double mid = steps % 2 ? ratio[steps / 2] : 0.5 * (ratio[steps / 2 - 1] + ratio[steps / 2]);
     double q1 = ratio[steps / 4], q3 = ratio[steps - 1 - steps / 4];
     if (json)
@@ -229,12 +162,12 @@ static void report_pairs(const side s[2]) {
 }
 
 /* Steps in the order A B, B A, A B, …: neither side is always the one that follows the other. */
-static int compare(const char *command, side s[2]) {
+static int compare(const char *command, tp_side s[2]) {
     tp_status st = TP_OK;
-    side *failed = &s[0];
+    tp_side *failed = &s[0];
     for (int i = 0; i < 2 * (warmup + steps) && !st; i++) {
         failed = &s[(i + i / 2) % 2];
-        st = side_step(failed);
+        st = tp_side_step(failed);
         tp_progress(false, "%s  step %d of %d", command, i + 1, 2 * (warmup + steps));
     }
     tp_progress_clear();
@@ -247,7 +180,7 @@ int cmd_bench(int argc, char **argv) {
     const struct argp argp = {
         .options = options,
         .parser = parse,
-        .args_doc = "step CONFIG [KEY=VALUE…]\ndecode CONFIG [KEY=VALUE…]",
+        .args_doc = "step CONFIG [KEY=VALUE…]\ndecode CONFIG [KEY=VALUE…]\nmod CONFIG [KEY=VALUE…]",
         .doc = "Times whole training steps (forward, backward, update) on random tokens and prints "
                "tokens/s, GFLOP/s, the fraction of this machine's measured peak, and memory; under "
                "mpirun, of all ranks together and what they send each other. The "
@@ -255,21 +188,24 @@ int cmd_bench(int argc, char **argv) {
                "steps in turn in this process, and the ratio of their speeds is printed: "
                "`tapir bench step configs/bench/small.yaml --against numerics=fast`. bench decode "
                "times generation with the key-value cache, beside the limit that reading the "
-               "weights from memory sets."};
+               "weights from memory sets. bench mod compares Mixture-of-Depths with a dense model "
+               "of the same weights, in turns, at rows of 256 to 2048 tokens."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_catch_signals();
     if (n_words > 0 && !strcmp(words[0], "decode"))
         return tp_bench_decode(argv[0], words + 1, n_words - 1, json);
+    if (n_words > 0 && !strcmp(words[0], "mod"))
+        return tp_bench_mod(argv[0], words + 1, n_words - 1, steps, warmup, json);
     if (n_words < 1 || strcmp(words[0], "step"))
-        return tp_say(argv[0], "what to measure? `tapir bench step CONFIG` and `tapir bench decode "
-                               "CONFIG` are there");
-    side *s = calloc(2, sizeof *s);
+        return tp_say(argv[0], "what to measure? `tapir bench step CONFIG`, `tapir bench decode "
+                               "CONFIG` and `tapir bench mod CONFIG` are there");
+    tp_side *s = calloc(2, sizeof *s);
     if (!s) return tp_say_failure(argv[0], NULL, TP_ENOMEM);
-    int code = side_open(argv[0], &s[0], false);
-    if (!code && n_against) code = side_open(argv[0], &s[1], true);
+    int code = open_side(argv[0], &s[0], false);
+    if (!code && n_against) code = open_side(argv[0], &s[1], true);
     if (!code) code = n_against ? compare(argv[0], s) : measure(argv[0], s);
-    side_close(&s[0]);
-    side_close(&s[1]);
+    tp_side_close(&s[0]);
+    tp_side_close(&s[1]);
     free(s);
     return code;
 }

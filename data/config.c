@@ -124,6 +124,10 @@ tp_status tp_config_check(tp_ctx *c, const tp_config *cfg) {
     if (cfg->train.cuda_graph && (cfg->device != TP_CUDA || cfg->model.dropout > 0))
         return tp_fail(c, TP_EARG, "%s: needs device: cuda and model.dropout: 0",
                        tp_config_where(at, sizeof at, cfg, "train.cuda_graph"));
+    if (cfg->train.cuda_graph && cfg->mod.capacity > 0 && cfg->mod.router == TP_CFG_ROUTER_RANDOM)
+        return tp_fail(c, TP_EARG,
+                       "%s: does not go with mod.router: random, whose numbers each step has anew",
+                       tp_config_where(at, sizeof at, cfg, "train.cuda_graph"));
     if (cfg->train.cuda_graph && cfg->train.optimizer_in_bwd)
         return tp_fail(c, TP_EARG, "%s: does not go with train.optimizer_in_bwd",
                        tp_config_where(at, sizeof at, cfg, "train.cuda_graph"));

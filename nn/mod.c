@@ -86,7 +86,10 @@ static known look(tp_ctx *c, const tp_model *m, int layer, tp_tensor *x, const t
     } else if (wanted && f->causal == TP_MOD_PREDICTOR) {
         k.decision = predict(c, m, b, still);
     } else if (wanted) {
-        k.decision = tp_sub(c, k.logit, b->threshold);
+        /* a step moves it by the learning rate, and a logit by that times many channels: in units
+         * of sqrt(C) it keeps up */
+        k.decision =
+            tp_sub(c, k.logit, tp_scale(c, b->threshold, sqrt((double)m->cfg.channels), 0));
     }
     return k;
 }
@@ -186,16 +189,6 @@ static tp_chosen causal(tp_ctx *c, const tp_model *m, int layer, tp_tensor *x,
     return ragged(c, m, in, d);
 }
 
-static tp_chosen choose(tp_ctx *c, const tp_model *m, int layer, tp_tensor *x,
-                        const tp_model_in *in, tp_mod_sums *sums) {
-    tp_scope s = tp_scope_open(c, "route");
-    tp_chosen r =
-        in->mode == TP_MOD_CAUSAL ? causal(c, m, layer, x, in) : top_k(c, m, layer, x, in, sums);
-    tp_tensor *keep[] = {r.rows, r.positions, r.segments, sums->aux, sums->route};
-    tp_scope_close_n(c, s, keep, 5);
-    return r;
-}
-
 /* ---- the block ------------------------------------------------------------------------------- */
 static tp_tensor *branches_alone(tp_ctx *c, void *arg, tp_tensor *const in[], int nin) {
     (void)nin;
@@ -211,20 +204,43 @@ static tp_tensor *weight(tp_ctx *c, const tp_model *m, int layer, tp_tensor *x) 
     return m->cfg.mod.gate == TP_MOD_GATE_SIGMOID ? tp_sigmoid(c, s) : s;
 }
 
+/* Everything but the branches is in the scope "route": what `tapir bench mod` counts as routing. */
+typedef struct taken {
+    tp_tensor *sum, *xs, *r; /* (B,T,C), (P,K,C), (P,K) */
+    tp_chosen of;
+} taken;
+
+static taken take(tp_ctx *c, const tp_model *m, int layer, tp_stream x, const tp_model_in *in,
+                  tp_mod_sums *sums) {
+    taken k = {.sum = x.sum};
+    tp_scope s = tp_scope_open(c, "route");
+    if (x.branch) k.sum = tp_add(c, x.branch, x.sum);
+    if (k.sum && in->mode == TP_MOD_CAUSAL)
+        k.of = causal(c, m, layer, k.sum, in);
+    else if (k.sum)
+        k.of = top_k(c, m, layer, k.sum, in, sums);
+    if (k.of.rows) k.xs = tp_take_tokens(c, k.sum, k.of.rows);
+    /* before the branches, so that its gradient comes after theirs, computed again or not */
+    if (k.xs) k.r = weight(c, m, layer, k.xs);
+    tp_tensor *keep[] = {k.sum,          k.xs,          k.r,       k.of.rows,
+                         k.of.positions, k.of.segments, sums->aux, sums->route};
+    tp_scope_close_n(c, s, keep, 8);
+    return k;
+}
+
 tp_stream tp_mod_forward(tp_ctx *c, tp_model *m, int layer, tp_stream x, const tp_model_in *in,
                          tp_mod_sums *sums) {
-    tp_tensor *sum = x.branch ? tp_add(c, x.branch, x.sum) : x.sum, *f, *r;
-    tp_chosen chosen = sum ? choose(c, m, layer, sum, in, sums) : (tp_chosen){0};
-    if (!chosen.rows) return (tp_stream){0};
+    taken k = take(c, m, layer, x, in, sums);
+    if (!k.r) return (tp_stream){0};
     tp_model_in with = *in;
-    with.positions = chosen.positions;
-    with.segments = chosen.segments;
-    tp_tensor *xs = tp_take_tokens(c, sum, chosen.rows); /* (P,K,C) */
-    r = weight(c, m, layer,
-               xs); /* before f, so that its gradient comes after f's, replayed or not */
+    with.positions = k.of.positions;
+    with.segments = k.of.segments;
+    tp_tensor *f; /* (P,K,C) */
     if (m->cfg.activation_checkpointing && !in->attend)
-        f = tp_block_again(c, m, layer, branches_alone, xs, &with);
+        f = tp_block_again(c, m, layer, branches_alone, k.xs, &with);
     else
-        f = tp_block_branches(c, m, layer, xs, &with);
-    return (tp_stream){tp_put_tokens(c, sum, chosen.rows, f, r), NULL};
+        f = tp_block_branches(c, m, layer, k.xs, &with);
+    tp_scope s = tp_scope_open(c, "route");
+    tp_tensor *y = tp_put_tokens(c, k.sum, k.of.rows, f, k.r);
+    return (tp_stream){tp_scope_close(c, s, y), NULL};
 }

@@ -98,6 +98,9 @@ says 1 'heads' $train model.heads=5
 says 1 'micro_batches' $train train.micro_batches=3
 "$tapir" version | grep -q '^cuda *not built in' && says 1 'without CUDA' $train device=cuda
 says 1 'train.cuda_graph: needs device: cuda' $train train.cuda_graph=true
+says 1 'mod.capacity must be a number >= 0 and <= 1' $train mod.capacity=1.5
+says 1 'mod.every: 2, so none of the 1 blocks' $train mod.capacity=0.5
+says 1 'mod.capacity: does not go with model.sliding_window' $train mod.capacity=0.5 model.sliding_window=4
 says 1 'numerics' $train numerics=quick
 says 1 'only AdamW.s state' $train train.optimizer=sgd train.optimizer_state_dtype=bf16
 works $train numerics=fast run.dir=fast run.steps=2
@@ -141,6 +144,18 @@ works $tapir generate run --max-new-tokens 5
 works $tapir eval run
 works $tapir eval run val.h5 --json
 says 1 'another tokenizer' $tapir eval run other.h5
+# routed blocks are part of the checkpoint, and of what begins with it
+works $train run.dir=routed mod.capacity=0.5 mod.every=1 mod.gate=linear
+has() { checks=$((checks + 1)); grep -q -- "$1" "$2" || { failed=$((failed + 1)); echo "FAILED: $2 lacks $1"; }; }
+has '"mod/routed_fraction":' routed/metrics.jsonl
+has '"val_loss_causal":' routed/metrics.jsonl
+works $tapir eval routed --json
+has '"loss_causal":' out
+says 1 'cannot be generated yet' $tapir generate routed "line 1"
+works $train run.dir=tuned model.init_from=routed run.steps=1
+has 'capacity: 0.5' tuned/config.yaml
+has 'gate: linear' tuned/config.yaml
+says 1 'the model of routed has another value' $train run.dir=tuned2 model.init_from=routed mod.capacity=0.25 mod.every=1
 says 1 'no such run' $tapir generate nowhere
 says 1 'is no run' $tapir generate folder
 says 1 'text.txt' $tapir hash text.txt

@@ -319,6 +319,10 @@ static void test_checks(void **state) {
         {"model:\n  kv_heads: 3\n", "t.yaml:2: model.kv_heads: 3 does not divide model.heads = 4"},
         {"model:\n  family: llama\n  head_dim: 33\n", "t.yaml:3: model.head_dim"},
         {"train:\n  micro_batches: 3\n", "t.yaml:2: train.micro_batches: 3 does not divide"},
+        {"mod:\n  capacity: 0.5\nmodel:\n  sliding_window: 8\n",
+         "t.yaml:2: mod.capacity: does not go with model.sliding_window"},
+        {"mod:\n  capacity: 0.5\n  every: 5\n",
+         "t.yaml:3: mod.every: 5, so none of the 4 blocks is routed"},
         {"train:\n  warmup_steps: 1001\n", "t.yaml:2: train.warmup_steps: 1001 is more"},
         {"train:\n  warmup_steps: 600\n  decay_steps: 600\n  lr_scheduler_type: wsd\n",
          "t.yaml:3: train.decay_steps: a decay of 600"},
@@ -346,6 +350,29 @@ static void test_checks(void **state) {
     assert_int_equal(tp_config_set(c, &cfg, "model.heads=5"), TP_OK);
     assert_int_equal(tp_config_check(c, &cfg), TP_EARG);
     assert_non_null(strstr(tp_error(c), "command line: model.heads: 5"));
+    tp_ctx_free(c);
+}
+
+/* What a checkpoint's model is, mod.* included, comes with it; what only training is about does
+ * not. */
+static void test_adopt(void **state) {
+    (void)state;
+    tp_ctx *c = ctx_new();
+    tp_config to, from;
+    tp_config_defaults(&to);
+    tp_config_defaults(&from);
+    const char *theirs[] = {"model.layers=6", "mod.capacity=0.25", "mod.every=3",
+                            "mod.causal=threshold", "mod.aux_coef=0.5"};
+    for (size_t i = 0; i < sizeof theirs / sizeof *theirs; i++)
+        assert_int_equal(tp_config_set(c, &from, theirs[i]), TP_OK);
+    assert_int_equal(tp_config_set(c, &to, "mod.every=3"), TP_OK);
+    assert_int_equal(tp_config_adopt_model(c, &to, &from), TP_OK);
+    assert_true(to.mod.capacity == 0.25 && to.mod.aux_coef == 0.01);
+    assert_int_equal(to.mod.causal, TP_CFG_THRESHOLD);
+    assert_int_equal(to.model.layers, 6);
+    assert_int_equal(tp_config_set(c, &to, "mod.capacity=0.5"), TP_OK);
+    assert_int_equal(tp_config_adopt_model(c, &to, &from), TP_EARG);
+    assert_non_null(strstr(tp_error(c), "mod.capacity: the model of"));
     tp_ctx_free(c);
 }
 
@@ -477,9 +504,9 @@ int main(void) {
         cmocka_unit_test(test_round_trip), cmocka_unit_test(test_file),
         cmocka_unit_test(test_refusals),   cmocka_unit_test(test_hostile_sizes),
         cmocka_unit_test(test_overrides),  cmocka_unit_test(test_checks),
-        cmocka_unit_test(test_resolve),    cmocka_unit_test(test_help),
-        cmocka_unit_test(test_no_memory),  cmocka_unit_test(test_numbers),
-        cmocka_unit_test(test_locale),
+        cmocka_unit_test(test_adopt),      cmocka_unit_test(test_resolve),
+        cmocka_unit_test(test_help),       cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_numbers),    cmocka_unit_test(test_locale),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

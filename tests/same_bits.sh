@@ -1,7 +1,7 @@
 #!/bin/sh
 # One hash for every way to split a run: threads, micro-batches, ranks, ZeRO stages, kill -9 and
-# resume on another number of ranks; for a small GPT-2 and a small Llama, with dropout. A build whose
-# micro-batches are added one after the other must be told apart.
+# resume on another number of ranks; for a small GPT-2 and a small Llama, with dropout, dense and with
+# routed blocks. A build whose micro-batches are added one after the other must be told apart.
 # $1: the tapir binary, $2: the source folder. QUICK=1: a few of the combinations.
 set -eu
 tapir=$1
@@ -53,7 +53,9 @@ killed() {
 
 have_mpi=no
 command -v mpirun >/dev/null && "$tapir" version | grep -qw MPI && have_mpi=yes
-for family in "model.family=gpt2" "model.family=llama train.optimizer=adamw model.qk_norm=true model.kv_heads=1"; do
+for family in "model.family=gpt2" "model.family=llama train.optimizer=adamw model.qk_norm=true model.kv_heads=1" \
+    "model.family=gpt2 mod.capacity=0.3 mod.every=1" \
+    "model.family=llama mod.capacity=0.25 mod.causal=aux_loss mod.gate=linear mod.aux_coef=0.1"; do
     rm -rf "$tmp/reference"
     (launch "$tapir" 1 "$config" run.dir="$tmp/reference" $family threads=1)
     want=$(weights "$tmp/reference")

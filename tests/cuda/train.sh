@@ -47,8 +47,9 @@ if [ "${3:-}" = short ]; then
     exit
 fi
 
-for family in gpt2 llama; do
+for family in gpt2 llama routed; do
     f="model.family=$family"
+    [ $family = routed ] && f="model.family=llama mod.capacity=0.25 data.packing=documents mod.segments=document"
     expect "$family on the CPU" run "cpu-$family" $f
     cpu=$(loss_of)
     for dtype in f32 bf16; do
@@ -91,7 +92,8 @@ expect "recomputation has the same bits" [ "$(hash_of recomputed)" = "$(hash_of 
 
 # a step that is recorded once and replayed: other data each time, validations in between, a kill
 for f in "model.family=gpt2 dtype=bf16 train.micro_batches=1 eval.every=3" \
-    "model.family=llama data.packing=documents model.activation_checkpointing=true"; do
+    "model.family=llama data.packing=documents model.activation_checkpointing=true" \
+    "model.family=gpt2 mod.capacity=0.25 mod.causal=threshold eval.every=3"; do
     g="$f device=cuda run.steps=7 train.lr_scheduler_type=constant"
     rm -rf "$dir/launched" "$dir/replayed"
     expect "launched: $f" run launched $g

@@ -1,0 +1,67 @@
+/* Owns a training that is measured: the same one as `tapir train`, on pseudo-random tokens. */
+#include "cli/bench.h"
+#include "core/ctx.h"
+
+static tp_status fake(tp_ctx *c, const tp_config *cfg, const tp_comm *comm, tp_fake_batch *f) {
+    f->of = tp_share_of(cfg, tp_comm_rank(comm), tp_comm_size(comm));
+    f->T = cfg->model.context;
+    f->vocab = cfg->model.vocab;
+    int64_t n = 2 * f->of.rows * f->T;
+    if (!(f->ids = tp_malloc(c, (size_t)n * sizeof *f->ids))) return tp_error_status(c);
+    for (int64_t i = 0; i < n; i++)
+        f->ids[i] = (int32_t)(tp_uniform(1, TP_RNG_TEST, 0, (uint64_t)i) * (double)f->vocab);
+    return TP_OK;
+}
+
+/* By the rank where it began. */
+int tp_side_failed(const char *command, tp_side *s, tp_status st) {
+    if (s->comm && tp_comm_failed_elsewhere(s->comm)) return EXIT_FAILED;
+    return tp_say_failure(command, s->c, st);
+}
+
+int tp_side_open(const char *command, tp_side *s, char *const words[], int n, bool alone) {
+    int code = tp_open_config(command, &s->cfg, &s->c, words, n);
+    if (alone) s->cfg.dist.backend = TP_CFG_BACKEND_SELF;
+    if (!code) code = tp_open_ranks(command, &s->cfg, &s->c, &s->comm);
+    if (code) return code;
+    char error[512] = "";
+    int ranks = tp_comm_size(s->comm);
+    tp_status st = tp_config_vocab(s->c, &s->cfg);
+    if (!st && (st = tp_plan_make(&s->plan, &s->cfg, ranks, error, sizeof error)))
+        st = tp_fail(s->c, st, "%s", error);
+    if (!st) st = tp_plan_fits(s->c, &s->plan);
+    if (!st) st = tp_trainer_new(&s->t, s->c, &s->cfg, s->comm);
+    if (!st) st = fake(s->c, &s->cfg, s->comm, &s->f);
+    return st ? tp_side_failed(command, s, st) : EXIT_DONE;
+}
+
+void tp_side_close(tp_side *s) {
+    if (!s->c) return;
+    tp_comm_close(s->comm, tp_error_status(s->c) ? tp_error(s->c) : NULL);
+    tp_trainer_clear(&s->t);
+    tp_free(s->f.ids);
+    tp_ctx_free(s->c);
+    s->c = NULL;
+}
+
+tp_status tp_side_step(tp_side *s) {
+    tp_step_in in = {.step = s->step,
+                     .targets = s->cfg.train.batch * s->cfg.model.context,
+                     .next = tp_fake_next,
+                     .arg = &s->f,
+                     .interrupted = tp_interrupted};
+    tp_step_out out;
+    int64_t timed = s->step - s->warmup;
+    if (timed == 0) s->allocs = tp_system_allocs(s->c);
+    double start = tp_now();
+    tp_status st = tp_trainer_step(&s->t, &in, &out);
+    if (!st) st = tp_sync(s->c);
+    if (timed >= 0 && timed < TP_SIDE_STEPS) s->took[timed] = tp_now() - start;
+    s->step++;
+    return !st && out.interrupted ? TP_EINTERRUPT : st;
+}
+
+int tp_by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
