@@ -138,9 +138,9 @@ const tp_key tp_config_keys[] = {
     CHOICE(mod.causal, tp_cfg_causal, causals, "predictor",
            "how a token is chosen where later ones are not known: by a small network that predicts "
            "the choice, by the router's sign, trained to it by a loss, or by a learned threshold"),
-    CHOICE(mod.gate, tp_cfg_gate, gates, "sigmoid",
-           "what the router's logit becomes before it weighs a block's result; the paper's is "
-           "linear"),
+    CHOICE(mod.gate, tp_cfg_gate, gates, "linear",
+           "what the router's logit becomes before it weighs a block's result; linear is the "
+           "paper's, and trained to a lower loss on short runs"),
     F64(mod.aux_coef, "0.01", 0, OPEN, INFINITY, OPEN, "",
         "weight of the loss that causal choices learn from; it is not part of train_loss"),
     I64(mod.predictor_channels, "0", 0, 1 << 20, "",

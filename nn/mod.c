@@ -19,6 +19,7 @@
 #include "ops/fill/fill.h"
 #include "ops/gelu/gelu.h"
 #include "ops/matmul/matmul.h"
+#include "ops/mul/mul.h"
 #include "ops/noise/noise.h"
 #include "ops/put_tokens/put_tokens.h"
 #include "ops/relu/relu.h"
@@ -54,13 +55,16 @@ typedef struct known {
     tp_tensor *decision; /* (B,T): above 0, a causal choice takes the token */
 } known;
 
-/* Two layers on x in unit length, as the stream grows with depth and training. */
-static tp_tensor *predict(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor *x) {
+/* Two layers on x in unit length, as the stream grows with depth and training; and the logit, which
+ * knows the length. x and logit are detached. */
+static tp_tensor *predict(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor *x,
+                          tp_tensor *logit) {
     tp_tensor *n = tp_rmsnorm(c, x, NULL, m->cfg.norm_eps);
     tp_tensor *h = tp_matmul(
         c, n, tp_weight(c, m, b->look),
         &(tp_matmul_opts){.trans_b = true, .bias = tp_weight(c, m, b->look_bias)}); /* (B,T,h) */
-    return tp_add(c, tp_row_dot(c, tp_gelu(c, h), tp_weight(c, m, b->decide)), b->decide_bias);
+    tp_tensor *seen = tp_row_dot(c, tp_gelu(c, h), tp_weight(c, m, b->decide));     /* (B,T) */
+    return tp_add(c, tp_add(c, seen, tp_mul(c, logit, b->decide_logit)), b->decide_bias);
 }
 
 /* wanted: the decision, too. learn: with gradients of what the decision learns by. */
@@ -84,7 +88,7 @@ static known look(tp_ctx *c, const tp_model *m, int layer, tp_tensor *x, const t
     } else if (f->causal == TP_MOD_AUX_LOSS) {
         k.decision = k.logit;
     } else if (wanted && f->causal == TP_MOD_PREDICTOR) {
-        k.decision = predict(c, m, b, still);
+        k.decision = predict(c, m, b, still, k.logit);
     } else if (wanted) {
         /* a step moves it by the learning rate, and a logit by that times many channels: in units
          * of sqrt(C) it keeps up */

@@ -14,9 +14,10 @@ typedef struct tp_block {
     tp_tensor *q_norm, *k_norm;
     tp_tensor *proj, *proj_bias;
     tp_tensor *fc, *fc_bias, *gate, *gate_bias, *up, *up_bias, *down, *down_bias;
-    tp_tensor *router;                                  /* routed blocks: (C) */
-    tp_tensor *look, *look_bias, *decide, *decide_bias; /* a predictor: (h,C), (h), (h), (1) */
-    tp_tensor *threshold;                               /* or (1) */
+    tp_tensor *router;                              /* routed blocks: (C) */
+    tp_tensor *look, *look_bias;                    /* a predictor: (h,C), (h), */
+    tp_tensor *decide, *decide_logit, *decide_bias; /* and (h), (1), (1) */
+    tp_tensor *threshold;                           /* or (1) */
 } tp_block;
 
 struct tp_model {

@@ -114,7 +114,8 @@ tp_status tp_mod_params(tp_ctx *c, tp_model *m, int layer, const char *prefix) {
     const tp_mod_cfg *f = &m->cfg.mod;
     int64_t C = m->cfg.channels, h = f->predictor_channels ? f->predictor_channels : (C + 7) / 8;
     tp_block *b = &m->block[layer];
-    tp_param_spec router = vector(C, TP_INIT_NORMAL), one = vector(1, TP_INIT_ZERO);
+    tp_param_spec router = vector(C, TP_INIT_NORMAL), zero = vector(1, TP_INIT_ZERO);
+    tp_param_spec one = vector(1, TP_INIT_ONE);
     tp_param_spec look = {.ndim = 2, .shape = {h, C}, .init = TP_INIT_NORMAL, .out_first = true};
     tp_param_spec look_b = vector(h, TP_INIT_ZERO), decide = vector(h, TP_INIT_NORMAL);
     if (!tp_mod_routed(&m->cfg, layer)) return c->status;
@@ -125,9 +126,11 @@ tp_status tp_mod_params(tp_ctx *c, tp_model *m, int layer, const char *prefix) {
         P(look, look, "predictor.fc.weight");
         P(look_bias, look_b, "predictor.fc.bias");
         P(decide, decide, "predictor.out.weight");
-        P(decide_bias, one, "predictor.out.bias");
+        P(decide_logit, one, "predictor.out.logit");
+        P(decide_bias, zero, "predictor.out.bias");
     }
-    if (f->router == TP_MOD_LINEAR && f->causal == TP_MOD_THRESHOLD) P(threshold, one, "threshold");
+    if (f->router == TP_MOD_LINEAR && f->causal == TP_MOD_THRESHOLD)
+        P(threshold, zero, "threshold");
 #undef P
     return c->status;
 }

@@ -145,7 +145,7 @@ works $tapir eval run
 works $tapir eval run val.h5 --json
 says 1 'another tokenizer' $tapir eval run other.h5
 # routed blocks are part of the checkpoint, and of what begins with it
-works $train run.dir=routed mod.capacity=0.5 mod.every=1 mod.gate=linear
+works $train run.dir=routed mod.capacity=0.5 mod.every=1 mod.gate=sigmoid
 has() { checks=$((checks + 1)); grep -q -- "$1" "$2" || { failed=$((failed + 1)); echo "FAILED: $2 lacks $1"; }; }
 has '"mod/routed_fraction":' routed/metrics.jsonl
 has '"val_loss_causal":' routed/metrics.jsonl
@@ -154,7 +154,7 @@ has '"loss_causal":' out
 says 1 'cannot be generated yet' $tapir generate routed "line 1"
 works $train run.dir=tuned model.init_from=routed run.steps=1
 has 'capacity: 0.5' tuned/config.yaml
-has 'gate: linear' tuned/config.yaml
+has 'gate: sigmoid' tuned/config.yaml
 says 1 'the model of routed has another value' $train run.dir=tuned2 model.init_from=routed mod.capacity=0.25 mod.every=1
 says 1 'no such run' $tapir generate nowhere
 says 1 'is no run' $tapir generate folder

@@ -55,7 +55,7 @@ have_mpi=no
 command -v mpirun >/dev/null && "$tapir" version | grep -qw MPI && have_mpi=yes
 for family in "model.family=gpt2" "model.family=llama train.optimizer=adamw model.qk_norm=true model.kv_heads=1" \
     "model.family=gpt2 mod.capacity=0.3 mod.every=1" \
-    "model.family=llama mod.capacity=0.25 mod.causal=aux_loss mod.gate=linear mod.aux_coef=0.1"; do
+    "model.family=llama mod.capacity=0.25 mod.causal=aux_loss mod.gate=sigmoid mod.aux_coef=0.1"; do
     rm -rf "$tmp/reference"
     (launch "$tapir" 1 "$config" run.dir="$tmp/reference" $family threads=1)
     want=$(weights "$tmp/reference")
