@@ -27,18 +27,26 @@ static tp_status watched(tp_ctx *c, const tp_call *k) {
     return st;
 }
 
-/* The part of a step's ops that choose tokens, take them, and put results back. */
+static double median(double *x, int n) {
+    qsort(x, (size_t)n, sizeof *x, tp_by_value);
+    return n % 2 ? x[n / 2] : 0.5 * (x[n / 2 - 1] + x[n / 2]);
+}
+
+/* The part of a step's ops that choose tokens, take them, and put results back; the median of
+ * `steps` steps. */
 static tp_status routing_share(tp_side *s, int steps, double *share) {
     tp_status st = TP_OK;
+    double part[TP_SIDE_STEPS] = {0};
     watch.record = s->c->record;
-    watch.routing = watch.all = 0;
     s->c->record = watched;
     for (int i = 0; i < steps && !st; i++) {
+        watch.routing = watch.all = 0;
         watch.last = tp_now();
         st = tp_side_step(s);
+        part[i] = watch.all > 0 ? watch.routing / watch.all : 0;
     }
     s->c->record = watch.record;
-    *share = watch.all > 0 ? watch.routing / watch.all : 0;
+    *share = median(part, steps);
     return st;
 }
 
@@ -47,11 +55,6 @@ typedef struct found {
     int64_t T, rows;
     double flops[2], seconds[2], ratio, share; /* [0] routed, [1] dense */
 } found;
-
-static double median(double *x, int n) {
-    qsort(x, (size_t)n, sizeof *x, tp_by_value);
-    return n % 2 ? x[n / 2] : 0.5 * (x[n / 2 - 1] + x[n / 2]);
-}
 
 /* In the order A B, B A, …: neither side is always the one that follows the other. */
 static int alternate(const char *command, tp_side s[2], int steps, found *f) {
@@ -71,7 +74,7 @@ static int alternate(const char *command, tp_side s[2], int steps, found *f) {
         f->flops[i] = s[i].plan.step_flops;
         f->seconds[i] = median(s[i].took, steps);
     }
-    st = routing_share(&s[0], steps < 3 ? steps : 3, &f->share);
+    st = routing_share(&s[0], steps, &f->share);
     return st ? tp_side_failed(command, &s[0], st) : EXIT_DONE;
 }
 
