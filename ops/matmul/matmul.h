@@ -20,8 +20,8 @@ typedef struct tp_matmul_opts {
  * neither transposed, no bias. All of one float type. K = 0 gives zeros (plus bias). */
 tp_tensor *tp_matmul(tp_ctx *c, tp_tensor *a, tp_tensor *b, const tp_matmul_opts *o);
 
-/* sum += a b in place, with a shared b and no bias; sum (…,M,N) lies apart from a and b. The bits of
- * adding tp_matmul's result. No gradient. */
+/* sum += a b in place, with a shared b and no bias; sum (…,M,N) lies apart from a and b. The bits
+ * of adding tp_matmul's result. No gradient. */
 tp_status tp_matmul_(tp_ctx *c, tp_tensor *sum, tp_tensor *a, tp_tensor *b,
                      const tp_matmul_opts *o);
 
