@@ -271,6 +271,7 @@ int cmd_grpo(int argc, char **argv) {
     tp_free(r->whole);
     tp_checkpoint_close(r->from);
     tp_metrics_close(r->metrics);
+    tp_tfevents_close(r->events);
     tp_grpo_close(g);
     tp_ctx_free(g->c);
     free(r);

@@ -3,6 +3,7 @@
 #define TP_GRPO_H
 #include "cli/source.h"
 #include "data/metrics.h"
+#include "data/tfevents.h"
 #include "infer/engine.h"
 #include "ops/policy_loss/policy_loss.h"
 #include "rl/advantage.h"
@@ -99,6 +100,7 @@ void tp_grpo_close(tp_grpo *g);
 typedef struct tp_grpo_run {
     tp_grpo g;
     tp_metrics *metrics;        /* rank 0's; NULL where only an evaluation was asked for */
+    tp_tfevents *events;        /* NULL: not wanted, or metrics is */
     tp_checkpoint_reader *from; /* what it goes on from; NULL: from the beginning */
     char checkpoints[TP_CONFIG_TEXT + 32];
     void *whole;

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 
 tp_status tp_grpo_open_folder(tp_grpo_run *r, bool resume) {
     tp_grpo *g = &r->g;
@@ -33,7 +34,11 @@ tp_status tp_grpo_open_logs(tp_grpo_run *r) {
     snprintf(path, sizeof path, "%s/tokenizer.json", g->cfg.run.dir);
     if (!st) st = tp_write_text(g->c, path, tp_tokenizer_json(g->tokenizer, &n));
     snprintf(path, sizeof path, "%s/metrics.jsonl", g->cfg.run.dir);
-    return st ? st : tp_metrics_open(&r->metrics, g->c, path, r->from ? g->step : -1);
+    int64_t last = r->from ? g->step : -1;
+    if (!st) st = tp_metrics_open(&r->metrics, g->c, path, last);
+    if (!st && g->cfg.log.tensorboard)
+        st = tp_tfevents_open(&r->events, g->c, g->cfg.run.dir, (double)time(NULL), last);
+    return st;
 }
 
 /* ---- checkpoints ---------------------------------------------------------------------------- */

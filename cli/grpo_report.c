@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 /* ---- what people see ------------------------------------------------------------------------ */
 void tp_grpo_describe(const tp_grpo_run *r) {
@@ -89,6 +90,13 @@ static void show(const tp_grpo_run *r, const summary *s, const tp_update *u, dou
                 tp_duration(left, each * (double)(g->steps - g->step)));
 }
 
+static tp_status record(tp_grpo_run *r, const tp_metric *m, int n) {
+    if (!r->metrics) return TP_OK;
+    tp_status st = tp_metrics_write(r->metrics, r->g.step, m, n);
+    return st || !r->events ? st
+                            : tp_tfevents_write(r->events, (double)time(NULL), r->g.step, m, n);
+}
+
 /* TRL's names (docs/grpo.md), and those that TRL has no name for. */
 static tp_status log_step(tp_grpo_run *r, const summary *s, const tp_update *u, double seconds) {
     tp_grpo *g = &r->g;
@@ -148,7 +156,7 @@ static tp_status log_step(tp_grpo_run *r, const summary *s, const tp_update *u, 
     PUT("timing_s/step", seconds);
     PUT("step_time", seconds);
 #undef PUT
-    return tp_metrics_write(r->metrics, g->step, m, n);
+    return record(r, m, n);
 }
 
 bool tp_grpo_due(const tp_grpo_run *r, int64_t every) {
@@ -185,5 +193,5 @@ tp_status tp_grpo_report_evaluation(tp_grpo_run *r) {
     const tp_metric m[4] = {tp_metric_f64("eval/greedy", e->greedy),
                             tp_metric_f64("eval/pass@1", e->pass_1), tp_metric_f64(key, e->pass_k),
                             tp_metric_f64("eval/mean_length", e->length)};
-    return r->metrics ? tp_metrics_write(r->metrics, g->step, m, 4) : TP_OK;
+    return record(r, m, 4);
 }
