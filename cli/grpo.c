@@ -36,8 +36,6 @@ typedef struct run {
 static tp_status check(const tp_grpo *g) {
     const tp_config *f = &g->cfg;
     int64_t rows = f->rl.prompts_per_step * f->rl.num_generations;
-    if (f->device != TP_CPU)
-        return tp_fail(g->c, TP_EARG, "tapir grpo runs on the CPU so far: device: cpu");
     if (f->rl.repetition_penalty != 1)
         return tp_fail(g->c, TP_EARG,
                        "rl.repetition_penalty must be 1: what it changes in sampling "
@@ -96,6 +94,7 @@ static tp_status open_engine(tp_grpo *g) {
 
 tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load) {
     tp_status st = check(g);
+    g->c->as_decoded = true; /* log-probs are compared with those of decoding */
     if (!st) st = tp_begin_tokenizer(&g->tokenizer, g->c, &g->cfg);
     if (!st) st = tp_encoder_new(&g->encoder, g->c, g->tokenizer, NULL);
     g->eos = st ? -1 : tp_tokenizer_eos(g->tokenizer);
@@ -111,7 +110,7 @@ tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load) {
         st = tp_model_new(&g->reference, g->c, tp_model_config(g->trainer.model));
         if (!st) st = tp_begin_weights(g->c, &f, tp_model_params(g->reference));
     }
-    if (!st && load) st = tp_load_weights(g->c, load, tp_model_params(g->trainer.model));
+    if (!st && load) st = tp_load_weights(g->c, load, tp_model_params(g->trainer.model), "weights");
     if (!st) st = open_engine(g);
     if (!st) st = tp_rollouts_new(&g->now, g);
     if (!st && g->cfg.rl.dynamic_sampling) st = tp_rollouts_new(&g->draw, g);
@@ -183,33 +182,6 @@ static void counters(run *r, counter out[COUNTERS]) {
     memcpy(out, all, sizeof all);
 }
 
-static tp_status put_reference(tp_grpo *g, tp_checkpoint_writer *w) {
-    const tp_params *p = tp_model_params(g->reference);
-    tp_status st = TP_OK;
-    for (int i = 0; i < p->n && !st; i++) {
-        char name[TP_CHECKPOINT_NAME];
-        const tp_tensor *t = p->p[i].t;
-        snprintf(name, sizeof name, "reference/%s", p->p[i].name);
-        st = tp_checkpoint_put(w, name, t->dtype, t->ndim, t->shape, t->data,
-                               (size_t)tp_numel(t) * tp_dtype_size(t->dtype));
-    }
-    return st;
-}
-
-static tp_status get_reference(tp_grpo *g, tp_checkpoint_reader *from) {
-    const tp_params *p = tp_model_params(g->reference);
-    tp_status st = TP_OK;
-    for (int i = 0; i < p->n && !st; i++) {
-        char name[TP_CHECKPOINT_NAME];
-        tp_tensor *t = p->p[i].t;
-        snprintf(name, sizeof name, "reference/%s", p->p[i].name);
-        st = tp_checkpoint_get(from, name, t->dtype, t->ndim, t->shape, t->data,
-                               (size_t)tp_numel(t) * tp_dtype_size(t->dtype));
-        tp_touch(t);
-    }
-    return st;
-}
-
 static bool reference_moves(const tp_grpo *g) { return g->reference && g->cfg.rl.sync_ref_model; }
 
 static tp_status put_everything(run *r, tp_checkpoint_writer *w) {
@@ -223,8 +195,9 @@ static tp_status put_everything(run *r, tp_checkpoint_writer *w) {
     counter k[COUNTERS];
     counters(r, k);
     for (int i = 0; i < COUNTERS && !st; i++) st = tp_checkpoint_put_i64(w, k[i].name, *k[i].at);
-    if (!st) st = tp_save_weights(g->c, w, tp_model_params(g->trainer.model));
-    if (!st && reference_moves(g)) st = put_reference(g, w);
+    if (!st) st = tp_save_weights(g->c, w, tp_model_params(g->trainer.model), "weights");
+    if (!st && reference_moves(g))
+        st = tp_save_weights(g->c, w, tp_model_params(g->reference), "reference");
     return st ? st : tp_save_optimizer(&g->trainer, w, &r->whole);
 }
 
@@ -261,7 +234,8 @@ static tp_status load_state(run *r) {
     tp_status st = tp_same_config(g->c, r->from, &g->cfg);
     for (int i = 0; i < COUNTERS && !st; i++)
         st = tp_checkpoint_get_i64(r->from, k[i].name, k[i].at);
-    if (!st && reference_moves(g)) st = get_reference(g, r->from);
+    if (!st && reference_moves(g))
+        st = tp_load_weights(g->c, r->from, tp_model_params(g->reference), "reference");
     if (!st) st = tp_load_optimizer(&g->trainer, r->from, &r->whole);
     g->step = tp_checkpoint_step(r->from);
     if (!st)
