@@ -10,6 +10,7 @@
 #include "ops/cache_write/cache_write.h"
 #include "ops/convert.h"
 #include "ops/linear_cross_entropy/linear_cross_entropy.h"
+#include "ops/matmul/gemm_cuda.h"
 #include "ops/matmul/matmul.h"
 #include "ops/paged_attention/paged_attention_problem.h"
 #include "ops/token_logprob/token_logprob.h"
@@ -321,11 +322,13 @@ static void test_log_probs(void **state) {
     (void)state;
     static const int64_t vocab[] = {83, 1024, 1500, 9001};
     enum { N = 9, C = 40 };
-    for (int i = 0; i < 16; i++) {
+    for (int i = 0; i < 32; i++) {
         tp_ctx *c = device_new();
         tp_dtype t = i % 2 ? TP_BF16 : TP_F32;
-        int64_t V = vocab[i / 2 % 4];
-        double cap = i / 8 ? 4 : 0, temperature = i / 8 ? 0.7 : 1;
+        bool lt = i / 4 % 2; /* on the CPU, cuBLASLt's stand-in: one plan for both products */
+        if (lt) assert_int_equal(tp_cuda_gemm_choose(c, TP_GEMM_CUBLASLT), 0);
+        int64_t V = vocab[i / 8];
+        double cap = i / 2 % 2 ? 4 : 0, temperature = i / 2 % 2 ? 0.7 : 1;
         int32_t y[N];
         for (int j = 0; j < N; j++) y[j] = j == 4 ? IGNORE : (int32_t)(j * 977 % V);
         tp_tensor *x = normal(c, t, 1, 2, (int64_t[]){N, C});
@@ -338,6 +341,8 @@ static void test_log_probs(void **state) {
         tp_token_logprob_out got = tp_token_logprob(c, logits, target, &to);
         assert_true(same(c, got.logprob, want.logprob));
         assert_true(same(c, got.entropy, want.entropy));
+        if (lt) assert_int_equal(tp_cuda_gemm_stats_of(c).plans, 1);
+        if (lt) assert_int_equal(tp_cuda_gemm_stats_of(c).cublaslt_runs, 2);
         to.temperature *= 1.0001;
         assert_false(same(c, tp_token_logprob(c, logits, target, &to).logprob, want.logprob));
         tp_ctx_free(c);
