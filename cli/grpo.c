@@ -23,8 +23,6 @@
 static tp_status check(const tp_grpo *g) {
     const tp_config *f = &g->cfg;
     int64_t rows = f->rl.prompts_per_step * f->rl.num_generations;
-    if (f->device != TP_CPU)
-        return tp_fail(g->c, TP_EARG, "tapir grpo runs on the CPU so far: device: cpu");
     if (f->rl.repetition_penalty != 1)
         return tp_fail(g->c, TP_EARG,
                        "rl.repetition_penalty must be 1: what it changes in sampling "
@@ -83,6 +81,7 @@ static tp_status open_engine(tp_grpo *g) {
 
 tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load) {
     tp_status st = check(g);
+    g->c->as_decoded = true; /* log-probs are compared with those of decoding */
     if (!st) st = tp_begin_tokenizer(&g->tokenizer, g->c, &g->cfg);
     if (!st) st = tp_encoder_new(&g->encoder, g->c, g->tokenizer, NULL);
     g->eos = st ? -1 : tp_tokenizer_eos(g->tokenizer);
@@ -98,7 +97,7 @@ tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load) {
         st = tp_model_new(&g->reference, g->c, tp_model_config(g->trainer.model));
         if (!st) st = tp_begin_weights(g->c, &f, tp_model_params(g->reference));
     }
-    if (!st && load) st = tp_load_weights(g->c, load, tp_model_params(g->trainer.model));
+    if (!st && load) st = tp_load_weights(g->c, load, tp_model_params(g->trainer.model), "weights");
     if (!st) st = open_engine(g);
     if (!st) st = tp_rollouts_new(&g->now, g);
     if (!st && g->cfg.rl.dynamic_sampling) st = tp_rollouts_new(&g->draw, g);

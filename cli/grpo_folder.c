@@ -58,33 +58,6 @@ static void counters(tp_grpo_run *r, counter out[COUNTERS]) {
     memcpy(out, all, sizeof all);
 }
 
-static tp_status put_reference(tp_grpo *g, tp_checkpoint_writer *w) {
-    const tp_params *p = tp_model_params(g->reference);
-    tp_status st = TP_OK;
-    for (int i = 0; i < p->n && !st; i++) {
-        char name[TP_CHECKPOINT_NAME];
-        const tp_tensor *t = p->p[i].t;
-        snprintf(name, sizeof name, "reference/%s", p->p[i].name);
-        st = tp_checkpoint_put(w, name, t->dtype, t->ndim, t->shape, t->data,
-                               (size_t)tp_numel(t) * tp_dtype_size(t->dtype));
-    }
-    return st;
-}
-
-static tp_status get_reference(tp_grpo *g, tp_checkpoint_reader *from) {
-    const tp_params *p = tp_model_params(g->reference);
-    tp_status st = TP_OK;
-    for (int i = 0; i < p->n && !st; i++) {
-        char name[TP_CHECKPOINT_NAME];
-        tp_tensor *t = p->p[i].t;
-        snprintf(name, sizeof name, "reference/%s", p->p[i].name);
-        st = tp_checkpoint_get(from, name, t->dtype, t->ndim, t->shape, t->data,
-                               (size_t)tp_numel(t) * tp_dtype_size(t->dtype));
-        tp_touch(t);
-    }
-    return st;
-}
-
 static bool reference_moves(const tp_grpo *g) { return g->reference && g->cfg.rl.sync_ref_model; }
 
 static tp_status put_everything(tp_grpo_run *r, tp_checkpoint_writer *w) {
@@ -98,8 +71,9 @@ static tp_status put_everything(tp_grpo_run *r, tp_checkpoint_writer *w) {
     counter k[COUNTERS];
     counters(r, k);
     for (int i = 0; i < COUNTERS && !st; i++) st = tp_checkpoint_put_i64(w, k[i].name, *k[i].at);
-    if (!st) st = tp_save_weights(g->c, w, tp_model_params(g->trainer.model));
-    if (!st && reference_moves(g)) st = put_reference(g, w);
+    if (!st) st = tp_save_weights(g->c, w, tp_model_params(g->trainer.model), "weights");
+    if (!st && reference_moves(g))
+        st = tp_save_weights(g->c, w, tp_model_params(g->reference), "reference");
     return st ? st : tp_save_optimizer(&g->trainer, w, &r->whole);
 }
 
@@ -136,7 +110,8 @@ tp_status tp_grpo_load_state(tp_grpo_run *r) {
     tp_status st = tp_same_config(g->c, r->from, &g->cfg);
     for (int i = 0; i < COUNTERS && !st; i++)
         st = tp_checkpoint_get_i64(r->from, k[i].name, k[i].at);
-    if (!st && reference_moves(g)) st = get_reference(g, r->from);
+    if (!st && reference_moves(g))
+        st = tp_load_weights(g->c, r->from, tp_model_params(g->reference), "reference");
     if (!st) st = tp_load_optimizer(&g->trainer, r->from, &r->whole);
     g->step = tp_checkpoint_step(r->from);
     if (!st)

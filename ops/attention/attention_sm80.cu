@@ -29,11 +29,14 @@ template <> struct forward_shape<256> {
     enum { MT = 1, WARPS = 8, N = 32, N_CAPPED = 32, BLOCKS = 1 };
 };
 
-template <int D, bool CAPPED> struct forward_size {
+/* PAGED: queries are few when decoding, so a warp takes 16 of them. How many it takes shows in no
+ * bit of a row; N would. */
+template <int D, bool CAPPED, bool PAGED> struct forward_size {
     typedef forward_shape<D> S;
     enum {
         N = CAPPED ? (int)S::N_CAPPED : (int)S::N,
-        ROWS = 16 * S::MT * S::WARPS,
+        MT = PAGED ? 1 : (int)S::MT,
+        ROWS = 16 * MT * S::WARPS,
         THREADS = 32 * S::WARPS,
         PLACE_AT = (ROWS + 4 * N) * D * 2, /* after Q and two stages of K and V */
         SHARED = PLACE_AT + 32
@@ -176,8 +179,8 @@ forward_finish(float (&o)[MT][OT][4], forward_row_state<MT> &row, const attentio
 template <int D, bool CAPPED, bool PAGED>
 __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>::BLOCKS)
     attention_sm80_kernel(const attention_params p, const forward_grid grid) {
-    typedef forward_size<D, CAPPED> size;
-    constexpr int MT = forward_shape<D>::MT, N = size::N, NT = N / 8, OT = D / 8;
+    typedef forward_size<D, CAPPED, PAGED> size;
+    constexpr int MT = size::MT, N = size::N, NT = N / 8, OT = D / 8;
     constexpr int M = size::ROWS, THREADS = size::THREADS;
     TP_SHARED_DYNAMIC(shared);
     const tp_smem q_tile = tp_smem_addr(shared), kv_tile = q_tile + M * D * 2;
@@ -202,8 +205,9 @@ __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>
         values = tile_from<D, THREADS>(values + j0 * p.v.t, p.v.t);
         if (a.lo < a.hi && PAGED) {
             const int head = a.h / p.G, thread = (int)threadIdx.x;
-            tile_load_pages<N, D, THREADS>(k_tile, p, p.k, a.b, head, j0, a.hi, thread);
-            tile_load_pages<N, D, THREADS>(k_tile + V_AT, p, p.v, a.b, head, j0, a.hi, thread);
+            tile_load_pages<N, D, THREADS>(k_tile, p, p.k, a.b, head, j0, a.lo, a.hi, thread);
+            tile_load_pages<N, D, THREADS>(k_tile + V_AT, p, p.v, a.b, head, j0, a.lo, a.hi,
+                                           thread);
         } else if (a.lo < a.hi) {
             const int rows = p.S - j0;
             tile_load<N, D, THREADS>(k_tile, keys, p.k.t, rows, p.D, (int)threadIdx.x);
@@ -231,8 +235,8 @@ __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>
         const tp_smem next = kv_tile + ((j0 / N & 1) ^ 1) * STAGE;
         if (j0 + N < a.hi && PAGED) {
             const int head = a.h / p.G, thread = (int)threadIdx.x + a.zero, j = j0 + N;
-            tile_load_pages<N, D, THREADS>(next, p, p.k, a.b, head, j, a.hi, thread);
-            tile_load_pages<N, D, THREADS>(next + V_AT, p, p.v, a.b, head, j, a.hi, thread);
+            tile_load_pages<N, D, THREADS>(next, p, p.k, a.b, head, j, a.lo, a.hi, thread);
+            tile_load_pages<N, D, THREADS>(next + V_AT, p, p.v, a.b, head, j, a.lo, a.hi, thread);
         } else if (j0 + N < a.hi) {
             const int thread = (int)threadIdx.x + a.zero, rows = p.S - j0 - N;
             keys += N * p.k.t;
@@ -276,7 +280,7 @@ __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>
 /* ---- on the host ---------------------------------------------------------------------------- */
 template <int D, bool CAPPED, bool PAGED>
 static tp_status forward_launch(const tp_call *k, const attention_params &p) {
-    typedef forward_size<D, CAPPED> size;
+    typedef forward_size<D, CAPPED, PAGED> size;
     /* 16 MB of keys and values at a time: a third of the second-level cache of an H100. */
     double bytes = 4.0 * D * p.S / p.G;
     forward_grid g = {p.B * p.H, (int)(16e6 / (bytes + 1)), (int)tp_blocks(p.T, size::ROWS)};
@@ -301,11 +305,12 @@ static tp_status forward_by_width(const tp_call *k, const attention_params &p) {
     return forward_run_d<256, PAGED>(k, p);
 }
 
+/* Of the unpaged kernel, for both: where it declines, decoding must as well. */
 static size_t forward_shared(int64_t D) {
-    if (D <= 64) return forward_size<64, false>::SHARED;
-    if (D <= 96) return forward_size<96, false>::SHARED;
-    if (D <= 128) return forward_size<128, false>::SHARED;
-    return forward_size<256, false>::SHARED;
+    if (D <= 64) return forward_size<64, false, false>::SHARED;
+    if (D <= 96) return forward_size<96, false, false>::SHARED;
+    if (D <= 128) return forward_size<128, false, false>::SHARED;
+    return forward_size<256, false, false>::SHARED;
 }
 
 static const char *forward_decline(const tp_call *k) {

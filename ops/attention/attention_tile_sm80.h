@@ -60,12 +60,12 @@ static __device__ __forceinline__ void tile_load(tp_smem tile, const uint16_t *x
                            row + r < rows && (first + c) * 8 < width);
 }
 
-/* The same of rows [j0, end) of key head `head` of sequence b, which lie in pages; what the table
- * says of rows from `end` on is not followed. */
+/* The same for ROWS rows from j0 on of key head `head` of sequence b, which lie in pages. Only rows
+ * [begin, end) are there: what the table says of others is not followed. */
 template <int ROWS, int D, int THREADS>
 static __device__ __forceinline__ void tile_load_pages(tp_smem tile, const attention_params &p,
                                                        const attention_rows &x, int b, int head,
-                                                       int j0, int end, int thread) {
+                                                       int j0, int begin, int end, int thread) {
     typedef tile_share<D, THREADS> share;
     static_assert(ROWS % share::STEP == 0 && share::CHUNKS % share::PER_ROW == 0,
                   "whole rounds of rows and chunks");
@@ -74,11 +74,12 @@ static __device__ __forceinline__ void tile_load_pages(tp_smem tile, const atten
 #pragma unroll
     for (int r = 0; r < ROWS; r += share::STEP) {
         const int j = j0 + row + r;
-        const uint16_t *at = from + (j < end ? attention_row<true>(p, x, b, j) : 0);
+        const bool there = j >= begin && j < end;
+        const uint16_t *at = from + (there ? attention_row<true>(p, x, b, j) : 0);
 #pragma unroll
         for (int c = 0; c < share::CHUNKS; c += share::PER_ROW)
             tp_cp_async_16(tile + tile_at<D>(row + r, first + c), at + c * 8,
-                           j < end && (first + c) * 8 < p.D);
+                           there && (first + c) * 8 < p.D);
     }
 }
 

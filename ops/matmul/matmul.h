@@ -13,6 +13,7 @@ typedef struct tp_matmul_opts {
     bool trans_a;    /* a is (…,K,M) */
     bool trans_b;    /* b is (N,K) or (…,N,K), as the weight of a Linear */
     tp_tensor *bias; /* (N), added to every row; only with a shared b and without trans_a */
+    bool f32;        /* y of bf16 inputs is f32: the sums as they are, for logits; without bias */
 } tp_matmul_opts;
 
 /* y = a b (+ bias): a (…,M,K), b (K,N) for all leading dimensions, y (…,M,N); or, batched, b
