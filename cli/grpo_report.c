@@ -1,5 +1,6 @@
 /* Owns what people see of `tapir grpo`: the lines of progress, samples, metrics, evaluations. */
 #include "cli/grpo.h"
+#include "data/text.h"
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -30,14 +31,16 @@ static tp_status show_completions(tp_grpo_run *r) {
     tp_status st = TP_OK;
     for (int64_t i = 0; i < g->cfg.rl.log_completions && i < x->rows && !st; i++) {
         int64_t row = i * (x->G + 1) % x->rows; /* of another prompt each */
-        char *prompt = NULL, *text = NULL;
-        size_t n;
+        char *prompt = NULL, *text = NULL, asked[64], wrote[96];
+        size_t n, m;
         st = tp_grpo_text(g, x->prompt + row / x->G * x->P, x->n_prompt[row / x->G], false, &prompt,
                           &n);
-        if (!st) st = tp_grpo_text(g, x->ids + row * x->R, x->n[row], x->ended[row], &text, &n);
+        if (!st) st = tp_grpo_text(g, x->ids + row * x->R, x->n[row], x->ended[row], &text, &m);
         if (!st)
-            tp_progress(true, "  %s %.60s%s  reward %.3g  advantage %+.2f", prompt, text,
-                        x->ended[row] ? "" : " …", x->total[row], (double)x->advantage[row]);
+            tp_progress(true, "  %s %s%s  reward %.3g  advantage %+.2f",
+                        tp_quote(asked, sizeof asked, prompt, n),
+                        tp_quote(wrote, sizeof wrote, text, m), x->ended[row] ? "" : " …",
+                        x->total[row], (double)x->advantage[row]);
         tp_free(prompt);
         tp_free(text);
     }
