@@ -233,7 +233,8 @@ static inline const char *attention_sm80_decline(const tp_call *k, size_t shared
     if (D > 256) return "head size above 256";
     if (D % 8 || D == 0) return "head size is no multiple of 8";
     if (scale < 0) return "a negative scale";
-    if (device && shared > device->shared_optin) return "the device's blocks have too little shared memory";
+    if (device && shared > device->shared_optin)
+        return "the device's blocks have too little shared memory";
     return attention_decline_sizes(k);
 }
 #endif

@@ -250,6 +250,7 @@ static void test_whole_forward(void **state) {
         const problem *p = &problems[i];
         answer want = whole(p, p->window), other = whole(p, 36);
         for (int j = 0; j < LAYOUTS; j++) {
+            if (i % 3 && (i + (size_t)j) % 2) continue; /* in half of the layouts, to save time */
             answer got = paged(p, &layouts[j]);
             if (differing(p, &got, &want))
                 fail_msg("%s, pages of %lld: %d rows differ", p->name, (long long)layouts[j].page,
