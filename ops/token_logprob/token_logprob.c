@@ -211,8 +211,7 @@ const tp_op op_token_logprob_backward = {
     .doc = "The gradient of token_logprob's logits from one row of coefficients per token; 0 "
            "outside the set.",
     .infer = backward_infer,
-    .kernel = {[TP_CPU] =
-                   (const tp_kernel *const[]){TP_CPU_LIST(token_logprob_backward_cpu), NULL},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(token_logprob_backward_cpu), NULL},
                [TP_CUDA] = TP_CUDA_LIST(&token_logprob_backward_cuda)},
     .oracle = backward_oracle,
     .no_vjp = "second-order gradients are not offered; build the loss from log_softmax where they "

@@ -84,9 +84,9 @@ typedef struct layout { /* of pages; and the tokens of each pass over all sequen
     int64_t cut[16];
 } layout;
 static const layout layouts[] = {
-    {16, 7, {1, 1, 1, 2, 1, 30, 1, 1}},
+    {16, 7, {1, 2, 1, 30, 1}},
     {48, 1, {40, 1, 24}},
-    {64, 5, {1, 63, 1, 1, 1}},
+    {64, 5, {1, 63, 1}},
     {160, 1, {L - B * BEGIN}},
 };
 enum { LAYOUTS = sizeof layouts / sizeof *layouts };
@@ -248,13 +248,14 @@ static void test_whole_forward(void **state) {
     (void)state;
     for (size_t i = 0; i < sizeof problems / sizeof *problems; i++) {
         const problem *p = &problems[i];
-        answer want = whole(p, p->window), other = whole(p, 36);
+        answer want = whole(p, p->window), other = i % 3 ? answer_new(p) : whole(p, 36);
         for (int j = 0; j < LAYOUTS; j++) {
+            if (i % 3 && (i + (size_t)j) % 2) continue; /* in half of the layouts, to save time */
             answer got = paged(p, &layouts[j]);
             if (differing(p, &got, &want))
                 fail_msg("%s, pages of %lld: %d rows differ", p->name, (long long)layouts[j].page,
                          differing(p, &got, &want));
-            assert_true(differing(p, &got, &other) > 0); /* another window shows */
+            if (i % 3 == 0) assert_true(differing(p, &got, &other) > 0); /* another window shows */
             answer_free(&got);
         }
         answer_free(&want);
@@ -321,7 +322,7 @@ static bool same(tp_ctx *c, tp_tensor *x, tp_tensor *y) {
 static void test_log_probs(void **state) {
     (void)state;
     static const int64_t vocab[] = {83, 1024, 1500, 9001};
-    enum { N = 9, C = 40 };
+    enum { N = 5, C = 24 };
     for (int i = 0; i < 32; i++) {
         tp_ctx *c = device_new();
         tp_dtype t = i % 2 ? TP_BF16 : TP_F32;
@@ -330,7 +331,7 @@ static void test_log_probs(void **state) {
         int64_t V = vocab[i / 8];
         double cap = i / 2 % 2 ? 4 : 0, temperature = i / 2 % 2 ? 0.7 : 1;
         int32_t y[N];
-        for (int j = 0; j < N; j++) y[j] = j == 4 ? IGNORE : (int32_t)(j * 977 % V);
+        for (int j = 0; j < N; j++) y[j] = j == 3 ? IGNORE : (int32_t)(j * 977 % V);
         tp_tensor *x = normal(c, t, 1, 2, (int64_t[]){N, C});
         tp_tensor *w = normal(c, t, 2, 2, (int64_t[]){V, C});
         tp_tensor *target = put(c, TP_I32, 1, (int64_t[]){N}, y);
