@@ -48,6 +48,7 @@ static tp_status open_task(tp_grpo *g) {
     tp_task_opts t = {.name = f->rl.task,
                       .min = f->rl.task_min,
                       .max = f->rl.task_max,
+                      .scratchpad = 1, /* solutions with their steps, for the reward "steps" */
                       .seed = (uint64_t)f->seed};
     tp_reward_opts r = {.weights = f->rl.reward_weights,
                         .program = f->rl.reward_program,

@@ -8,8 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef enum kind { EXACT_MATCH, FORMAT, LENGTH, OVERLONG, PROGRAM, KINDS } kind;
-static const char *const names[KINDS] = {"exact_match", "format", "length", "overlong", "program"};
+typedef enum kind { EXACT_MATCH, FORMAT, STEPS, LENGTH, OVERLONG, PROGRAM, KINDS } kind;
+static const char *const names[KINDS] = {"exact_match", "format",   "steps",
+                                         "length",      "overlong", "program"};
 
 struct tp_rewards {
     int n;
@@ -28,10 +29,11 @@ static tp_status parse(tp_rewards *r, tp_ctx *c, const char *text) {
         size_t name = equals ? (size_t)(equals - text) : n;
         while (k < KINDS && (strlen(names[k]) != name || memcmp(names[k], text, name))) k++;
         if (k == KINDS)
-            return tp_fail(c, TP_EARG,
-                           "rl.reward_weights: there is no reward \"%.*s\": exact_match, format, "
-                           "length, overlong, program",
-                           (int)name, text);
+            return tp_fail(
+                c, TP_EARG,
+                "rl.reward_weights: there is no reward \"%.*s\": exact_match, format, steps, "
+                "length, overlong, program",
+                (int)name, text);
         for (int i = 0; i < r->n; i++)
             if (r->which[i] == (kind)k)
                 return tp_fail(c, TP_EARG, "rl.reward_weights: %s is there twice", names[k]);
@@ -121,6 +123,14 @@ static tp_status ask(tp_rewards *r, tp_ctx *c, const tp_judged *x, int64_t n, in
     return st;
 }
 
+/* The part of the task's own solution that the completion begins with; 1 with its end only. */
+static double agreement(const tp_judged *x) {
+    size_t n = strlen(x->item.demo), same = 0;
+    if (!n) return NAN;
+    while (same < n && same < x->n && x->text[same] == x->item.demo[same]) same++;
+    return (double)(same + (same == n && x->n == n && x->ended)) / (double)(n + 1);
+}
+
 tp_status tp_rewards_judge(tp_rewards *r, tp_ctx *c, const tp_task *t, const tp_judged *x,
                            int64_t n, double *out) {
     tp_status st = TP_OK;
@@ -134,6 +144,9 @@ tp_status tp_rewards_judge(tp_rewards *r, tp_ctx *c, const tp_task *t, const tp_
                 break;
             case FORMAT:
                 *v = x[i].ended && tp_task_has_answer(x[i].text, x[i].n);
+                break;
+            case STEPS:
+                *v = agreement(&x[i]);
                 break;
             case LENGTH:
                 *v = -(double)x[i].tokens / (double)r->max_length;
