@@ -3,8 +3,6 @@
  * is decided by a hash of their text, so nothing held out is ever practised.
  *
  *   chain       7+3*4-2=      one digit and `operations` more, from left to right modulo 10
- *   lettered    7+3k*4l-2m=k>m:  the same; letters, in the order of the alphabet from any, name the
- *                             operations, first and last are said, and the steps are k+30l*40m-28
  *   parity      0110101:      is the number of ones odd? 1 or 0, of `operations` bits
  *   arithmetic  347+891=      sums and differences of two numbers of that many digits
  *   sort        5 2 9 1>      as many digits, in ascending order
