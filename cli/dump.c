@@ -5,6 +5,7 @@
  * Numbers are written so that reading gives the same bits; sets of truncated sampling are words of
  * bits ("sets"). */
 #include "cli/grpo.h"
+#include "data/text.h"
 #include <cJSON.h>
 #include <errno.h>
 #include <math.h>
@@ -36,22 +37,24 @@ static void put_double(FILE *f, const char *key, double x) {
         fprintf(f, "\"%s\":%.17g", key, x);
 }
 
-static bool put_text(FILE *f, const char *key, const char *text) {
-    cJSON *s = cJSON_CreateString(text);
-    char *quoted = s ? cJSON_PrintUnformatted(s) : NULL;
-    if (quoted) fprintf(f, ",\"%s\":%s", key, quoted);
-    cJSON_free(quoted);
-    cJSON_Delete(s);
-    return quoted != NULL;
+/* Tokens may make bytes that are no text: what is not UTF-8 becomes U+FFFD; ids are what counts. */
+static tp_status put_text(tp_ctx *c, FILE *f, const char *key, const char *text, size_t n) {
+    tp_str t;
+    tp_str_init(&t, c);
+    tp_str_json_n(&t, text, n);
+    tp_status st = t.failed ? tp_error_status(c) : TP_OK;
+    if (!st) fprintf(f, ",\"%s\":%s", key, t.at);
+    tp_str_clear(&t);
+    return st;
 }
 
 static tp_status put_row(tp_grpo *g, FILE *f, int64_t row) {
     const tp_rollouts *r = &g->now;
     int64_t p = row / r->G, at = row * r->R, n = r->n[row];
     char *prompt = NULL, *text = NULL;
-    size_t bytes;
-    tp_status st = tp_grpo_text(g, r->prompt + p * r->P, r->n_prompt[p], false, &prompt, &bytes);
-    if (!st) st = tp_grpo_text(g, r->ids + at, n, r->ended[row], &text, &bytes);
+    size_t asked = 0, wrote = 0;
+    tp_status st = tp_grpo_text(g, r->prompt + p * r->P, r->n_prompt[p], false, &prompt, &asked);
+    if (!st) st = tp_grpo_text(g, r->ids + at, n, r->ended[row], &text, &wrote);
     if (!st) {
         fprintf(f, "{\"item\":%llu,", (unsigned long long)r->item[p]);
         put_ints(f, "prompt_ids", r->prompt + p * r->P, r->n_prompt[p]);
@@ -68,9 +71,9 @@ static tp_status put_row(tp_grpo *g, FILE *f, int64_t row) {
         fputs("},", f);
         put_double(f, "reward", r->total[row]);
         fprintf(f, ",\"advantage\":%.9g", (double)r->advantage[row]);
-        bool ok = put_text(f, "prompt", prompt) && put_text(f, "completion", text);
+        st = put_text(g->c, f, "prompt", prompt, asked);
+        if (!st) st = put_text(g->c, f, "completion", text, wrote);
         fputs("}\n", f);
-        if (!ok) st = tp_fail(g->c, TP_ENOMEM, "out of memory");
     }
     tp_free(prompt);
     tp_free(text);

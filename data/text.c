@@ -73,9 +73,11 @@ int tp_utf8_decode(uint32_t *code, const char *s, size_t n) {
     return len;
 }
 
-void tp_str_json(tp_str *t, const char *s) {
+void tp_str_json(tp_str *t, const char *s) { tp_str_json_n(t, s, strlen(s)); }
+
+void tp_str_json_n(tp_str *t, const char *s, size_t n) {
     tp_str_add(t, "\"", 1);
-    for (size_t n = strlen(s); n;) {
+    while (n) {
         uint32_t code = 0;
         int len = tp_utf8_decode(&code, s, n);
         if (!len)

@@ -26,6 +26,7 @@ void tp_str_printf(tp_str *t, const char *fmt, ...) TP_PRINTF(2, 3);
 /* s as a JSON string (RFC 8259, section 7) with its quotes. Bytes that are not UTF-8 become U+FFFD.
  */
 void tp_str_json(tp_str *t, const char *s);
+void tp_str_json_n(tp_str *t, const char *s, size_t n); /* of n bytes, NULs among them */
 /* s as a double-quoted YAML scalar that libyaml reads back to the same bytes; s must be UTF-8. */
 void tp_str_yaml(tp_str *t, const char *s);
 

@@ -4,7 +4,8 @@
  * A prompt goes through the model once; its samples share its pages and begin from its last logits.
  * As soon as a lane is free the next sample has it. What a sample becomes depends on the weights,
  * its prompt and its draws only: not on lanes, chunks, pages, threads or what else is decoded. The
- * log-probs are, to the last bit, those of tp_model_logprob over the whole sequence. */
+ * log-probs are, to the last bit, those of tp_model_logprob over the whole sequence (on Hopper, in
+ * bf16, where ctx->as_decoded asks for it). */
 #ifndef TP_ENGINE_H
 #define TP_ENGINE_H
 #include "infer/infer.h"

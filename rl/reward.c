@@ -1,15 +1,16 @@
 /* Owns the rewards and their weights. */
 #include "rl/reward.h"
+#include "data/text.h"
 #include "rl/advantage.h"
 #include "rl/pipe.h"
-#include <cJSON.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-typedef enum kind { EXACT_MATCH, FORMAT, LENGTH, OVERLONG, PROGRAM, KINDS } kind;
-static const char *const names[KINDS] = {"exact_match", "format", "length", "overlong", "program"};
+typedef enum kind { EXACT_MATCH, FORMAT, STEPS, LENGTH, OVERLONG, PROGRAM, KINDS } kind;
+static const char *const names[KINDS] = {"exact_match", "format",   "steps",
+                                         "length",      "overlong", "program"};
 
 struct tp_rewards {
     int n;
@@ -28,10 +29,11 @@ static tp_status parse(tp_rewards *r, tp_ctx *c, const char *text) {
         size_t name = equals ? (size_t)(equals - text) : n;
         while (k < KINDS && (strlen(names[k]) != name || memcmp(names[k], text, name))) k++;
         if (k == KINDS)
-            return tp_fail(c, TP_EARG,
-                           "rl.reward_weights: there is no reward \"%.*s\": exact_match, format, "
-                           "length, overlong, program",
-                           (int)name, text);
+            return tp_fail(
+                c, TP_EARG,
+                "rl.reward_weights: there is no reward \"%.*s\": exact_match, format, steps, "
+                "length, overlong, program",
+                (int)name, text);
         for (int i = 0; i < r->n; i++)
             if (r->which[i] == (kind)k)
                 return tp_fail(c, TP_EARG, "rl.reward_weights: %s is there twice", names[k]);
@@ -84,42 +86,24 @@ const char *tp_rewards_name(const tp_rewards *r, int k) { return names[r->which[
 const double *tp_rewards_weights(const tp_rewards *r) { return r->weight; }
 
 /* ---- the program ---------------------------------------------------------------------------- */
-static bool add_line(char **text, size_t *n, size_t *cap, tp_ctx *c, const tp_judged *x) {
-    cJSON *o = cJSON_CreateObject();
-    char *copy = tp_malloc(c, x->n + 1), *line = NULL;
-    if (copy) memcpy(copy, x->text, x->n), copy[x->n] = 0;
-    if (o && copy && cJSON_AddStringToObject(o, "prompt", x->item.prompt) &&
-        cJSON_AddStringToObject(o, "completion", copy) &&
-        cJSON_AddStringToObject(o, "answer", x->item.answer))
-        line = cJSON_PrintUnformatted(o);
-    size_t m = line ? strlen(line) : 0;
-    if (line && *n + m + 2 > *cap) {
-        *cap = 2 * (*n + m) + 4096;
-        char *more = tp_realloc(c, *text, *cap);
-        if (more)
-            *text = more;
-        else
-            m = 0;
-    }
-    if (m) {
-        memcpy(*text + *n, line, m);
-        (*text)[*n + m] = '\n';
-        *n += m + 1;
-    }
-    cJSON_free(line);
-    cJSON_Delete(o);
-    tp_free(copy);
-    return m > 0;
+static void add_line(tp_str *t, const tp_judged *x) {
+    tp_str_puts(t, "{\"prompt\":");
+    tp_str_json(t, x->item.prompt);
+    tp_str_puts(t, ",\"completion\":");
+    tp_str_json_n(t, x->text, x->n);
+    tp_str_puts(t, ",\"answer\":");
+    tp_str_json(t, x->item.answer);
+    tp_str_puts(t, "}\n");
 }
 
 static tp_status ask(tp_rewards *r, tp_ctx *c, const tp_judged *x, int64_t n, int k, double *out) {
-    char *text = NULL, *answer = NULL;
-    size_t bytes = 0, cap = 0;
-    tp_status st = TP_OK;
-    for (int64_t i = 0; i < n && !st; i++)
-        if (!add_line(&text, &bytes, &cap, c, &x[i])) st = tp_fail(c, TP_ENOMEM, "out of memory");
+    char *answer = NULL;
+    tp_str text;
+    tp_str_init(&text, c);
+    for (int64_t i = 0; i < n; i++) add_line(&text, &x[i]);
+    tp_status st = text.failed ? tp_error_status(c) : TP_OK;
     if (!st && !r->pipe) st = tp_pipe_open(&r->pipe, c, r->command);
-    if (!st) st = tp_pipe_ask(r->pipe, c, text, bytes, n, r->timeout, &answer);
+    if (!st) st = tp_pipe_ask(r->pipe, c, text.at, text.len, n, r->timeout, &answer);
     char *at = answer;
     for (int64_t i = 0; i < n && !st; i++) {
         char *line = at, *end;
@@ -134,9 +118,17 @@ static tp_status ask(tp_rewards *r, tp_ctx *c, const tp_judged *x, int64_t n, in
                         r->command, line);
         out[i * r->n + k] = v;
     }
-    tp_free(text);
+    tp_str_clear(&text);
     tp_free(answer);
     return st;
+}
+
+/* The part of the task's own solution that the completion begins with; 1 with its end only. */
+static double agreement(const tp_judged *x) {
+    size_t n = strlen(x->item.demo), same = 0;
+    if (!n) return NAN;
+    while (same < n && same < x->n && x->text[same] == x->item.demo[same]) same++;
+    return (double)(same + (same == n && x->n == n && x->ended)) / (double)(n + 1);
 }
 
 tp_status tp_rewards_judge(tp_rewards *r, tp_ctx *c, const tp_task *t, const tp_judged *x,
@@ -152,6 +144,9 @@ tp_status tp_rewards_judge(tp_rewards *r, tp_ctx *c, const tp_task *t, const tp_
                 break;
             case FORMAT:
                 *v = x[i].ended && tp_task_has_answer(x[i].text, x[i].n);
+                break;
+            case STEPS:
+                *v = agreement(&x[i]);
                 break;
             case LENGTH:
                 *v = -(double)x[i].tokens / (double)r->max_length;

@@ -1,6 +1,8 @@
 /* reward: what completions are worth. Several rewards, each with a weight:
  *   exact_match  1 if the task says the answer is right, else 0
  *   format       1 if there is an answer at all (a "#" with something behind it), and an end
+ *   steps        the part of the task's own solution, steps and answer, that the completion begins
+ *                with: credit for every right step (not for a task from a file)
  *   length       -length / max_completion_length
  *   overlong     the soft punishment of rl.overlong_buffer (rl/advantage.h)
  *   program      a number from a command of the user's, which reads JSON lines {"prompt",

@@ -89,6 +89,13 @@ expect "replay notices another advantage" sh -c "! '$tapir' replay '$dir/plain' 
 head -5 "$dir/changed" >"$dir/plain/rollouts/step-00000003.jsonl"
 expect "replay notices a file cut short" sh -c "! '$tapir' replay '$dir/plain' 3"
 
+# a policy that writes any bytes: the dump is still text
+expect "random weights" "$tapir" grpo "$src/configs/tests/grpo.yaml" run.dir="$dir/noise" run.steps=1 \
+    model.family=gpt2 model.layers=1 model.heads=1 model.channels=16 model.context=48 rl.max_completion_length=30
+expect "its dump is UTF-8" iconv -f utf-8 -t utf-8 "$dir/noise/rollouts/step-00000001.jsonl"
+expect "and would not be, had its bytes been written as they are" grep -q "$(printf '\357\277\275')" \
+    "$dir/noise/rollouts/step-00000001.jsonl"
+
 # ---- kill -9 at any moment, and resume ----------------------------------------------------------
 long="$everything rl.dynamic_sampling=true run.steps=12"
 expect "uninterrupted" grpo straight $long

@@ -19,7 +19,7 @@ check dist core
 check optim core ops dist autograd
 check data core
 check infer core ops autograd nn
-check rl core
+check rl core data
 if grep -rn '#include "nn/param.h"' core ops autograd data; then
     echo "nn/param.h is for nn and optim"
     bad=1

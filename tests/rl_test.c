@@ -12,6 +12,7 @@
 #include "ops/policy_loss/policy_loss.h"
 #include "rl/advantage.h"
 #include "rl/reward.h"
+#include "rl/reward.h"
 #include "rl/task.h"
 #include <math.h>
 #include <stdio.h>
@@ -647,6 +648,66 @@ static void test_tasks(void **state) {
     tp_task_free(t);
 }
 
+/* ---- rewards -------------------------------------------------------------------------------- */
+static void test_rewards(void **state) {
+    (void)state;
+    tp_rewards *r;
+    tp_reward_opts o = {.weights = "exact_match=1,format=0.5,steps=2,length=0.1,overlong=-1",
+                        .program = "",
+                        .timeout = 1,
+                        .max_length = 16,
+                        .overlong_buffer = 4};
+    assert_int_equal(tp_rewards_new(&r, c, &o), 0);
+    assert_int_equal(tp_rewards_count(r), 5);
+    tp_task *t = task("chain", 3, 3, 1);
+    tp_task_item x;
+    assert_int_equal(tp_task_get(t, c, false, 0, &x), 0);
+    assert_int_equal(strlen(x.demo), 5); /* three steps, the mark, the answer */
+    char whole[8], other[8], wrong[8];
+    strcpy(whole, x.demo);
+    strcpy(other, x.demo);
+    other[1] = other[1] == '9' ? '0' : (char)(other[1] + 1); /* its second step, and no more */
+    strcpy(wrong, x.demo);
+    wrong[4] = wrong[4] == '9' ? '0' : (char)(wrong[4] + 1);
+    const struct {
+        const char *text;
+        int64_t tokens;
+        bool ended;
+        double exact, format, steps, length, overlong;
+    } want[] = {{whole, 6, true, 1, 1, 1, -6.0 / 16, 0},
+                {whole, 5, false, 0, 0, 5.0 / 6, -5.0 / 16, 0}, /* right, but without an end */
+                {other, 6, true, 1, 1, 1.0 / 6, -6.0 / 16, 0},
+                {wrong, 6, true, 0, 1, 4.0 / 6, -6.0 / 16, 0},
+                {"", 1, true, 0, 0, 0, -1.0 / 16, 0},
+                {"x", 14, false, 0, 0, 0, -14.0 / 16, -0.5},
+                {"x", 16, false, 0, 0, 0, -1, -1}};
+    enum { N = sizeof want / sizeof *want };
+    tp_judged j[N];
+    double got[N * 5];
+    for (int i = 0; i < N; i++)
+        j[i] = (tp_judged){x, want[i].text, strlen(want[i].text), want[i].tokens, want[i].ended};
+    assert_int_equal(tp_rewards_judge(r, c, t, j, N, got), 0);
+    for (int i = 0; i < N; i++) {
+        const double *g = got + 5 * i;
+        near(g[0], want[i].exact, 0);
+        near(g[1], want[i].format, 0);
+        near(g[2], want[i].steps, 1e-15);
+        near(g[3], want[i].length, 1e-15);
+        near(g[4], want[i].overlong, 1e-15);
+        double sum = want[i].exact + 0.5 * want[i].format + 2 * want[i].steps +
+                     0.1 * want[i].length - want[i].overlong;
+        near(tp_weighted_reward(g, tp_rewards_weights(r), 5), sum, 1e-14);
+    }
+    /* no solution, no reward of this kind: it takes no part in the sum */
+    x.demo = whole + 5;
+    j[0].item = x;
+    assert_int_equal(tp_rewards_judge(r, c, t, j, 1, got), 0);
+    assert_true(isnan(got[2]));
+    near(tp_weighted_reward(got, tp_rewards_weights(r), 5), 1 + 0.5 - 0.6 / 16, 1e-14);
+    tp_rewards_free(r);
+    tp_task_free(t);
+}
+
 static void test_countdown(void **state) {
     (void)state;
     static const struct {
@@ -683,7 +744,8 @@ int main(void) {
         cmocka_unit_test(test_advantages), cmocka_unit_test(test_weights),
         cmocka_unit_test(test_pass_at_k),  cmocka_unit_test(test_losses),
         cmocka_unit_test(test_estimators), cmocka_unit_test(test_divergences),
-        cmocka_unit_test(test_tasks),      cmocka_unit_test(test_countdown),
+        cmocka_unit_test(test_rewards),    cmocka_unit_test(test_tasks),
+        cmocka_unit_test(test_countdown),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
