@@ -153,7 +153,7 @@ static tp_status put_everything(run *r, tp_checkpoint_writer *w) {
     for (int i = 0; i < COUNTERS && !st; i++)
         st = k[i].i64 ? tp_checkpoint_put_i64(w, k[i].name, *k[i].i64)
                       : tp_checkpoint_put_f64(w, k[i].name, *k[i].f64);
-    if (!st) st = tp_save_weights(r->c, w, tp_model_params(r->trainer.model));
+    if (!st) st = tp_save_weights(r->c, w, tp_model_params(r->trainer.model), "weights");
     return st ? st : tp_save_optimizer(&r->trainer, w, &r->whole);
 }
 
@@ -189,7 +189,7 @@ static tp_status check_same_run(run *r, tp_checkpoint_reader *from) {
 static tp_status load_state(run *r, tp_checkpoint_reader *from) {
     counter k[COUNTERS];
     counters(r, k);
-    tp_status st = tp_load_weights(r->c, from, tp_model_params(r->trainer.model));
+    tp_status st = tp_load_weights(r->c, from, tp_model_params(r->trainer.model), "weights");
     for (int i = 0; i < COUNTERS && !st; i++)
         st = k[i].i64 ? tp_checkpoint_get_i64(from, k[i].name, k[i].i64)
                       : tp_checkpoint_get_f64(from, k[i].name, k[i].f64);

@@ -4,7 +4,7 @@
  * Every measurement is a process of its own, so that its peak resident memory is its own; every
  * round visits all points of a study once, so that a slow minute of the machine spreads over all of
  * them. A step is the real one (cli/trainer.h): forward, backward, clipping, AdamW. */
-#include "bench/plot.h"
+#include "cli/svg.h"
 #include "cli/trainer.h"
 #include <argp.h>
 #include <errno.h>

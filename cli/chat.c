@@ -13,6 +13,7 @@ static struct args {
     tp_sampling how;
     int64_t tokens, threads;
     bool best;
+    tp_device device;
 } a = {.how = {.temperature = 0.8, .top_p = 0.95, .repetition_penalty = 1, .seed = 1},
        .tokens = 512};
 
@@ -24,6 +25,7 @@ static const struct argp_option options[] = {
     {"top-p", 'p', "X", 0, "Choose among the most likely tokens that make up X (0.95)", 0},
     {"seed", 'S', "N", 0, "Another seed, other replies (1)", 0},
     {"best", 'b', NULL, 0, "Use the checkpoint with the best validation loss", 0},
+    {"device", 'd', "NAME", 0, "cpu, or cuda for a GPU (cpu)", 0},
     {"threads", 'j', "N", 0, "Threads (all cores)", 0},
     {0}};
 
@@ -59,6 +61,9 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
         break;
     case 'b':
         a.best = true;
+        break;
+    case 'd':
+        a.device = tp_device_arg(s, arg);
         break;
     case 'j':
         a.threads = (int64_t)number(s, "--threads", arg, 1, 1024);
@@ -210,12 +215,12 @@ int cmd_chat(int argc, char **argv) {
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_catch_signals();
     tp_ctx *c;
-    tp_status st = tp_ctx_new(&c, &(tp_ctx_opts){.threads = (int)a.threads});
-    if (st) return tp_say_failure(argv[0], NULL, st);
+    int code = tp_open_device(argv[0], &c, a.device, a.threads);
+    if (code) return code;
     tp_run r;
-    st = tp_run_open(&r, c, a.run, a.best);
+    tp_status st = tp_run_open(&r, c, a.run, a.best);
     if (!st) st = chat(&r);
-    int code = st ? tp_say_failure(argv[0], c, st) : EXIT_DONE;
+    code = st ? tp_say_failure(argv[0], c, st) : EXIT_DONE;
     tp_run_close(&r);
     tp_ctx_free(c);
     return code;

@@ -27,6 +27,7 @@ int cmd_plan(int argc, char **argv);
 int cmd_ops(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_hash(int argc, char **argv);
+int cmd_plot(int argc, char **argv);
 int cmd_task(int argc, char **argv);
 int cmd_grpo(int argc, char **argv);
 int cmd_replay(int argc, char **argv);
@@ -59,6 +60,10 @@ const char *tp_count(char out[32], double n);          /* "124.4M" */
 int tp_read_config(const char *command, tp_config *cfg, char *const words[], int n); /* no ctx */
 int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const words[], int n);
 
+/* For commands without a config: what --device says (else a usage error), and a ctx of it. */
+tp_device tp_device_arg(const struct argp_state *s, const char *arg);
+int tp_open_device(const char *command, tp_ctx **c, tp_device device, int64_t threads);
+
 /* Joins the other ranks that mpirun or srun started (alone: *comm NULL). threads: 0 then means this
  * rank's share of the cores, so the ctx is made anew. Exit code as tp_open_config. */
 int tp_open_ranks(const char *command, const tp_config *cfg, tp_ctx **c, tp_comm **comm);
@@ -83,8 +88,10 @@ typedef struct tp_run {
 tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best);
 tp_status tp_run_peek(tp_run *r, tp_ctx *c, const char *path); /* config and tokenizer only */
 void tp_run_close(tp_run *r);
-tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p);
-tp_status tp_save_weights(tp_ctx *c, tp_checkpoint_writer *w, const tp_params *p);
+/* Parameter NAME is under/NAME of the file: "weights" are the model's. */
+tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p, const char *under);
+tp_status tp_save_weights(tp_ctx *c, tp_checkpoint_writer *w, const tp_params *p,
+                          const char *under);
 /* Ranks hold a part each of the optimizer's state; in a checkpoint it is whole, so that any number
  * of ranks can go on from it. Saved by all ranks together, written where w is not NULL. *whole: one
  * buffer for all tensors, for the caller to free if this failed and the ranks are closed: the

@@ -175,6 +175,18 @@ int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const 
     return st ? say_why(command, why) : EXIT_DONE;
 }
 
+tp_device tp_device_arg(const struct argp_state *s, const char *arg) {
+    if (strcmp(arg, "cpu") && strcmp(arg, "cuda"))
+        argp_error(s, "--device must be cpu or cuda, got \"%s\"", arg);
+    return !strcmp(arg, "cuda") ? TP_CUDA : TP_CPU;
+}
+
+int tp_open_device(const char *command, tp_ctx **c, tp_device device, int64_t threads) {
+    char why[TP_WHY_BYTES];
+    tp_ctx_opts o = {.device = device, .threads = (int)threads, .why = why};
+    return tp_ctx_new(c, &o) ? say_why(command, why) : EXIT_DONE;
+}
+
 int tp_open_ranks(const char *command, const tp_config *cfg, tp_ctx **c, tp_comm **comm) {
     static const tp_comm_kind kind[] = {[TP_CFG_BACKEND_AUTO] = TP_COMM_AUTO,
                                         [TP_CFG_BACKEND_SELF] = TP_COMM_SELF,

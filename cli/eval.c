@@ -22,9 +22,7 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
         best = true;
         break;
     case 'd':
-        if (strcmp(arg, "cpu") && strcmp(arg, "cuda"))
-            argp_error(s, "--device must be cpu or cuda, got \"%s\"", arg);
-        device = !strcmp(arg, "cuda") ? TP_CUDA : TP_CPU;
+        device = tp_device_arg(s, arg);
         break;
     case ARGP_KEY_ARG:
         if (!run_path)
@@ -127,23 +125,19 @@ int cmd_eval(int argc, char **argv) {
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_catch_signals();
     tp_ctx *c;
-    char why[TP_WHY_BYTES];
-    tp_status st = tp_ctx_new(&c, &(tp_ctx_opts){.device = device, .why = why});
-    if (st) {
-        tp_say(argv[0], "%s", why);
-        return EXIT_FAILED;
-    }
+    int code = tp_open_device(argv[0], &c, device, 0);
+    if (code) return code;
     tp_run r;
     tp_source source = {0};
     tp_eval_result e;
-    st = tp_run_open(&r, c, run_path, best);
+    tp_status st = tp_run_open(&r, c, run_path, best);
     if (!st && !corpus_path) {
         st = tp_config_require(c, &r.cfg, "data.val");
         corpus_path = r.cfg.data.val;
     }
     if (!st) st = tp_source_open(&source, c, &r.cfg, corpus_path, r.tokenizer);
     if (!st) st = tp_evaluate(&r.trainer, &source, 0, true, &e);
-    int code = st ? tp_say_failure(argv[0], c, st) : EXIT_DONE;
+    code = st ? tp_say_failure(argv[0], c, st) : EXIT_DONE;
     bool routes = !code && tp_trainer_routes(&r.trainer);
     if (!code && json) {
         printf("{\"step\":%lld,\"loss\":%.9g,\"perplexity\":%.9g,\"bpb\":%.9g,\"tokens\":%lld,"

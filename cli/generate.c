@@ -12,6 +12,7 @@ static struct args {
     tp_sampling how;
     int64_t tokens, samples, threads, window, sinks;
     bool best, to_end;
+    tp_device device;
 } a = {.how = {.temperature = 0.8, .top_p = 1, .repetition_penalty = 1, .seed = 1},
        .tokens = 256,
        .samples = 1,
@@ -33,6 +34,7 @@ static const struct argp_option options[] = {
     {"sinks", 'S', "N", 0, "… and to the first N (4)", 0},
     {"ignore-eos", 'e', NULL, 0, "Go on after the end-of-text token", 0},
     {"best", 'b', NULL, 0, "Use the checkpoint with the best validation loss", 0},
+    {"device", 'd', "NAME", 0, "cpu, or cuda for a GPU (cpu)", 0},
     {"threads", 'j', "N", 0, "Threads (all cores)", 0},
     {0}};
 
@@ -93,6 +95,9 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
         break;
     case 'b':
         a.best = true;
+        break;
+    case 'd':
+        a.device = tp_device_arg(s, arg);
         break;
     case 'j':
         a.threads = integer(s, "--threads", arg, 1, 1024);
@@ -224,12 +229,12 @@ int cmd_generate(int argc, char **argv) {
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_catch_signals();
     tp_ctx *c;
-    tp_status st = tp_ctx_new(&c, &(tp_ctx_opts){.threads = (int)a.threads});
-    if (st) return tp_say_failure(argv[0], NULL, st);
+    int code = tp_open_device(argv[0], &c, a.device, a.threads);
+    if (code) return code;
     tp_run r;
-    st = tp_run_open(&r, c, a.run, a.best);
+    tp_status st = tp_run_open(&r, c, a.run, a.best);
     if (!st) st = generate(&r);
-    int code = st ? tp_say_failure(argv[0], c, st) : EXIT_DONE;
+    code = st ? tp_say_failure(argv[0], c, st) : EXIT_DONE;
     tp_run_close(&r);
     tp_ctx_free(c);
     return code;

@@ -3,6 +3,7 @@
 #define TP_GRPO_H
 #include "cli/source.h"
 #include "data/metrics.h"
+#include "data/tfevents.h"
 #include "infer/engine.h"
 #include "ops/policy_loss/policy_loss.h"
 #include "rl/advantage.h"
@@ -45,8 +46,6 @@ typedef struct tp_grpo {
     int64_t B, minibatch;  /* rows of an update; which one */
     bool fresh;            /* the weights are still those that wrote the completions */
     float *weight, *stats; /* (B,R); (B,TP_POLICY_STATS) of this rank's rows, then of all */
-    double *gather;        /* room to put rows together over the ranks */
-    size_t gather_n;
     int64_t groups_drawn, groups_kept;
     double seconds_generate, seconds_reward, seconds_reference, seconds_update;
 } tp_grpo;
@@ -96,4 +95,35 @@ tp_status tp_grpo_read_dump(tp_grpo *g, const char *dir, int64_t step);
 /* Model, optimizer, engine, task and rewards of the config; load: from this checkpoint, or NULL. */
 tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load);
 void tp_grpo_close(tp_grpo *g);
+
+/* ---- a run and its folder: grpo_folder.c ----------------------------------------------------- */
+typedef struct tp_grpo_run {
+    tp_grpo g;
+    tp_metrics *metrics;        /* rank 0's; NULL where only an evaluation was asked for */
+    tp_tfevents *events;        /* NULL: not wanted, or metrics is */
+    tp_checkpoint_reader *from; /* what it goes on from; NULL: from the beginning */
+    char checkpoints[TP_CONFIG_TEXT + 32];
+    void *whole;
+    tp_grpo_eval after; /* the latest evaluation */
+    int64_t evaluated;  /* the step of it; -1: none */
+    double reward;      /* NaN before the first step */
+    double busy_seconds;
+    int64_t busy_steps;
+} tp_grpo_run;
+/* Makes run.dir and clears away what a killed run left half written. */
+tp_status tp_grpo_open_folder(tp_grpo_run *r, bool resume);
+tp_status tp_grpo_open_logs(tp_grpo_run *r);
+/* The newest good checkpoint, if there is one, into r->from. */
+tp_status tp_grpo_find_checkpoint(tp_grpo_run *r);
+tp_status tp_grpo_load_state(tp_grpo_run *r); /* counters, optimizer and reference of r->from */
+tp_status tp_grpo_save(tp_grpo_run *r);
+
+/* ---- what people see: grpo_report.c ---------------------------------------------------------- */
+void tp_grpo_describe(const tp_grpo_run *r);
+/* Step g.step is done: its line of progress, completions and metrics. */
+tp_status tp_grpo_report(tp_grpo_run *r, const tp_update *u, double seconds);
+/* Evaluates, unless this step was already, and says so. */
+tp_status tp_grpo_report_evaluation(tp_grpo_run *r);
+/* Whether something that happens every so many steps does now: then, and at the end. */
+bool tp_grpo_due(const tp_grpo_run *r, int64_t every);
 #endif

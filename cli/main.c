@@ -16,6 +16,7 @@ const tp_command tp_commands[] = {
     {"plan", "parameters, FLOPs and memory of a config, before running it", cmd_plan},
     {"ops", "the operations and their kernels", cmd_ops},
     {"bench", "measure training steps on this machine", cmd_bench},
+    {"plot", "curves of runs as a picture, from their metrics", cmd_plot},
     {"task", "items of a task with checkable answers, as JSON lines", cmd_task},
     {"hash", "the sha256 of a run's weights", cmd_hash},
     {"version", "the version and what it was built with", cmd_version},

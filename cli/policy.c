@@ -170,14 +170,20 @@ tp_status tp_grpo_sync(tp_grpo *g) {
         return TP_OK;
     const tp_params *a = tp_model_params(g->trainer.model), *b = tp_model_params(g->reference);
     float alpha = (float)f->rl.ref_model_mixup_alpha;
-    for (int i = 0; i < a->n; i++) {
-        const float *policy = tp_f32(a->p[i].t);
-        float *ref = tp_f32(b->p[i].t);
-        for (int64_t j = 0, n = tp_numel(a->p[i].t); j < n; j++)
-            ref[j] = alpha * policy[j] + (1.0f - alpha) * ref[j];
+    tp_status st = TP_OK;
+    for (int i = 0; i < a->n && !st; i++) {
+        int64_t n = tp_numel(a->p[i].t);
+        float *policy = tp_malloc(g->c, 2 * (size_t)n * sizeof *policy);
+        if (!policy) return tp_error_status(g->c);
+        float *ref = policy + n;
+        st = tp_download(g->c, a->p[i].t, policy);
+        if (!st) st = tp_download(g->c, b->p[i].t, ref);
+        for (int64_t j = 0; j < n && !st; j++) ref[j] = alpha * policy[j] + (1.0f - alpha) * ref[j];
+        if (!st) st = tp_upload(g->c, b->p[i].t, ref);
         tp_touch(b->p[i].t);
+        tp_free(policy);
     }
-    return TP_OK;
+    return st;
 }
 
 /* ---- updates -------------------------------------------------------------------------------- */

@@ -81,8 +81,7 @@ static tp_status load(tp_grpo *g, tp_checkpoint_reader *from) {
 static tp_status replay(tp_grpo *g, double *loss, double *recorded) {
     char path[TP_CONFIG_TEXT + 32];
     tp_checkpoint_reader *from = NULL;
-    tp_status st = read_config(g);
-    if (!st) st = nearest(g->c, &from);
+    tp_status st = nearest(g->c, &from);
     if (!st) st = tp_grpo_open(g, from);
     if (!st) st = load(g, from);
     if (!st && g->step < a.step)
@@ -104,6 +103,16 @@ static tp_status replay(tp_grpo *g, double *loss, double *recorded) {
     return st;
 }
 
+/* The config, and a ctx of the device that it names. */
+static int open_device(const char *command, tp_grpo *g) {
+    int code = tp_open_device(command, &g->c, TP_CPU, 1);
+    if (code) return code;
+    tp_status st = read_config(g);
+    if (st) code = tp_say_failure(command, g->c, st);
+    tp_ctx_free(g->c);
+    return code ? code : tp_open_device(command, &g->c, g->cfg.device, a.threads);
+}
+
 int cmd_replay(int argc, char **argv) {
     const struct argp argp = {
         .options = options,
@@ -115,15 +124,17 @@ int cmd_replay(int argc, char **argv) {
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_catch_signals();
     tp_grpo *g = calloc(1, sizeof *g);
-    if (!g || tp_ctx_new(&g->c, &(tp_ctx_opts){.threads = (int)a.threads})) {
-        free(g);
-        return tp_say_failure(argv[0], NULL, TP_ENOMEM);
-    }
+    if (!g) return tp_say_failure(argv[0], NULL, TP_ENOMEM);
     g->ranks = 1;
     g->root = true;
+    int code = open_device(argv[0], g);
+    if (code) {
+        free(g);
+        return code;
+    }
     double loss = NAN, recorded = NAN;
     tp_status st = replay(g, &loss, &recorded);
-    int code = st ? tp_say_failure(argv[0], g->c, st) : EXIT_DONE;
+    code = st ? tp_say_failure(argv[0], g->c, st) : EXIT_DONE;
     if (!code) {
         bool same = loss == recorded;
         printf("step %lld: loss %.17g, recorded %.17g: %s\n", (long long)a.step, loss, recorded,

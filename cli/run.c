@@ -23,13 +23,14 @@ static void *bytes_at(tp_ctx *c, passage *p, const tp_tensor *t, size_t n) {
     return p->room;
 }
 
-tp_status tp_save_weights(tp_ctx *c, tp_checkpoint_writer *w, const tp_params *p) {
+tp_status tp_save_weights(tp_ctx *c, tp_checkpoint_writer *w, const tp_params *p,
+                          const char *under) {
     tp_status st = TP_OK;
     passage pass = {0};
     for (int i = 0; i < p->n && !st; i++) {
         char name[TP_CHECKPOINT_NAME];
         const tp_tensor *t = p->p[i].t;
-        snprintf(name, sizeof name, "weights/%s", p->p[i].name);
+        snprintf(name, sizeof name, "%s/%s", under, p->p[i].name);
         size_t n = (size_t)tp_numel(t) * tp_dtype_size(t->dtype);
         void *bytes = bytes_at(c, &pass, t, n);
         if (c->backend) st = tp_download(c, t, bytes);
@@ -39,13 +40,13 @@ tp_status tp_save_weights(tp_ctx *c, tp_checkpoint_writer *w, const tp_params *p
     return st;
 }
 
-tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p) {
+tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p, const char *under) {
     tp_status st = TP_OK;
     passage pass = {0};
     for (int i = 0; i < p->n && !st; i++) {
         char name[TP_CHECKPOINT_NAME];
         tp_tensor *t = p->p[i].t;
-        snprintf(name, sizeof name, "weights/%s", p->p[i].name);
+        snprintf(name, sizeof name, "%s/%s", under, p->p[i].name);
         size_t n = (size_t)tp_numel(t) * tp_dtype_size(t->dtype);
         void *bytes = bytes_at(c, &pass, t, n);
         st = tp_error_status(c);
@@ -111,7 +112,7 @@ tp_status tp_run_peek(tp_run *r, tp_ctx *c, const char *path) {
 tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best) {
     tp_status st = open_texts(r, c, path, best);
     if (!st) st = tp_trainer_model(&r->trainer, c, &r->cfg);
-    if (!st) st = tp_load_weights(c, r->from, tp_model_params(r->trainer.model));
+    if (!st) st = tp_load_weights(c, r->from, tp_model_params(r->trainer.model), "weights");
     return st;
 }
 

@@ -131,7 +131,7 @@ tp_status tp_begin_weights(tp_ctx *c, const tp_config *f, tp_params *p) {
     if (!*f->model.init_from) return TP_OK;
     tp_run r;
     tp_status st = tp_run_peek(&r, c, f->model.init_from);
-    if (!st) st = tp_load_weights(c, r.from, p);
+    if (!st) st = tp_load_weights(c, r.from, p, "weights");
     tp_run_close(&r);
     return st;
 }

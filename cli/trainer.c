@@ -340,12 +340,15 @@ static tp_status take_batch(tp_trainer *t, const tp_step_in *in, tp_batch *b) {
     return st;
 }
 
+/* Another loss brings its own tensors, and may ask for numbers in between. */
+static bool stages(const tp_trainer *t, const tp_step_in *in) { return t->staged.ids && !in->loss; }
+
 /* All passes of a step, each micro-batch as it comes. */
 static tp_status passes(tp_trainer *t, const tp_step_in *in) {
     tp_status st = tp_gradients_begin(t->gradients, in->step, count_passes(t));
     for (int64_t i = 0; i < t->cfg.train.micro_batches && !st; i++) {
         tp_batch b;
-        if (t->staged.ids)
+        if (stages(t, in))
             st = micro_batch(t, in, &t->staged.batch[i], i * t->staged.batch[i].rows);
         else if (!(st = take_batch(t, in, &b)))
             st = micro_batch(t, in, &b, 0);
@@ -417,7 +420,7 @@ static tp_status recorded_passes(tp_trainer *t, const tp_step_in *in) {
 }
 
 static tp_status step_passes(tp_trainer *t, const tp_step_in *in) {
-    if (!t->staged.ids) return passes(t, in);
+    if (!stages(t, in)) return passes(t, in);
     bool record = t->cfg.train.cuda_graph && t->c->backend;
     tp_status st = stage(t, in);
     if (!st) st = record ? recorded_passes(t, in) : passes(t, in);

@@ -95,8 +95,10 @@ function(tapir_cuda_tests ops)
   else()
     set(tapir_with_cuda tapir_bin)
   endif()
-  tapir_cuda_test(cuda.train sh ${CMAKE_SOURCE_DIR}/tests/cuda/train.sh $<TARGET_FILE:${tapir_with_cuda}>
-           ${CMAKE_SOURCE_DIR} $<$<BOOL:${TAPIR_SANITIZE}>:short>)
+  foreach(name train grpo)
+    tapir_cuda_test(cuda.${name} sh ${CMAKE_SOURCE_DIR}/tests/cuda/${name}.sh $<TARGET_FILE:${tapir_with_cuda}>
+                    ${CMAKE_SOURCE_DIR} $<$<BOOL:${TAPIR_SANITIZE}>:short>)
+  endforeach()
   add_test(NAME cuda.registers COMMAND sh ${CMAKE_SOURCE_DIR}/tests/cuda/registers.sh ${CMAKE_SOURCE_DIR})
   set_tests_properties(cuda.registers PROPERTIES SKIP_RETURN_CODE 77 LABELS slow)
   # bench/cuda/NAME.c is the program bench_cuda_NAME; on the CPU it only shows that it works.

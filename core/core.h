@@ -132,8 +132,8 @@ void tp_step_end(tp_ctx *c); /* step tensors, the arena and the tape are gone; m
 void tp_philox(uint32_t out[4], uint64_t seed, uint32_t purpose, uint64_t a, uint64_t b);
 double tp_uniform(uint64_t seed, uint32_t purpose, uint64_t a, uint64_t b); /* (0,1), 53 bits */
 double tp_normal(uint64_t seed, uint32_t purpose, uint64_t a, uint64_t b);  /* N(0,1), Box-Muller */
-enum { TP_RNG_INIT = 1, TP_RNG_SHUFFLE, TP_RNG_DROPOUT, TP_RNG_SAMPLE, TP_RNG_TEST, TP_RNG_ROUND,
-       TP_RNG_TASK, TP_RNG_ROUTE };
+enum { TP_RNG_INIT = 1, TP_RNG_SHUFFLE, TP_RNG_DROPOUT, TP_RNG_SAMPLE, TP_RNG_TEST };
+enum { TP_RNG_ROUND = TP_RNG_TEST + 1, TP_RNG_TASK, TP_RNG_ROUTE };
 /* Where in training we are; dropout reads it. sample: global number of this micro-batch's first. */
 void tp_rng_at(tp_ctx *c, uint64_t step, uint64_t sample);
 

@@ -29,6 +29,10 @@ tp_status tp_cache_new(tp_cache *k, tp_ctx *c, tp_model *m, int64_t page, int64_
         k->key[i] = tp_tensor_keep(c, type, 4, shape);
         k->value[i] = tp_tensor_keep(c, type, 4, shape);
         if (!k->key[i] || !k->value[i]) return tp_error_status(c);
+        /* Where a shorter row of a pass is filled up nothing was written, and tensor cores multiply
+         * what a query does not see by 0. On the CPU, where they do not, memory stays untouched. */
+        if (c->backend && (tp_zero(c, k->key[i]) || tp_zero(c, k->value[i])))
+            return tp_error_status(c);
     }
     return TP_OK;
 }

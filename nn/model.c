@@ -218,7 +218,8 @@ tp_tensor *tp_model_hidden(tp_ctx *c, tp_model *m, const tp_model_in *in) {
 }
 
 static tp_tensor *head(tp_ctx *c, const tp_model *m, tp_tensor *hidden) {
-    return tp_matmul(c, hidden, tp_weight(c, m, m->head), &(tp_matmul_opts){.trans_b = true});
+    return tp_matmul(c, hidden, tp_weight(c, m, m->head),
+                     &(tp_matmul_opts){.trans_b = true, .f32 = true});
 }
 
 tp_tensor *tp_model_head(tp_ctx *c, tp_model *m, tp_tensor *hidden) {

@@ -7,7 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-const char *const tp_task_names[] = {"chain", "parity", "arithmetic", "sort", "countdown", NULL};
+const char *const tp_task_names[] = {"chain", "lettered",  "parity", "arithmetic",
+                                     "sort",  "countdown", NULL};
 enum { HELD_OUT_OF = 16, TRIES = 4096 }; /* one prompt of 16 is held out */
 
 struct tp_task {
@@ -121,10 +122,11 @@ tp_status tp_task_new(tp_task **out, tp_ctx *c, const tp_task_opts *o) {
     else if (is_file(o->name))
         st = read_file(t, c);
     else
-        st = tp_fail(c, TP_EARG,
-                     "there is no task \"%s\": chain, parity, arithmetic, sort, countdown, or the "
-                     "path of a .jsonl file",
-                     o->name);
+        st = tp_fail(
+            c, TP_EARG,
+            "there is no task \"%s\": chain, lettered, parity, arithmetic, sort, countdown, or the "
+            "path of a .jsonl file",
+            o->name);
     if (st) {
         tp_task_free(t);
         return st;

@@ -3,6 +3,8 @@
  * is decided by a hash of their text, so nothing held out is ever practised.
  *
  *   chain       7+3*4-2=      one digit and `operations` more, from left to right modulo 10
+ *   lettered    7+3k*4l-2m=   the same; a letter, in the order of the alphabet from any, names each
+ *                             operation, and the steps are k0l0m8
  *   parity      0110101:      is the number of ones odd? 1 or 0, of `operations` bits
  *   arithmetic  347+891=      sums and differences of two numbers of that many digits
  *   sort        5 2 9 1>      as many digits, in ascending order

@@ -19,18 +19,23 @@ static void put(char *to, const char *fmt, ...) {
     va_end(ap);
 }
 
-static void chain(tp_dice *d, int64_t size, tp_task_text *t) {
-    int value = (int)tp_roll(d, 0, 9);
+static void operations(tp_dice *d, int64_t size, bool letters, tp_task_text *t) {
+    int value = (int)tp_roll(d, 0, 9), first = letters ? (int)tp_roll(d, 0, 25) : 0;
     put(t->prompt, "%d", value);
     for (int64_t i = 0; i < size; i++) {
         int op = (int)tp_roll(d, 0, 2), x = (int)tp_roll(d, 1, 9); /* *0 would forget the rest */
+        char letter[2] = {letters ? (char)('a' + (first + i) % 26) : 0, 0};
         value = (op == 0 ? value + x : op == 1 ? value - x + 10 : value * x) % 10;
-        put(t->prompt, "%c%d", "+-*"[op], x);
-        put(t->steps, "%d", value);
+        put(t->prompt, "%c%d%s", "+-*"[op], x, letter);
+        put(t->steps, "%s%d", letter, value);
     }
     put(t->prompt, "=");
     put(t->answer, "%d", value);
 }
+static void chain(tp_dice *d, int64_t size, tp_task_text *t) { operations(d, size, false, t); }
+/* A step names the operation that it follows, so nothing has to be counted, and longer chains are
+ * within reach of a model that has seen shorter ones only. */
+static void lettered(tp_dice *d, int64_t size, tp_task_text *t) { operations(d, size, true, t); }
 
 static void parity(tp_dice *d, int64_t size, tp_task_text *t) {
     int odd = 0;
@@ -212,6 +217,8 @@ bool tp_countdown_right(const char *prompt, const char *answer, size_t n) {
 
 const tp_task_kind tp_task_kinds[] = {
     {"chain", "one digit and some operations, left to right modulo 10: 7+3*4=", 8, 8, 1, 64, chain,
+     NULL},
+    {"lettered", "the same with a letter behind each operation: 7+3k*4l=", 8, 8, 1, 26, lettered,
      NULL},
     {"parity", "is the number of ones odd? 0110101:", 12, 12, 2, 128, parity, NULL},
     {"arithmetic", "sums and differences of two numbers: 347+891=", 3, 3, 1, 15, arithmetic, NULL},

@@ -140,6 +140,13 @@ works $tapir generate run "line 1" --max-new-tokens 5
 works $tapir generate run --max-new-tokens 5
 works $tapir eval run
 works $tapir eval run val.h5 --json
+works $tapir plot run --metrics train_loss,val_loss --out curve.svg
+works xmllint --noout curve.svg
+works grep -q '<path class="s l0"' curve.svg
+says 1 'no run has a metric losss' $tapir plot run --metrics losss
+says 1 'cannot write' $tapir plot run --out nowhere/curve.svg
+says 2 'at most 2 metrics' $tapir plot run --metrics a,b,c
+says 2 'which run' $tapir plot
 says 1 'another tokenizer' $tapir eval run other.h5
 says 1 'no such run' $tapir generate nowhere
 says 1 'is no run' $tapir generate folder
@@ -170,7 +177,7 @@ grep -q 'tapir train: ' err || { echo "FAILED: a full disk, no sentence:"; cat e
 $tapir ops | head -1 >/dev/null
 $tapir generate run --max-new-tokens 50 2>/dev/null | head -c 3 >/dev/null
 # help
-for c in prepare train generate eval tape plan ops bench hash version; do works $tapir $c --help; done
+for c in prepare train grpo replay generate chat eval tape plan ops bench plot task hash version; do works $tapir $c --help; done
 works $tapir --help
 works $tapir tape $src/configs/tests/tiny.yaml model.vocab=300
 grep -q '(backward)' out || { echo "FAILED: the tape has no backward pass"; failed=$((failed + 1)); }

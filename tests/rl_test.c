@@ -566,9 +566,9 @@ static bool right(tp_task *t, const tp_task_item *x, const char *text) {
 
 /* Evaluated again, by reading the prompt. */
 static void solve(const char *name, const char *prompt, char *out) {
-    if (!strcmp(name, "chain")) {
-        int v = prompt[0] - '0';
-        for (const char *p = prompt + 1; *p != '='; p += 2) {
+    if (!strcmp(name, "chain") || !strcmp(name, "lettered")) {
+        int v = prompt[0] - '0', width = name[0] == 'l' ? 3 : 2;
+        for (const char *p = prompt + 1; *p != '='; p += width) {
             int x = p[1] - '0';
             v = *p == '+' ? v + x : *p == '-' ? v - x : v * x;
             v = ((v % 10) + 10) % 10;

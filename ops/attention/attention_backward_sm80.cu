@@ -557,7 +557,8 @@ static size_t backward_shared(int64_t D) {
 }
 
 static const char *backward_decline(const tp_call *k) {
-    const char *no = attention_sm80_decline(k, backward_shared(k->in[0]->shape[3]));
+    const double scale = ((const attention_attr *)k->attr)->scale;
+    const char *no = attention_sm80_decline(k, backward_shared(k->in[0]->shape[3]), scale);
     if (!no) no = attention_sm80_decline_rows(k->in[BACKWARD_O]);
     if (!no) no = attention_sm80_decline_rows(k->in[BACKWARD_DO]);
     if (!no) no = tp_decline_cuda_floats(k);

@@ -35,6 +35,10 @@ typedef struct attention_params {
     float scale, softcap;
     const int32_t *segments, *starts;
     int64_t segments_b, segments_t, starts_b;
+    /* paged_attention only: k and v are pools of pages, and their b is the way from page to page */
+    const int32_t *pages;
+    int64_t pages_b, pages_i;
+    int page, sinks; /* rows of a page; first keys that no window hides */
 } attention_params;
 
 typedef struct attention_backward_params {
@@ -49,6 +53,14 @@ static __device__ __forceinline__ float attention_statistic_at(const attention_s
     if (!s.x) return 0;
     const int64_t i = b * s.b + h * s.h + t * s.t;
     return s.bf16 ? tp_to_f32(((const tp_bf16 *)s.x)[i]) : ((const float *)s.x)[i];
+}
+
+/* Where row j of sequence b is, in elements. */
+template <bool PAGED>
+static __device__ __forceinline__ int64_t attention_row(const attention_params &p,
+                                                        const attention_rows &x, int b, int j) {
+    if (!PAGED) return b * x.b + j * x.t;
+    return p.pages[b * p.pages_b + j / p.page * p.pages_i] * x.b + j % p.page * x.t;
 }
 
 static inline TP_HD int attention_clamp(int64_t x, int64_t lo, int64_t hi) {

@@ -5,9 +5,12 @@
  * and V buffers. Per tile and row, with c = scale log2(e): m' = max(m, max_j s_j)   p_j = 2^(c s_j
  * - c m')   f = 2^(c m - c m') l = f l + sum_j p_j      o = f o + sum_j bf16(p_j) v_j A row is on
  * its own: a key that it does not see adds exact zeros, and a tile without visible keys changes
- * nothing. So its bits do not depend on the queries that it is computed with. */
+ * nothing. So its bits do not depend on the queries that it is computed with.
+ *
+ * For paged_attention only the copying of keys and values differs, so it has the same bits. */
 #include "ops/attention/attention_math.h"
 #include "ops/attention/attention_tile_sm80.h"
+#include "ops/paged_attention/paged_attention_cuda.h"
 
 /* Tiles by head size. MT > 1 lets a fragment of K or V serve several products; beyond D = 64 the
  * queries do not fit into registers beside two such tiles of outputs. N_CAPPED: keys per tile with
@@ -26,11 +29,14 @@ template <> struct forward_shape<256> {
     enum { MT = 1, WARPS = 8, N = 32, N_CAPPED = 32, BLOCKS = 1 };
 };
 
-template <int D, bool CAPPED> struct forward_size {
+/* PAGED: queries are few when decoding, so a warp takes 16 of them. How many it takes shows in no
+ * bit of a row; N would. */
+template <int D, bool CAPPED, bool PAGED> struct forward_size {
     typedef forward_shape<D> S;
     enum {
         N = CAPPED ? (int)S::N_CAPPED : (int)S::N,
-        ROWS = 16 * S::MT * S::WARPS,
+        MT = PAGED ? 1 : (int)S::MT,
+        ROWS = 16 * MT * S::WARPS,
         THREADS = 32 * S::WARPS,
         PLACE_AT = (ROWS + 4 * N) * D * 2, /* after Q and two stages of K and V */
         SHARED = PLACE_AT + 32
@@ -170,11 +176,11 @@ forward_finish(float (&o)[MT][OT][4], forward_row_state<MT> &row, const attentio
     tile_write<16 * MT, D>(to, stride, tile, first, p.T - t0 - first, p.D, lane, 32);
 }
 
-template <int D, bool CAPPED>
+template <int D, bool CAPPED, bool PAGED>
 __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>::BLOCKS)
     attention_sm80_kernel(const attention_params p, const forward_grid grid) {
-    typedef forward_size<D, CAPPED> size;
-    constexpr int MT = forward_shape<D>::MT, N = size::N, NT = N / 8, OT = D / 8;
+    typedef forward_size<D, CAPPED, PAGED> size;
+    constexpr int MT = size::MT, N = size::N, NT = N / 8, OT = D / 8;
     constexpr int M = size::ROWS, THREADS = size::THREADS;
     TP_SHARED_DYNAMIC(shared);
     const tp_smem q_tile = tp_smem_addr(shared), kv_tile = q_tile + M * D * 2;
@@ -192,12 +198,17 @@ __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>
         queries = tile_from<D, THREADS>(queries + a.t0 * p.q.t, p.q.t);
         tile_load<M, D, THREADS>(q_tile, queries, p.q.t, p.T - a.t0, p.D, (int)threadIdx.x);
         j0 = a.lo / N * N;
+        const tp_smem k_tile = kv_tile + (j0 / N & 1) * STAGE;
         keys = (const uint16_t *)p.k.x + a.b * p.k.b + a.h / p.G * p.k.h;
         values = (const uint16_t *)p.v.x + a.b * p.v.b + a.h / p.G * p.v.h;
         keys = tile_from<D, THREADS>(keys + j0 * p.k.t, p.k.t);
         values = tile_from<D, THREADS>(values + j0 * p.v.t, p.v.t);
-        if (a.lo < a.hi) {
-            const tp_smem k_tile = kv_tile + (j0 / N & 1) * STAGE;
+        if (a.lo < a.hi && PAGED) {
+            const int head = a.h / p.G, thread = (int)threadIdx.x;
+            tile_load_pages<N, D, THREADS>(k_tile, p, p.k, a.b, head, j0, a.lo, a.hi, thread);
+            tile_load_pages<N, D, THREADS>(k_tile + V_AT, p, p.v, a.b, head, j0, a.lo, a.hi,
+                                           thread);
+        } else if (a.lo < a.hi) {
             const int rows = p.S - j0;
             tile_load<N, D, THREADS>(k_tile, keys, p.k.t, rows, p.D, (int)threadIdx.x);
             tile_load<N, D, THREADS>(k_tile + V_AT, values, p.v.t, rows, p.D, (int)threadIdx.x);
@@ -221,8 +232,12 @@ __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>
         /* Tile j0 is there for all, and all are done with the one before. */
         if (!ATTENTION_MUTANT_BARRIER) __syncthreads();
         const forward_place a = forward_place_of(place);
-        if (j0 + N < a.hi) {
-            const tp_smem next = kv_tile + ((j0 / N & 1) ^ 1) * STAGE;
+        const tp_smem next = kv_tile + ((j0 / N & 1) ^ 1) * STAGE;
+        if (j0 + N < a.hi && PAGED) {
+            const int head = a.h / p.G, thread = (int)threadIdx.x + a.zero, j = j0 + N;
+            tile_load_pages<N, D, THREADS>(next, p, p.k, a.b, head, j, a.lo, a.hi, thread);
+            tile_load_pages<N, D, THREADS>(next + V_AT, p, p.v, a.b, head, j, a.lo, a.hi, thread);
+        } else if (j0 + N < a.hi) {
             const int thread = (int)threadIdx.x + a.zero, rows = p.S - j0 - N;
             keys += N * p.k.t;
             values += N * p.v.t;
@@ -263,42 +278,63 @@ __global__ void __launch_bounds__(32 * forward_shape<D>::WARPS, forward_shape<D>
 }
 
 /* ---- on the host ---------------------------------------------------------------------------- */
-template <int D, bool CAPPED>
+template <int D, bool CAPPED, bool PAGED>
 static tp_status forward_launch(const tp_call *k, const attention_params &p) {
-    typedef forward_size<D, CAPPED> size;
+    typedef forward_size<D, CAPPED, PAGED> size;
     /* 16 MB of keys and values at a time: a third of the second-level cache of an H100. */
     double bytes = 4.0 * D * p.S / p.G;
     forward_grid g = {p.B * p.H, (int)(16e6 / (bytes + 1)), (int)tp_blocks(p.T, size::ROWS)};
     g.section = g.section < p.G ? p.G : g.section / p.G * p.G; /* they share keys */
     if (g.section > g.heads) g.section = g.heads;
-    return TP_LAUNCH(k, (attention_sm80_kernel<D, CAPPED>), (unsigned)(g.heads * g.blocks),
+    return TP_LAUNCH(k, (attention_sm80_kernel<D, CAPPED, PAGED>), (unsigned)(g.heads * g.blocks),
                      size::THREADS, size::SHARED, p, g);
 }
 
-template <int D> static tp_status forward_run_d(const tp_call *k, const attention_params &p) {
-    return p.softcap > 0 ? forward_launch<D, true>(k, p) : forward_launch<D, false>(k, p);
+template <int D, bool PAGED>
+static tp_status forward_run_d(const tp_call *k, const attention_params &p) {
+    return p.softcap > 0 ? forward_launch<D, true, PAGED>(k, p)
+                         : forward_launch<D, false, PAGED>(k, p);
 }
 
+template <bool PAGED>
+static tp_status forward_by_width(const tp_call *k, const attention_params &p) {
+    if (p.B == 0 || p.H == 0 || p.T == 0) return TP_OK;
+    if (p.D <= 64) return forward_run_d<64, PAGED>(k, p);
+    if (p.D <= 96) return forward_run_d<96, PAGED>(k, p);
+    if (p.D <= 128) return forward_run_d<128, PAGED>(k, p);
+    return forward_run_d<256, PAGED>(k, p);
+}
+
+/* Of the unpaged kernel, for both: where it declines, decoding must as well. */
+static size_t forward_shared(int64_t D) {
+    if (D <= 64) return forward_size<64, false, false>::SHARED;
+    if (D <= 96) return forward_size<96, false, false>::SHARED;
+    if (D <= 128) return forward_size<128, false, false>::SHARED;
+    return forward_size<256, false, false>::SHARED;
+}
+
+static const char *forward_decline(const tp_call *k) {
+    return attention_sm80_decline(k, forward_shared(k->in[0]->shape[3]),
+                                  ((const attention_attr *)k->attr)->scale);
+}
 static tp_status forward_run(const tp_call *k) {
     attention_params p = attention_params_of(k, k->in[ATTENTION_SEGMENTS], k->in[ATTENTION_STARTS]);
     p.o = k->out[0]->data;
     p.lse = tp_f32(k->out[1]);
-    if (p.B == 0 || p.H == 0 || p.T == 0) return TP_OK;
-    if (p.D <= 64) return forward_run_d<64>(k, p);
-    if (p.D <= 96) return forward_run_d<96>(k, p);
-    if (p.D <= 128) return forward_run_d<128>(k, p);
-    return forward_run_d<256>(k, p);
+    return forward_by_width<false>(k, p);
 }
-
-static size_t forward_shared(int64_t D) {
-    if (D <= 64) return forward_size<64, false>::SHARED;
-    if (D <= 96) return forward_size<96, false>::SHARED;
-    if (D <= 128) return forward_size<128, false>::SHARED;
-    return forward_size<256, false>::SHARED;
-}
-
-static const char *forward_decline(const tp_call *k) {
-    return attention_sm80_decline(k, forward_shared(k->in[0]->shape[3]));
-}
-
 TP_CUDA_KERNEL(attention_sm80, .decline = forward_decline, .run = forward_run);
+
+static const char *paged_decline(const tp_call *k) {
+    const paged_attr *a = (const paged_attr *)k->attr;
+    const char *no = attention_sm80_decline(k, forward_shared(k->in[0]->shape[3]), a->scale);
+    if (no || (no = paged_decline_sizes(k))) return no;
+    return a->sinks > 0 ? "attention sinks" : NULL;
+}
+static tp_status paged_run(const tp_call *k) {
+    attention_params p = paged_params_of(k);
+    tp_status st = paged_attention_check_cuda(k, &p);
+    return st ? st : forward_by_width<true>(k, p);
+}
+TP_CUDA_KERNEL(paged_attention_sm80, .decline = paged_decline, .run = paged_run,
+               .workspace = paged_workspace);

@@ -391,6 +391,7 @@ template <int D> static tp_status forward_run(const tp_call *k, const attention_
 }
 
 static const char *forward_decline(const tp_call *k) {
+    if (k->ctx->as_decoded) return "its bits are not those of paged_attention";
     attention_problem p =
         attention_problem_of(k, k->in[ATTENTION_SEGMENTS], k->in[ATTENTION_STARTS]);
     return sm90_decline(k, &p, 256);

@@ -60,6 +60,29 @@ static __device__ __forceinline__ void tile_load(tp_smem tile, const uint16_t *x
                            row + r < rows && (first + c) * 8 < width);
 }
 
+/* The same for ROWS rows from j0 on of key head `head` of sequence b, which lie in pages. Only rows
+ * [begin, end) are there: what the table says of others is not followed. */
+template <int ROWS, int D, int THREADS>
+static __device__ __forceinline__ void tile_load_pages(tp_smem tile, const attention_params &p,
+                                                       const attention_rows &x, int b, int head,
+                                                       int j0, int begin, int end, int thread) {
+    typedef tile_share<D, THREADS> share;
+    static_assert(ROWS % share::STEP == 0 && share::CHUNKS % share::PER_ROW == 0,
+                  "whole rounds of rows and chunks");
+    const int row = thread / share::PER_ROW, first = thread % share::PER_ROW;
+    const uint16_t *from = (const uint16_t *)x.x + head * x.h + first * 8;
+#pragma unroll
+    for (int r = 0; r < ROWS; r += share::STEP) {
+        const int j = j0 + row + r;
+        const bool there = j >= begin && j < end;
+        const uint16_t *at = from + (there ? attention_row<true>(p, x, b, j) : 0);
+#pragma unroll
+        for (int c = 0; c < share::CHUNKS; c += share::PER_ROW)
+            tp_cp_async_16(tile + tile_at<D>(row + r, first + c), at + c * 8,
+                           there && (first + c) * 8 < p.D);
+    }
+}
+
 /* Which row and chunk of a 16x16 block a lane names to ldmatrix_x4. Rows first: matrices 0, 1 are
  * above one another; chunks first: side by side. */
 static __device__ __forceinline__ int lane_row_down(int lane) { return lane & 15; }
@@ -198,8 +221,8 @@ static inline const char *attention_sm80_decline_rows(const tp_tensor *x) {
     return NULL;
 }
 
-/* shared: bytes of shared memory that the kernel wants at this head size. */
-static inline const char *attention_sm80_decline(const tp_call *k, size_t shared) {
+/* shared: bytes of shared memory that the kernel wants at this head size. scale: the attribute. */
+static inline const char *attention_sm80_decline(const tp_call *k, size_t shared, double scale) {
     const tp_cuda *device = tp_cuda_of(k->ctx); /* NULL: memory is planned without one */
     const char *no;
     for (int i = 0; i < 3; i++)
@@ -209,8 +232,9 @@ static inline const char *attention_sm80_decline(const tp_call *k, size_t shared
     if (D != Dv) return "keys and values differ in width";
     if (D > 256) return "head size above 256";
     if (D % 8 || D == 0) return "head size is no multiple of 8";
-    if (((const attention_attr *)k->attr)->scale < 0) return "a negative scale";
-    if (device && shared > device->shared_optin) return "the device's blocks have too little shared memory";
+    if (scale < 0) return "a negative scale";
+    if (device && shared > device->shared_optin)
+        return "the device's blocks have too little shared memory";
     return attention_decline_sizes(k);
 }
 #endif

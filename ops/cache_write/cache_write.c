@@ -4,6 +4,7 @@
 
 extern const tp_op op_cache_write_;
 TP_CPU_DECLARE(cache_write_cpu);
+TP_CUDA_DECLARE(cache_write_cuda);
 
 tp_status tp_cache_write_(tp_ctx *c, tp_tensor *pool, tp_tensor *rows, tp_tensor *slots) {
     tp_tensor *none[TP_MAXOUT];
@@ -66,7 +67,8 @@ const tp_op op_cache_write_ = {
     .doc = "Puts rows of keys or values into the pages of a cache, each into the slot that its "
            "token was given; a slot of -1 leaves the row out.",
     .infer = cache_write_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(cache_write_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(cache_write_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&cache_write_cuda)},
     .oracle = cache_write_oracle,
     .no_vjp = "changes its input in place; a cache is for inference",
     .inplace = 1,

@@ -68,7 +68,7 @@ static inline int64_t lce_most(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline void lce_plan_rows(lce_plan *p, int64_t want, bool dx, size_t budget) {
     const lce_dims *d = &p->d;
     int64_t c = lce_most(d->c, 1), tiles = lce_least(lce_most(6144 / c, 1), 8);
-    p->ld = lce_up(d->v, 8);
+    p->ld = lce_up(d->v, TP_CUDA_LOGITS_PITCH);
     tiles = lce_most(lce_least(tiles, d->v / 512), 1);
     p->seg = lce_up((d->v + tiles - 1) / tiles, 64);
     p->segments = (d->v + p->seg - 1) / p->seg;

@@ -80,16 +80,26 @@ static __device__ __forceinline__ void lce_take(lce_row *r, const lce_eight &x, 
     }
 }
 
-/* The whole row; every thread gets it, after every thread has read what it needs of the row. */
-static __device__ lce_row lce_take_row(const float *s, int64_t v, lce_scale q, int target) {
+/* Where a row's scaled entries come from: of(i) answers entries i..i+7, of.at(i) one. */
+typedef struct lce_padded_row {
+    const float *s;
+    lce_scale q;
+    __device__ __forceinline__ lce_eight operator()(int64_t i) const { return lce_load(s, i, q); }
+    __device__ __forceinline__ float at(int64_t i) const { return lce_scaled(tp_ldg(s + i), q); }
+} lce_padded_row;
+
+/* The whole row; every thread gets it, after every thread has read what it needs of the row. The
+ * bits follow from the entries, v and the size of the block. */
+template <typename ROW>
+static __device__ lce_row lce_take_row(const ROW &of, int64_t v, int target) {
     TP_SHARED(float, part, 3 * 32);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     lce_row r;
     r.m = LCE_LOWEST;
     r.sum = r.es = 0.0f;
     for (int64_t i = 8 * (int64_t)threadIdx.x; i < v; i += 8 * (int64_t)blockDim.x)
-        lce_take(&r, lce_load(s, i, q), v - i < 8 ? (int)(v - i) : 8);
-    r.target = lce_scaled(tp_ldg(s + target), q);
+        lce_take(&r, of(i), v - i < 8 ? (int)(v - i) : 8);
+    r.target = of.at(target);
     lce_warp_merge(&r);
     if (lane == 0) {
         part[3 * warp] = r.m;
@@ -181,7 +191,8 @@ __global__ void __launch_bounds__(512) lce_rows(lce_rows_args a) {
     } else {
         lce_row r;
         r.m = r.sum = r.es = r.target = 0.0f;
-        if (target >= 0) r = lce_take_row(s, a.v, a.scale, target);
+        const lce_padded_row of = {s, a.scale};
+        if (target >= 0) r = lce_take_row(of, a.v, target);
         k = lce_finish<JOB>(a, row, r, target >= 0);
     }
     if (JOB == LCE_JOB_STATS) return;

@@ -5,6 +5,7 @@
 #include "ops/cuda.h"
 #include "ops/linear_cross_entropy/lce_plan_cuda.h"
 #include "ops/linear_cross_entropy/lce_rows_cuda.h"
+#include "ops/linear_cross_entropy/lce_tree_cuda.h"
 
 enum { THREADS = 256 };
 
@@ -356,23 +357,11 @@ __global__ void lce_sum_samples(const float *loss, int64_t t, float *sums) {
     tp_stg(sums + blockIdx.x, (float)sum);
 }
 
-/* The tree over samples, level by level, in one block: the same as lce_tree.h's. */
-__global__ void lce_sum_tree(float *sums, int64_t n, float *to) {
-    for (int64_t w = 1; w < n; w *= 2) {
-        for (int64_t i = 2 * w * threadIdx.x; i + w < n; i += 2 * w * THREADS)
-            tp_stg(sums + i, tp_ldg(sums + i) + tp_ldg(sums + i + w));
-        __syncthreads();
-    }
-    if (threadIdx.x == 0) tp_stg(to, n ? tp_ldg(sums) : 0.0f);
-}
-
 static tp_status sum_loss(const tp_call *k, const lce_plan *p, tp_tensor *to) {
     tp_status st = p->d.n ? TP_LAUNCH(k, lce_sum_samples, (unsigned)p->d.samples, THREADS, 0,
                                       p->loss, p->d.t, p->sums)
                           : TP_OK;
-    return st ? st
-              : TP_LAUNCH(k, lce_sum_tree, 1, THREADS, 0, p->sums, p->d.n ? p->d.samples : 0,
-                          tp_f32(to));
+    return st ? st : tp_lce_tree_sum(k, p->sums, p->d.n ? p->d.samples : 0, tp_f32(to));
 }
 
 /* ---- kernels -------------------------------------------------------------------------------- */

@@ -17,6 +17,10 @@ extern "C" {
  * are subtrees of it. */
 enum { TP_CUDA_LEAF = 8 };
 
+/* Rows of logits are a multiple of so many floats apart, whoever computes them: for products that
+ * differ in that, cuBLASLt may choose different algorithms, and decoding would have other bits. */
+enum { TP_CUDA_LOGITS_PITCH = 8 };
+
 /* Element (i,j) of matrix b stands at p + b*batch + i*row + j*col, counted in elements. Fast where
  * row or col is 1 (or the dimension it walks is) and rows begin at multiples of 16 bytes. */
 typedef struct tp_cuda_matrix {

@@ -7,6 +7,7 @@
  * is shared by several samples its gradient is a sum over them, which matmul_wgrad takes in a fixed
  * order. */
 #include "core/ctx.h"
+#include "ops/cast/cast.h"
 #include "ops/matmul/matmul.h"
 #include "ops/matmul/matmul_call.h"
 
@@ -15,7 +16,7 @@ TP_CPU_DECLARE(matmul_cpu);
 TP_CUDA_DECLARE(matmul_cuda);
 
 tp_tensor *tp_matmul(tp_ctx *c, tp_tensor *a, tp_tensor *b, const tp_matmul_opts *o) {
-    tp_matmul_attr attr = {o && o->trans_a, o && o->trans_b};
+    tp_matmul_attr attr = {o && o->trans_a, o && o->trans_b, o && o->f32};
     return tp_op1(c, &op_matmul, &attr, a, b, o ? o->bias : NULL);
 }
 
@@ -39,6 +40,7 @@ static tp_status check_bias(const tp_call *k, int64_t n) {
     if (bias->ndim != 1 || bias->shape[0] != n)
         return tp_refuse(k, TP_ESHAPE, "bias must be [%lld], got %s", (long long)n,
                          tp_shape_str(k->ctx, bias));
+    if (attr->f32) return tp_refuse(k, TP_EARG, "a bias does not go with f32 sums");
     if (k->in[1]->ndim > 2 || attr->trans_a)
         return tp_refuse(k, TP_ESHAPE, "bias goes only with a shared b and without trans_a");
     return TP_OK;
@@ -70,7 +72,7 @@ tp_status tp_matmul_infer(tp_call *k) {
     for (int i = 0; i < a->ndim - 2; i++) shape[i] = a->shape[i];
     shape[a->ndim - 2] = m;
     shape[a->ndim - 1] = n;
-    return tp_out(k, a->dtype, a->ndim, shape);
+    return tp_out(k, attr->f32 && a->dtype == TP_BF16 ? TP_F32 : a->dtype, a->ndim, shape);
 }
 
 tp_status tp_matmul_oracle(const tp_call *k) {
@@ -122,7 +124,7 @@ void tp_matmul_gradients(const tp_call *k, tp_tensor *dy, tp_tensor *din[]) {
 }
 
 static void matmul_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
-    tp_matmul_gradients(k, dout[0], din);
+    tp_matmul_gradients(k, tp_cast(k->ctx, dout[0], k->in[0]->dtype), din);
 }
 
 double tp_matmul_flops(const tp_call *k) {
@@ -134,9 +136,10 @@ double tp_matmul_flops(const tp_call *k) {
 static const tp_attr matmul_attrs[] = {
     {"trans_a", TP_ATTR_BOOL, offsetof(tp_matmul_attr, trans_a)},
     {"trans_b", TP_ATTR_BOOL, offsetof(tp_matmul_attr, trans_b)},
+    {"f32", TP_ATTR_BOOL, offsetof(tp_matmul_attr, f32)},
     {0},
 };
-#define ATTR(a, b) (&(const tp_matmul_attr){a, b})
+#define ATTR(a, b) (&(const tp_matmul_attr){.trans_a = a, .trans_b = b})
 /* clang-format off */
 #define X(...) {TP_GEN_NORMAL, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), {__VA_ARGS__}}
 static const tp_sample matmul_samples[] = {
@@ -152,6 +155,9 @@ static const tp_sample matmul_samples[] = {
     {"batched, b transposed", {X(3, 4, 5), X(3, 2, 5)}, ATTR(0, 1)},
     {"batched, both transposed", {X(2, 5, 4), X(2, 3, 5)}, ATTR(1, 1)},
     {"larger than a tile", {X(17, 19), X(19, 37)}, ATTR(0, 0)},
+    {"f32 sums", {X(2, 5, 7), X(3, 7)}, &(const tp_matmul_attr){.trans_b = true, .f32 = true}},
+    {"f32 sums and a bias", {X(5, 7), X(7, 3), X(3)}, &(const tp_matmul_attr){.f32 = true},
+     .refuse = "does not go with"},
     {"sixteen rows of a vector", {X(16, 16), X(16, 16)}, ATTR(0, 1)},
     {"size 1", {X(1, 1), X(1, 1), X(1)}, ATTR(0, 0)},
     {"empty M", {X(0, 4), X(4, 3), X(3)}, ATTR(0, 0)},

@@ -8,6 +8,7 @@ typedef struct product {
     const tp_tensor *a, *b, *bias;
     tp_tensor *c, *h; /* h: NULL, or where the product goes that c is the gelu of */
     bool accumulate;
+    int64_t pitch; /* 0: c is dense; else what c.row is */
 } product;
 
 /* The first of t's `dims` leading dimensions from which on they lie evenly apart, and how far. */
@@ -49,7 +50,7 @@ static tp_status run_product(const tp_call *k, const product *p) {
               a->stride[attr->trans_a ? row : col]},
         .b = {b->data, b->dtype, b->stride[attr->trans_b ? b_col : b_row],
               b->stride[attr->trans_b ? b_row : b_col]},
-        .c = {p->c->data, p->c->dtype, n, 1, m * n},
+        .c = {p->c->data, p->c->dtype, p->pitch ? p->pitch : n, 1, m * n},
         .bias = p->bias ? p->bias->data : NULL,
         .accumulate = p->accumulate,
         .epilogue = p->h ? TP_EPILOGUE_GELU : TP_EPILOGUE_NONE,
@@ -83,14 +84,45 @@ static const char *matmul_decline(const tp_call *k) {
     return tp_decline_cuda_floats(k);
 }
 
-static tp_status matmul_run(const tp_call *k) {
-    product p = {k->in[0], k->in[1], k->in[2], k->out[0], NULL, false};
-    return run_product(k, &p);
+/* ---- logits: rows of TP_CUDA_LOGITS_PITCH, and then without what is between them
+ * ------------------- */
+enum { THREADS = 256 };
+__global__ void __launch_bounds__(THREADS)
+    unpad_rows(const float *from, int64_t pitch, float *to, int64_t n, int64_t count) {
+    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, row = i / n;
+    if (i < count) tp_stg(to + i, tp_ldg(from + row * pitch + (i - row * n)));
 }
-TP_CUDA_KERNEL(matmul_cuda, .decline = matmul_decline, .run = matmul_run);
+
+static int64_t logits_pitch(const tp_call *k) {
+    const tp_matmul_attr *attr = (const tp_matmul_attr *)k->attr;
+    int64_t n = tp_dim(k->out[0], -1), stride;
+    if (!attr->f32 || attr->trans_a || n % TP_CUDA_LOGITS_PITCH == 0 ||
+        k->out[0]->dtype != TP_F32 || k->in[1]->ndim != 2 || !even_rows(k->in[0], &stride))
+        return 0;
+    return (n / TP_CUDA_LOGITS_PITCH + 1) * TP_CUDA_LOGITS_PITCH;
+}
+static size_t matmul_workspace(const tp_call *k) {
+    int64_t pitch = logits_pitch(k), n = tp_dim(k->out[0], -1);
+    return pitch ? (size_t)(tp_numel(k->out[0]) / n * pitch) * sizeof(float) : 0;
+}
+
+static tp_status matmul_run(const tp_call *k) {
+    product p = {k->in[0], k->in[1], k->in[2], k->out[0], NULL, false, logits_pitch(k)};
+    if (!p.pitch) return run_product(k, &p);
+    tp_tensor padded = *k->out[0];
+    int64_t n = tp_dim(&padded, -1), count = tp_numel(&padded);
+    padded.data = k->workspace;
+    p.c = &padded;
+    tp_status st = run_product(k, &p);
+    return st ? st
+              : TP_LAUNCH(k, unpad_rows, tp_blocks(count, THREADS), THREADS, 0,
+                          (const float *)k->workspace, p.pitch, tp_f32(k->out[0]), n, count);
+}
+TP_CUDA_KERNEL(matmul_cuda, .decline = matmul_decline, .run = matmul_run,
+               .workspace = matmul_workspace);
 
 static tp_status matmul_gelu_run(const tp_call *k) {
-    product p = {k->in[0], k->in[1], k->in[2], k->out[0], k->out[1], false};
+    product p = {k->in[0], k->in[1], k->in[2], k->out[0], k->out[1], false, 0};
     return run_product(k, &p);
 }
 TP_CUDA_KERNEL(matmul_gelu_cuda, .decline = matmul_decline, .run = matmul_gelu_run);
@@ -100,7 +132,7 @@ static const char *matmul_add_decline(const tp_call *k) {
 }
 
 static tp_status matmul_add_run(const tp_call *k) {
-    product p = {k->in[1], k->in[2], NULL, k->in[0], NULL, true};
+    product p = {k->in[1], k->in[2], NULL, k->in[0], NULL, true, 0};
     return run_product(k, &p);
 }
 TP_CUDA_KERNEL(matmul_add_cuda, .decline = matmul_add_decline, .run = matmul_add_run);

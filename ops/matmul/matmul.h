@@ -13,6 +13,7 @@ typedef struct tp_matmul_opts {
     bool trans_a;    /* a is (…,K,M) */
     bool trans_b;    /* b is (N,K) or (…,N,K), as the weight of a Linear */
     tp_tensor *bias; /* (N), added to every row; only with a shared b and without trans_a */
+    bool f32;        /* y of bf16 inputs is f32: the sums as they are, for logits; without bias */
 } tp_matmul_opts;
 
 /* y = a b (+ bias): a (…,M,K), b (K,N) for all leading dimensions, y (…,M,N); or, batched, b
@@ -20,8 +21,8 @@ typedef struct tp_matmul_opts {
  * neither transposed, no bias. All of one float type. K = 0 gives zeros (plus bias). */
 tp_tensor *tp_matmul(tp_ctx *c, tp_tensor *a, tp_tensor *b, const tp_matmul_opts *o);
 
-/* sum += a b in place, with a shared b and no bias; sum (…,M,N) lies apart from a and b. The bits of
- * adding tp_matmul's result. No gradient. */
+/* sum += a b in place, with a shared b and no bias; sum (…,M,N) lies apart from a and b. The bits
+ * of adding tp_matmul's result. No gradient. */
 tp_status tp_matmul_(tp_ctx *c, tp_tensor *sum, tp_tensor *a, tp_tensor *b,
                      const tp_matmul_opts *o);
 

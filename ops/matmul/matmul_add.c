@@ -10,7 +10,7 @@ TP_CUDA_DECLARE(matmul_add_cuda);
 
 tp_status tp_matmul_(tp_ctx *c, tp_tensor *sum, tp_tensor *a, tp_tensor *b,
                      const tp_matmul_opts *o) {
-    tp_matmul_attr attr = {o && o->trans_a, o && o->trans_b};
+    tp_matmul_attr attr = {o && o->trans_a, o && o->trans_b, false};
     tp_tensor *none[TP_MAXOUT];
     return tp_op_run(c, &op_matmul_, &attr, 3, (tp_tensor *[]){sum, a, b}, none);
 }
@@ -59,7 +59,7 @@ static const tp_attr matmul_add_attrs[] = {
     {"trans_b", TP_ATTR_BOOL, offsetof(tp_matmul_attr, trans_b)},
     {0},
 };
-#define ATTR(a, b) (&(const tp_matmul_attr){a, b})
+#define ATTR(a, b) (&(const tp_matmul_attr){.trans_a = a, .trans_b = b})
 /* clang-format off */
 #define X(...) {TP_GEN_NORMAL, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), {__VA_ARGS__}}
 static const tp_sample matmul_add_samples[] = {

@@ -4,7 +4,7 @@
 #include "ops/op.h"
 
 typedef struct tp_matmul_attr {
-    bool trans_a, trans_b;
+    bool trans_a, trans_b, f32;
 } tp_matmul_attr;
 typedef struct tp_wgrad_attr {
     bool transposed, weight, bias;

@@ -16,7 +16,7 @@ TP_CUDA_DECLARE(matmul_gelu_cuda);
 enum { Y, H };
 
 tp_tensor *tp_matmul_gelu(tp_ctx *c, tp_tensor *a, tp_tensor *b, const tp_matmul_opts *o) {
-    tp_matmul_attr attr = {o && o->trans_a, o && o->trans_b};
+    tp_matmul_attr attr = {o && o->trans_a, o && o->trans_b, false};
     return tp_op1(c, &op_matmul_gelu, &attr, a, b, o ? o->bias : NULL);
 }
 
@@ -58,7 +58,7 @@ static const tp_attr matmul_gelu_attrs[] = {
     {"trans_b", TP_ATTR_BOOL, offsetof(tp_matmul_attr, trans_b)},
     {0},
 };
-#define ATTR(a, b) (&(const tp_matmul_attr){a, b})
+#define ATTR(a, b) (&(const tp_matmul_attr){.trans_a = a, .trans_b = b})
 /* clang-format off */
 #define X(...) {TP_GEN_NORMAL, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), {__VA_ARGS__}}
 static const tp_sample matmul_gelu_samples[] = {

@@ -5,6 +5,8 @@
 #include "ops/paged_attention/paged_attention_problem.h"
 
 TP_CPU_DECLARE(paged_attention_cpu);
+TP_CUDA_DECLARE(paged_attention_sm80);
+TP_CUDA_DECLARE(paged_attention_naive_cuda);
 
 tp_tensor *tp_paged_attention(tp_ctx *c, tp_tensor *q, tp_tensor *key, tp_tensor *value,
                               tp_tensor *pages, tp_tensor *starts,
@@ -175,7 +177,8 @@ const tp_op op_paged_attention = {
            "Bits are those of attention over the whole sequence. Second output: the log of the "
            "sum of exp(score) for every query.",
     .infer = paged_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(paged_attention_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(paged_attention_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&paged_attention_sm80, &paged_attention_naive_cuda)},
     .oracle = paged_oracle,
     .no_vjp = "for decoding; training uses attention",
     .attrs = paged_attrs,

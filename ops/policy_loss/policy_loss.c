@@ -11,6 +11,8 @@
 extern const tp_op op_policy_loss, op_policy_loss_backward;
 TP_CPU_DECLARE(policy_loss_cpu);
 TP_CPU_DECLARE(policy_loss_backward_cpu);
+TP_CUDA_DECLARE(policy_loss_cuda);
+TP_CUDA_DECLARE(policy_loss_backward_cuda);
 
 /* ---- shapes --------------------------------------------------------------------------------- */
 static tp_status check(tp_call *k) {
@@ -258,7 +260,8 @@ const tp_op op_policy_loss = {
            "reference model, and an entropy bonus. Weights carry mask and normaliser, so the sum "
            "over parts of a batch is the loss of the batch. Second output: sums per row to report.",
     .infer = policy_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(policy_loss_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(policy_loss_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&policy_loss_cuda)},
     .oracle = policy_oracle,
     .vjp = policy_vjp,
     .saves_in = 0x7f,
@@ -274,7 +277,8 @@ const tp_op op_policy_loss_backward = {
     .synopsis = "d loss / d logprob, d loss / d entropy",
     .doc = "The gradients of policy_loss.",
     .infer = backward_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(policy_loss_backward_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(policy_loss_backward_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&policy_loss_backward_cuda)},
     .oracle = backward_oracle,
     .no_vjp = "a clipped loss has no second derivative worth the name",
     .optional = OPTIONAL,

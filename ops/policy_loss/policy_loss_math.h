@@ -79,4 +79,96 @@ static inline TP_HD bool policy_clipped_high(const tp_policy_opts *o, float r, f
     float most = (float)o->epsilon_high + (o->objective == TP_POLICY_CISPO ? 0.0f : 1.0f);
     return a > 0 && r > most;
 }
+
+/* ---- a token in its row --------------------------------------------------------------------- */
+typedef struct policy_token {
+    float l, d;   /* log-prob, and its distance from the one of the policy that wrote: 0 if none */
+    float ref, h; /* where the call has a reference and entropies */
+    float weight;
+    bool mask, has_ref, has_h;
+} policy_token;
+
+typedef struct policy_row {
+    float a;
+    float shared; /* sequence level: r of all tokens, and whether its log was cut */
+    bool shared_cut;
+    double tokens; /* of the mask */
+} policy_row;
+
+/* sum: of d over the row's tokens of the mask, in their order. */
+static inline TP_HD policy_row policy_row_of(float a, double tokens, double sum) {
+    float mean = tokens > 0 ? (float)(sum / tokens) : 0.0f, x = policy_cut(mean);
+    policy_row w = {a, tp_expf(x), x != mean, tokens};
+    return w;
+}
+
+static inline TP_HD policy_term policy_token_surrogate(const tp_policy_opts *o, const policy_row *w,
+                                                       const policy_token *x, float *r) {
+    float cut = policy_cut(x->d);
+    *r = o->sequence ? w->shared : tp_expf(cut);
+    return policy_surrogate(o, *r, o->sequence ? w->shared_cut : cut != x->d, w->a, x->l);
+}
+static inline TP_HD policy_term policy_token_divergence(const tp_policy_opts *o,
+                                                        const policy_token *x) {
+    float cut = policy_cut(x->d);
+    return policy_divergence(o, x->l, x->ref, tp_expf(cut), cut != x->d);
+}
+
+/* What a token adds to its row's statistics (TP_POLICY_DIFFERENCE: what competes for the largest).
+ */
+static inline TP_HD void policy_token_stats(const tp_policy_opts *o, const policy_row *w,
+                                            const policy_token *x, float to[TP_POLICY_STATS]) {
+    float r, loss;
+    for (int i = 0; i < TP_POLICY_STATS; i++) to[i] = 0.0f;
+    if (!x->mask && x->weight == 0) return;
+    policy_term s = policy_token_surrogate(o, w, x, &r);
+    loss = s.value;
+    if (x->has_ref) {
+        policy_term kl = policy_token_divergence(o, x);
+        loss += (float)o->beta * kl.value;
+        if (x->mask) to[TP_POLICY_KL] = kl.value;
+    }
+    if (x->has_h) {
+        loss -= (float)o->entropy_coef * x->h;
+        if (x->mask) to[TP_POLICY_ENTROPY] = x->h;
+    }
+    if (x->weight != 0) {
+        to[TP_POLICY_LOSS] = x->weight * loss;
+        to[TP_POLICY_SURROGATE] = x->weight * s.value;
+    }
+    if (!x->mask) return;
+    to[TP_POLICY_TOKENS] = 1.0f;
+    to[TP_POLICY_CLIP_LOW] = policy_clipped_low(o, r, w->a);
+    to[TP_POLICY_CLIP_HIGH] = policy_clipped_high(o, r, w->a);
+    to[TP_POLICY_RATIO] = r;
+    to[TP_POLICY_DIFFERENCE] = fabsf(x->d);
+}
+
+/* Whether the row's tokens share the gradient of their surrogates. */
+static inline TP_HD bool policy_together(const tp_policy_opts *o) {
+    return o->sequence && o->objective == TP_POLICY_CLIP;
+}
+typedef struct policy_grad {
+    float dl, dh; /* d loss / d l and / d h, times dloss */
+    float row;    /* together: what the token adds to d loss / d log r of the row */
+} policy_grad;
+static inline TP_HD policy_grad policy_token_grad(const tp_policy_opts *o, const policy_row *w,
+                                                  const policy_token *x, float dloss) {
+    policy_grad to = {0.0f, 0.0f, 0.0f};
+    if (x->weight == 0) return to;
+    float r, g = 0.0f;
+    policy_term s = policy_token_surrogate(o, w, x, &r);
+    if (policy_together(o))
+        to.row = x->weight * s.slope;
+    else
+        g = s.slope;
+    if (x->has_ref) g += (float)o->beta * policy_token_divergence(o, x).slope;
+    to.dl = dloss * (x->weight * g);
+    if (x->has_h) to.dh = dloss * (-(float)o->entropy_coef * x->weight);
+    return to;
+}
+/* Together: the share of each token of the mask, from the sum of `row` over the row's tokens. */
+static inline TP_HD float policy_shared_grad(const policy_row *w, double sum, float dloss) {
+    return w->tokens > 0 ? dloss * (float)(sum / w->tokens) : 0.0f;
+}
 #endif

@@ -10,6 +10,8 @@
 extern const tp_op op_token_logprob, op_token_logprob_backward, op_linear_cross_entropy_rows;
 TP_CPU_DECLARE(token_logprob_cpu);
 TP_CPU_DECLARE(token_logprob_backward_cpu);
+TP_CUDA_DECLARE(token_logprob_cuda);
+TP_CUDA_DECLARE(token_logprob_backward_cuda);
 
 /* ---- shapes --------------------------------------------------------------------------------- */
 static tp_status check_common(tp_call *k) {
@@ -191,7 +193,8 @@ const tp_op op_token_logprob = {
            "top-k, top-p or min-p draws from. Rows have the bits of linear_cross_entropy. Third "
            "output: the log of the sum of exp.",
     .infer = token_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(token_logprob_cpu), NULL}},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(token_logprob_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&token_logprob_cuda)},
     .oracle = token_oracle,
     .vjp = token_vjp,
     .saves_in = 7,
@@ -209,7 +212,8 @@ const tp_op op_token_logprob_backward = {
            "outside the set.",
     .infer = backward_infer,
     .kernel = {[TP_CPU] =
-                   (const tp_kernel *const[]){TP_CPU_LIST(token_logprob_backward_cpu), NULL}},
+                   (const tp_kernel *const[]){TP_CPU_LIST(token_logprob_backward_cpu), NULL},
+               [TP_CUDA] = TP_CUDA_LIST(&token_logprob_backward_cuda)},
     .oracle = backward_oracle,
     .no_vjp = "second-order gradients are not offered; build the loss from log_softmax where they "
               "are wanted",

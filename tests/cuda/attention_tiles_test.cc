@@ -17,12 +17,14 @@
 /* The kernels again, each with one error. */
 #include "ops/attention/attention_math.h"
 #include "ops/attention/attention_tile_sm80.h"
+#include "ops/paged_attention/paged_attention_cuda.h"
 #undef ATTENTION_MUTANT_BARRIER
 #undef ATTENTION_MUTANT_FRAGMENT
 #define ATTENTION_MUTANT_BARRIER 1
 #define ATTENTION_MUTANT_FRAGMENT 0
 #define attention_sm80 attention_no_barrier
 #define attention_backward_sm80 attention_backward_no_barrier
+#define paged_attention_sm80 paged_attention_no_barrier
 namespace no_barrier {
 #include "ops/attention/attention_sm80.cu"
 #include "ops/attention/attention_backward_sm80.cu"
@@ -31,16 +33,19 @@ namespace no_barrier {
 #undef ATTENTION_MUTANT_FRAGMENT
 #undef attention_sm80
 #undef attention_backward_sm80
+#undef paged_attention_sm80
 #define ATTENTION_MUTANT_BARRIER 0
 #define ATTENTION_MUTANT_FRAGMENT 1
 #define attention_sm80 attention_wrong_fragment
 #define attention_backward_sm80 attention_backward_wrong_fragment
+#define paged_attention_sm80 paged_attention_wrong_fragment
 namespace wrong_fragment {
 #include "ops/attention/attention_sm80.cu"
 #include "ops/attention/attention_backward_sm80.cu"
 } // namespace wrong_fragment
 #undef attention_sm80
 #undef attention_backward_sm80
+#undef paged_attention_sm80
 #endif
 
 extern "C" {

@@ -1,11 +1,13 @@
 /* CUDA kernels that promise the CPU's bits keep it: rows added by number (sorted in several tiles,
- * in long runs, over many samples), topk, gather's gradient, and the optimisers' updates. And what
- * only the device can see of its ids comes out at the next sync. */
+ * in long runs, over many samples), topk, gather's gradient, the optimisers' updates, and the
+ * policy loss with its gradients. And what only the device can see of its ids comes out at the next
+ * sync. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include "autograd/autograd.h"
 #include "core/ctx.h"
 #include "ops/adamw/adamw.h"
 #include "ops/convert.h"
@@ -14,6 +16,7 @@
 #include "ops/gather/gather.h"
 #include "ops/gather_rows/gather_rows.h"
 #include "ops/muon/muon.h"
+#include "ops/policy_loss/policy_loss.h"
 #include "ops/sgd/sgd.h"
 #include "ops/topk/topk.h"
 #include <math.h>
@@ -334,12 +337,51 @@ static void test_many_updates(void **state) {
     }
 }
 
+/* ---- policy_loss ---------------------------------------------------------------------------- */
+static void test_policy(void **state) {
+    (void)state;
+    for (int way = 0; way < 10; way++) {
+        int64_t rows = way % 2 ? 11 : 1, T = 20 + 17 * way, shape[] = {rows, T};
+        bool mutant = way >= 8;
+        rig r = rig_new();
+        for (int d = 0; d < NSIDE; d++) {
+            side *s = &r.s[d];
+            tp_policy_opts o = {.objective = way / 2 % 2 ? TP_POLICY_CISPO : TP_POLICY_CLIP,
+                                .kl = way % 3,
+                                .sequence = way / 4 % 2,
+                                .bias_correction = way % 3 == 1,
+                                .epsilon = 0.2,
+                                .epsilon_high = 0.3,
+                                .delta = way == 5 ? 1.5 : 0,
+                                .clip_ratio_c = way == 1 ? 1.2 : 0,
+                                .beta = 0.1,
+                                .entropy_coef = mutant && d ? 0.021 : 0.02};
+            tp_tensor *l = normal(s, TP_F32, 1, false, 2, shape);
+            tp_tensor *weight = normal(s, TP_F32, 2, true, 2, shape);
+            tp_tensor *h = normal(s, TP_F32, 3, true, 2, shape);
+            tp_tensor *old = way ? normal(s, TP_F32, 4, false, 2, shape) : NULL;
+            tp_policy_in in = {l,      old,  NULL, normal(s, TP_F32, 5, false, 1, shape),
+                               weight, NULL, h};
+            if (way % 3) in.ref = normal(s, TP_F32, 6, false, 2, shape);
+            l->requires_grad = h->requires_grad = true;
+            assert_int_equal(tp_tape_on(s->c), 0);
+            tp_policy_out y = tp_policy_loss(s->c, &in, &o);
+            assert_int_equal(tp_backward(s->c, y.loss), 0);
+            s->out[0] = y.loss;
+            s->out[1] = y.stats;
+            s->out[2] = way & 1 ? l->grad : h->grad;
+        }
+        finish(&r, !mutant);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rows),       cmocka_unit_test(test_rows_see_samples),
         cmocka_unit_test(test_bad_ids),    cmocka_unit_test(test_gather),
         cmocka_unit_test(test_topk),       cmocka_unit_test(test_updates),
         cmocka_unit_test(test_directions), cmocka_unit_test(test_many_updates),
+        cmocka_unit_test(test_policy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

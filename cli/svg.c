@@ -3,7 +3,7 @@
  * All lengths are in SVG user units (pixels at natural size). Texts are placed by their anchor and
  * never measured: legends have a row per series and labels of the x axis are thinned by an upper
  * bound of their width, so any sans-serif font fits. */
-#include "bench/plot.h"
+#include "cli/svg.h"
 #include <math.h>
 #include <string.h>
 
@@ -70,7 +70,7 @@ static double nice_above(double v) {
 
 /* 12345 as "12 345", with a thin space; fractions as they are. */
 static void number(char out[LABEL], double v) {
-    if (v < 9999.5) {
+    if (v > -1e9 && v < 9999.5) {
         snprintf(out, LABEL, "%.6g", v);
         return;
     }
@@ -96,11 +96,13 @@ static void add_tick(scale *s, double v, bool labelled) {
     s->tick[s->n++] = v;
 }
 
-static void ticks_linear(scale *s, double max, int wanted) {
-    double step = nice_above(max / wanted);
-    s->lo = 0;
-    s->hi = step * ceil(max / step - 1e-9);
-    for (int i = 0; i * step <= s->hi * (1 + 1e-9); i++) add_tick(s, i * step, true);
+/* min <= 0 <= max */
+static void ticks_linear(scale *s, double min, double max, int wanted) {
+    double step = nice_above((max - min) / wanted);
+    int first = (int)floor(min / step + 1e-9), last = (int)ceil(max / step - 1e-9);
+    s->lo = first * step;
+    s->hi = last * step;
+    for (int i = first; i <= last; i++) add_tick(s, i * step, true);
 }
 
 /* 1-2-5 ticks that enclose min to max; only decades are labelled where there are many. */
@@ -192,17 +194,21 @@ static void draw_series(FILE *f, const plot *p, const plot_series *s, int colour
     }
     if (s->style != PLOT_RINGS) {
         fprintf(f, "<path class=\"s l%d\"%s d=\"", colour, dashes(s->style));
-        for (int i = 0; i < p->n_points; i++)
-            fprintf(f, "%s%.1f %.1f", i ? "L" : "M", at(sx, p->x[i]), at(sy, s->y[i]));
+        bool begun = false;
+        for (int i = 0; i < p->n_points; i++) {
+            if (isnan(s->y[i])) continue;
+            fprintf(f, "%s%.1f %.1f", begun ? "L" : "M", at(sx, p->x[i]), at(sy, s->y[i]));
+            begun = true;
+        }
         fputs("\"/>\n", f);
     }
     for (int i = 0; i < p->n_points; i++)
-        dot(f, s->style, colour, at(sx, p->x[i]), at(sy, s->y[i]));
+        if (!isnan(s->y[i])) dot(f, s->style, colour, at(sx, p->x[i]), at(sy, s->y[i]));
 }
 
 static void draw_panel(FILE *f, const plot *p, const plot_panel *q, double left, double top) {
     scale sx = {.from = left, .to = left + PANEL_W}, sy = {.from = top + PANEL_H, .to = top};
-    double min = INFINITY, max = 0;
+    double min = q->log_y ? INFINITY : 0, max = 0;
     for (int i = 0; i < q->n_series; i++)
         for (int j = 0; j < p->n_points; j++) {
             const plot_series *s = &q->series[i];
@@ -212,11 +218,11 @@ static void draw_panel(FILE *f, const plot *p, const plot_panel *q, double left,
     if (q->log_y)
         ticks_log(&sy, min, max);
     else
-        ticks_linear(&sy, max > 0 ? max : 1, 6);
+        ticks_linear(&sy, min, max > min ? max : 1, 6);
     if (p->log2_x)
         ticks_points(&sx, p);
     else
-        ticks_linear(&sx, p->x[p->n_points - 1], 8);
+        ticks_linear(&sx, 0, p->x[p->n_points - 1] > 0 ? p->x[p->n_points - 1] : 1, 8);
     text(f, left, PANEL_TITLE_Y, "class=\"h2\"", q->title);
     legend(f, q, left);
     for (int i = 0; i < sy.n; i++) {
@@ -235,13 +241,13 @@ static void draw_panel(FILE *f, const plot *p, const plot_panel *q, double left,
 }
 
 /* ---- the picture ---------------------------------------------------------------------------- */
-static bool drawable(double v, bool log) { return isfinite(v) && (log ? v > 0 : v >= 0); }
+static bool drawable(double v, bool log) { return isfinite(v) && (!log || v > 0); }
 
 static const char *check(const plot *p) {
     if (p->n_points < 1 || p->n_points > PLOT_POINTS) return "a plot has from 1 to 32 points";
     if (p->n_panels < 1 || p->n_panels > PLOT_PANELS) return "a plot has 1 or 2 panels";
     for (int i = 0; i < p->n_points; i++)
-        if (!drawable(p->x[i], p->log2_x) || (i && p->x[i] <= p->x[i - 1]))
+        if (!drawable(p->x[i], p->log2_x) || p->x[i] < 0 || (i && p->x[i] <= p->x[i - 1]))
             return "x has to be finite, ascending and, on a logarithmic axis, positive";
     for (int k = 0; k < p->n_panels; k++) {
         const plot_panel *q = &p->panel[k];
@@ -249,10 +255,11 @@ static const char *check(const plot *p) {
         for (int i = 0; i < q->n_series; i++)
             for (int j = 0; j < p->n_points; j++) {
                 const plot_series *s = &q->series[i];
+                if (isnan(s->y[j]) && !s->whiskers) continue;
                 if (!drawable(s->y[j], q->log_y) ||
                     (s->whiskers && (!drawable(s->lo[j], q->log_y) || !(s->lo[j] <= s->hi[j]) ||
                                      !drawable(s->hi[j], q->log_y))))
-                    return "y has to be finite, not negative and, on a logarithmic axis, positive";
+                    return "y has to be finite and, on a logarithmic axis, positive";
             }
     }
     return NULL;

@@ -1,9 +1,10 @@
-/* plot: line charts as SVG for the documentation. One picture holds one or two panels side by side;
- * it needs no script and no font of its own, and follows a reader's light or dark colours.
+/* svg: line charts as SVG, for runs and for the documentation. One picture holds one or two panels
+ * side by side; it needs no script and no font of its own, and follows a reader's light or dark
+ * colours.
  *
  * A picture is a plain value: fill it in, give it to plot_write. Texts are borrowed. */
-#ifndef TP_BENCH_PLOT_H
-#define TP_BENCH_PLOT_H
+#ifndef TP_SVG_H
+#define TP_SVG_H
 #include <stdbool.h>
 #include <stdio.h>
 
@@ -18,13 +19,13 @@ typedef enum plot_style {
 typedef struct plot_series {
     const char *label;
     plot_style style;
-    bool whiskers; /* draw lo to hi at each point */
-    double y[PLOT_POINTS], lo[PLOT_POINTS], hi[PLOT_POINTS];
+    bool whiskers;                                           /* draw lo to hi at each point */
+    double y[PLOT_POINTS], lo[PLOT_POINTS], hi[PLOT_POINTS]; /* y NaN: no point here, lines go on */
 } plot_series;
 
 typedef struct plot_panel {
     const char *title; /* what is measured and its unit: "Time per token, µs" */
-    bool log_y;        /* logarithmic; else linear from zero */
+    bool log_y;        /* logarithmic; else linear, with zero on the axis */
     int n_series;
     plot_series series[PLOT_SERIES];
 } plot_panel;
@@ -37,7 +38,8 @@ typedef struct plot {
     plot_panel panel[PLOT_PANELS];
 } plot;
 
-/* Writes the picture. NULL, or the reason why it cannot be drawn: a value that is not finite (or
- * not positive on a logarithmic axis), more points than there is room for, a failed write. */
+/* Writes the picture. NULL, or the reason why it cannot be drawn: an infinite value (or one
+ * that is not positive on a logarithmic axis), more points than there is room for, a failed write.
+ */
 const char *plot_write(const plot *p, FILE *f);
 #endif
