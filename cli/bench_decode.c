@@ -114,7 +114,7 @@ int tp_bench_decode(const char *command, char *const words[], int n, bool json) 
                 weights += (double)tp_numel(p->p[i].t) * sizeof(float);
         st = memory_open(&mem, c, weights);
     }
-    double cache = (double)tp_plan_kv_bytes(&cfg) * (PROMPT + (double)tokens / 2);
+    double cache = (double)tp_kv_bytes_per_token(t.model) * (PROMPT + (double)tokens / 2);
     for (int i = 0; i < BATCHES && !st; i++)
         st = decode(c, t.model, batches[i], tokens, i ? NULL : &mem, &seconds[i]);
     if (st) code = tp_say_failure(command, c, st);

@@ -216,6 +216,7 @@ tp_stream tp_mod_forward(tp_ctx *c, tp_model *m, int layer, tp_stream x, const t
     tp_tensor *sum = x.branch ? tp_add(c, x.branch, x.sum) : x.sum, *f, *r;
     tp_chosen chosen = sum ? choose(c, m, layer, sum, in, sums) : (tp_chosen){0};
     if (!chosen.rows) return (tp_stream){0};
+    if (!tp_numel(chosen.rows)) return (tp_stream){sum, NULL}; /* decoding: nobody goes in */
     tp_model_in with = *in;
     with.positions = chosen.positions;
     with.segments = chosen.segments;
