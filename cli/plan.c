@@ -58,11 +58,12 @@ void tp_plan_print(FILE *f, const tp_config *cfg, const tp_plan *p) {
     int64_t kv = p->kv_bytes_per_token, whole = kv * cfg->model.context;
     double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
     double left = fmax(memory - (double)p->parameter_bytes, 0);
-    fprintf(f,
-            "key-value cache  %s bytes per token%s, %.1f MB for a whole context; beside the weights "
-            "this machine holds %s of them\n",
-            tp_count(a, (double)kv), cfg->mod.capacity > 0 ? " at mod.capacity" : "",
-            (double)whole / mb, tp_count(b, floor(left / (double)whole)));
+    fprintf(
+        f,
+        "key-value cache  %s bytes per token%s, %.1f MB for a whole context; beside the weights "
+        "this machine holds %s of them\n",
+        tp_count(a, (double)kv), cfg->mod.capacity > 0 ? " at mod.capacity" : "",
+        (double)whole / mb, tp_count(b, floor(left / (double)whole)));
     fprintf(f, "FLOPs per step   %s   (forward %s; %s per token, summed over the ops that run)\n",
             tp_count(a, p->step_flops), tp_count(b, p->forward_flops),
             tp_count(d, p->step_flops / (double)p->tokens_per_step));

@@ -43,17 +43,13 @@ static int64_t longest(const tp_engine *e) {
     return e->o.max_length > 0 && e->o.max_length < context ? e->o.max_length : context;
 }
 
-static int64_t pages_for(const tp_engine *e, int64_t keys) {
-    return (keys + e->o.page - 1) / e->o.page;
-}
-
 /* Pages of each routed layer's pool: as many for a page of the dense layers as the capacity asks
  * for, and a quarter more, since nobody promises it; and a sequence that is read takes room as if
  * every token went in. If they run out somebody waits. */
 static int64_t routed_pages(const tp_engine *e) {
     const tp_model_cfg *f = tp_model_config(e->m);
-    int64_t all = pages_for(e, longest(e)) + 1;
-    int64_t some = pages_for(e, tp_mod_tokens(f, longest(e)) * 5 / 4) + 1;
+    int64_t all = tp_pages_for(e->o.page, longest(e)) + 1;
+    int64_t some = tp_pages_for(e->o.page, tp_mod_tokens(f, longest(e)) * 5 / 4) + 1;
     int64_t pages = (e->o.pages * some + all - 1) / all + all;
     if (pages < 2 * all) pages = 2 * all;
     return pages < e->o.pages ? pages : e->o.pages;
@@ -71,7 +67,7 @@ tp_status tp_engine_new(tp_engine **out, tp_ctx *c, tp_model *m, const tp_engine
     if (!e->o.page) e->o.page = 16;
     if (!e->o.prefill_chunk) e->o.prefill_chunk = 256;
     if (e->o.prefill_chunk > f->context) e->o.prefill_chunk = f->context;
-    int64_t whole = e->o.page > 0 ? pages_for(e, longest(e)) + 1 : 0;
+    int64_t whole = e->o.page > 0 ? tp_pages_for(e->o.page, longest(e)) + 1 : 0;
     if (!e->o.pages) e->o.pages = whole * (e->o.lanes + 4);
     tp_status st = TP_OK;
     if (e->o.lanes < 1 || e->o.page < 16 || e->o.page % 16 || e->o.prefill_chunk < 1)
@@ -159,13 +155,6 @@ tp_layer_stats tp_engine_get_layer_stats(const tp_engine *e, int64_t layer) {
                             .kept = g->kept,
                             .pages = g->pages,
                             .pages_peak = g->peak};
-}
-
-int64_t tp_kv_bytes_per_token(const tp_model *m) {
-    const tp_model_cfg *f = tp_model_config(m);
-    int64_t T = f->context, routed = tp_mod_blocks(f);
-    int64_t keys = (f->layers - routed) * T + routed * tp_mod_tokens(f, T);
-    return (keys * tp_cache_key_bytes(m) + T - 1) / T;
 }
 
 double tp_engine_kv_bytes_per_token(const tp_engine *e) {
@@ -299,7 +288,7 @@ static bool fits(const tp_engine *e, int64_t n) {
     bool enough = true;
     for (int64_t i = 0; i < e->cache.groups; i++) {
         const tp_page_group *g = &e->cache.group[i];
-        enough &= !g->layers || pages_for(e, n) + 1 + e->active.n <= g->free;
+        enough &= !g->layers || tp_pages_for(e->o.page, n) + 1 + e->active.n <= g->free;
     }
     return enough || e->active.n == 0;
 }

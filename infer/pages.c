@@ -1,6 +1,7 @@
 /* Owns the pools of pages, and what a pass of the model over cached sequences looks like. */
 #include "infer/pages.h"
 #include "core/ctx.h"
+#include "infer/engine.h"
 #include "ops/cache_write/cache_write.h"
 #include "ops/cast/cast.h"
 #include "ops/gather_rows/gather_rows.h"
@@ -16,6 +17,13 @@ static tp_dtype type_of(const tp_model_cfg *f) {
 int64_t tp_cache_key_bytes(const tp_model *m) {
     const tp_model_cfg *f = tp_model_config(m);
     return 2 * f->kv_heads * f->head_dim * (int64_t)tp_dtype_size(type_of(f));
+}
+
+int64_t tp_kv_bytes_per_token(const tp_model *m) {
+    const tp_model_cfg *f = tp_model_config(m);
+    int64_t T = f->context, routed = tp_mod_blocks(f);
+    int64_t keys = (f->layers - routed) * T + routed * tp_mod_tokens(f, T);
+    return (keys * tp_cache_key_bytes(m) + T - 1) / T;
 }
 
 static tp_status open_pool(tp_cache *k, tp_page_group *g, int64_t pages) {
@@ -102,10 +110,8 @@ static tp_status copy_page(tp_cache *k, int64_t group, int32_t from, int32_t to)
 }
 
 /* ---- a sequence's pages --------------------------------------------------------------------- */
-static int64_t pages_for(const tp_cache *k, int64_t keys) { return (keys + k->page - 1) / k->page; }
-
 static bool is_dead(const tp_cache *k, const tp_pages *p, int64_t i) {
-    return i >= pages_for(k, k->sinks) && i < p->dead;
+    return i >= tp_pages_for(k->page, k->sinks) && i < p->dead;
 }
 
 static tp_status grow_table(tp_cache *k, tp_pages *p, int64_t need) {
@@ -121,7 +127,7 @@ static tp_status grow_table(tp_cache *k, tp_pages *p, int64_t need) {
 /* Room for keys up to `to`. */
 static tp_status room(tp_cache *k, int64_t group, tp_pages *p, int64_t to, bool *enough) {
     tp_page_group *g = &k->group[group];
-    int64_t need = pages_for(k, to);
+    int64_t need = tp_pages_for(k->page, to);
     tp_status st = grow_table(k, p, need);
     *enough = false;
     if (st) return st;
@@ -203,8 +209,9 @@ void tp_cache_forget(tp_cache *k, tp_sequence *s) {
 static void leave_behind(tp_cache *k, int64_t group, tp_pages *p, int64_t more) {
     tp_page_group *g = &k->group[group];
     int64_t window = k->window ? k->window : tp_model_config(k->m)->sliding_window;
-    int64_t past = window ? (p->keys - window + 1) / k->page : 0, sinks = pages_for(k, k->sinks);
-    int64_t need = pages_for(k, p->keys + more);
+    int64_t past = window ? (p->keys - window + 1) / k->page : 0,
+            sinks = tp_pages_for(k->page, k->sinks);
+    int64_t need = tp_pages_for(k->page, p->keys + more);
     if (p->dead < sinks) p->dead = sinks;
     for (; p->dead < past && p->dead < p->n; p->dead++) {
         give_page(g, p->table[p->dead]);
@@ -254,7 +261,7 @@ static bool lay_out(tp_cache *k, int64_t group, layout *x) {
         if (took[i] > x->K) x->K = took[i];
     }
     for (int64_t i = 0; i < p->n; i++) {
-        int64_t w = took[i] ? pages_for(k, p->s[i]->pages[group].keys + x->K) : 0;
+        int64_t w = took[i] ? tp_pages_for(k->page, p->s[i]->pages[group].keys + x->K) : 0;
         if (w > x->width) x->width = w;
     }
     size_t slots = (size_t)(x->P * x->K), cells = (size_t)(x->P * x->width);

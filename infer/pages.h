@@ -51,6 +51,7 @@ typedef struct tp_cache {
     struct tp_pass *pass;     /* that runs */
 } tp_cache;
 
+static inline int64_t tp_pages_for(int64_t page, int64_t keys) { return (keys + page - 1) / page; }
 /* pages: of the dense layers' pool; routed_pages: of each routed layer's. */
 tp_status tp_cache_new(tp_cache *k, tp_ctx *c, tp_model *m, int64_t page, int64_t pages,
                        int64_t routed_pages);
