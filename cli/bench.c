@@ -188,8 +188,10 @@ int cmd_bench(int argc, char **argv) {
                "steps in turn in this process, and the ratio of their speeds is printed: "
                "`tapir bench step configs/bench/small.yaml --against numerics=fast`. bench decode "
                "times generation with the key-value cache, beside the limit that reading the "
-               "weights from memory sets. bench mod compares Mixture-of-Depths with a dense model "
-               "of the same weights, in turns, at rows of 256 to 2048 tokens."};
+               "weights from memory sets, and a model with routed blocks beside the same one "
+               "without; model.init_from gives it trained weights. bench mod compares "
+               "Mixture-of-Depths with a dense model of the same weights, in turns, at rows of 256 "
+               "to 2048 tokens."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_catch_signals();
     if (n_words > 0 && !strcmp(words[0], "decode"))

@@ -70,7 +70,6 @@ int tp_open_ranks(const char *command, const tp_config *cfg, tp_ctx **c, tp_comm
 
 /* Settles model.*: from model.init_from, or model.vocab = 0 from the corpus or tokenizer. */
 tp_status tp_config_vocab(tp_ctx *c, tp_config *cfg);
-int64_t tp_plan_kv_bytes(const tp_config *cfg); /* of one token in a key-value cache */
 void tp_plan_print(FILE *f, const tp_config *cfg, const tp_plan *p);
 
 /* ---- runs

@@ -42,12 +42,6 @@ tp_status tp_config_vocab(tp_ctx *c, tp_config *cfg) {
     return st;
 }
 
-/* Keys and values, f32, of every layer. */
-int64_t tp_plan_kv_bytes(const tp_config *cfg) {
-    return 2 * cfg->model.layers * cfg->model.kv_heads * cfg->model.head_dim *
-           (int64_t)sizeof(float);
-}
-
 void tp_plan_print(FILE *f, const tp_config *cfg, const tp_plan *p) {
     char a[32], b[32], d[32];
     double mb = 1e6;
@@ -61,13 +55,15 @@ void tp_plan_print(FILE *f, const tp_config *cfg, const tp_plan *p) {
     fprintf(f, "tokens per step  %s   (%lld sequences of %lld)\n",
             tp_count(a, (double)p->tokens_per_step), (long long)cfg->train.batch,
             (long long)cfg->model.context);
-    int64_t kv = tp_plan_kv_bytes(cfg), whole = kv * cfg->model.context;
+    int64_t kv = p->kv_bytes_per_token, whole = kv * cfg->model.context;
     double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
     double left = fmax(memory - (double)p->parameter_bytes, 0);
-    fprintf(f,
-            "key-value cache  %s bytes per token, %.1f MB for a whole context; beside the weights "
-            "this machine holds %s of them\n",
-            tp_count(a, (double)kv), (double)whole / mb, tp_count(b, floor(left / (double)whole)));
+    fprintf(
+        f,
+        "key-value cache  %s bytes per token%s, %.1f MB for a whole context; beside the weights "
+        "this machine holds %s of them\n",
+        tp_count(a, (double)kv), cfg->mod.capacity > 0 ? " at mod.capacity" : "",
+        (double)whole / mb, tp_count(b, floor(left / (double)whole)));
     fprintf(f, "FLOPs per step   %s   (forward %s; %s per token, summed over the ops that run)\n",
             tp_count(a, p->step_flops), tp_count(b, p->forward_flops),
             tp_count(d, p->step_flops / (double)p->tokens_per_step));
@@ -104,7 +100,7 @@ int cmd_plan(int argc, char **argv) {
                "\n",
                p.ranks, (long long)p.parameters, (double)p.parameter_bytes / 1e6,
                (double)p.optimizer_bytes / 1e6, (double)p.gradient_bytes / 1e6,
-               (double)p.peak_bytes / 1e6, (long long)tp_plan_kv_bytes(&cfg),
+               (double)p.peak_bytes / 1e6, (long long)p.kv_bytes_per_token,
                (long long)p.tokens_per_step, p.forward_flops, p.step_flops);
     else
         tp_plan_print(stdout, &cfg, &p);

@@ -78,8 +78,9 @@ static bool feed(tp_grpo *g, int64_t first, int64_t n, fed *f) {
     return f->ids && f->targets && (!set || f->set);
 }
 
+/* Not `training`: there is no dropout, and choices at random are those made while decoding. */
 static tp_model_out forward(tp_grpo *g, tp_model *m, const fed *f) {
-    tp_model_in in = {.ids = f->ids, .training = true};
+    tp_model_in in = {.ids = f->ids, .mode = TP_MOD_CAUSAL};
     return tp_model_logprob(g->c, m, &in, f->targets,
                             &(tp_model_logprob_opts){g->cfg.rl.temperature, f->set});
 }

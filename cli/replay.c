@@ -2,6 +2,7 @@
  * Nothing is generated: the weights come from the newest checkpoint before the step, the steps in
  * between are replayed as well, and the loss must have the bits that were logged. */
 #include "cli/grpo.h"
+#include "core/ctx.h"
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -110,7 +111,9 @@ static int open_device(const char *command, tp_grpo *g) {
     tp_status st = read_config(g);
     if (st) code = tp_say_failure(command, g->c, st);
     tp_ctx_free(g->c);
-    return code ? code : tp_open_device(command, &g->c, g->cfg.device, a.threads);
+    if (!code) code = tp_open_device(command, &g->c, g->cfg.device, a.threads);
+    if (!code) g->c->seed = (uint64_t)g->cfg.seed; /* of choices at random in the model */
+    return code;
 }
 
 int cmd_replay(int argc, char **argv) {

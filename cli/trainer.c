@@ -3,6 +3,7 @@
 #include "autograd/autograd.h"
 #include "core/ctx.h"
 #include "core/device.h"
+#include "infer/engine.h"
 #include "ops/route/route.h"
 #include "ops/slice/slice.h"
 #include <stdio.h>
@@ -511,6 +512,7 @@ static tp_status rehearse(tp_plan *p, tp_ctx *c, tp_trainer *t, const tp_config 
     tp_status st = tp_trainer_new(t, c, &f, comm);
     if (st) return st;
     p->parameters = tp_model_numel(t->model);
+    p->kv_bytes_per_token = tp_kv_bytes_per_token(t->model);
     p->parameter_bytes = p->gradient_bytes = param_bytes(tp_model_params(t->model));
     p->optimizer_bytes = tp_memory_used(c) - p->parameter_bytes;
     p->tokens_per_step = in.targets;

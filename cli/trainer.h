@@ -95,6 +95,7 @@ typedef struct tp_plan {
     int64_t parameters, tokens_per_step;
     int ranks; /* the rest is of rank 0, save FLOPs and tokens, which are of all */
     size_t parameter_bytes, optimizer_bytes, gradient_bytes, peak_bytes;
+    int64_t kv_bytes_per_token;       /* in a key-value cache: tp_kv_bytes_per_token */
     double forward_flops, step_flops; /* of a whole batch, recomputation not counted */
 } tp_plan;
 /* Refuses in words, with what takes how much, a plan that is over the memory of c's device. */

@@ -43,14 +43,21 @@ static int64_t longest(const tp_engine *e) {
     return e->o.max_length > 0 && e->o.max_length < context ? e->o.max_length : context;
 }
 
+/* Pages of each routed layer's pool: as many for a page of the dense layers as the capacity asks
+ * for, and a quarter more, since nobody promises it; and a sequence that is read takes room as if
+ * every token went in. If they run out somebody waits. */
+static int64_t routed_pages(const tp_engine *e) {
+    const tp_model_cfg *f = tp_model_config(e->m);
+    int64_t all = tp_pages_for(e->o.page, longest(e)) + 1;
+    int64_t some = tp_pages_for(e->o.page, tp_mod_tokens(f, longest(e)) * 5 / 4) + 1;
+    int64_t pages = (e->o.pages * some + all - 1) / all + all;
+    if (pages < 2 * all) pages = 2 * all;
+    return pages < e->o.pages ? pages : e->o.pages;
+}
+
 tp_status tp_engine_new(tp_engine **out, tp_ctx *c, tp_model *m, const tp_engine_opts *opts) {
     *out = NULL;
     const tp_model_cfg *f = tp_model_config(m);
-    if (tp_mod_blocks(f))
-        return tp_fail(c, TP_EARG,
-                       "text cannot be generated yet by a model with routed blocks (mod.capacity "
-                       "is %g): the cache does not know them",
-                       f->mod.capacity);
     tp_engine *e = tp_calloc(c, 1, sizeof *e);
     if (!e) return tp_error_status(c);
     e->c = c;
@@ -60,7 +67,7 @@ tp_status tp_engine_new(tp_engine **out, tp_ctx *c, tp_model *m, const tp_engine
     if (!e->o.page) e->o.page = 16;
     if (!e->o.prefill_chunk) e->o.prefill_chunk = 256;
     if (e->o.prefill_chunk > f->context) e->o.prefill_chunk = f->context;
-    int64_t whole = (longest(e) + e->o.page - 1) / e->o.page + 1;
+    int64_t whole = e->o.page > 0 ? tp_pages_for(e->o.page, longest(e)) + 1 : 0;
     if (!e->o.pages) e->o.pages = whole * (e->o.lanes + 4);
     tp_status st = TP_OK;
     if (e->o.lanes < 1 || e->o.page < 16 || e->o.page % 16 || e->o.prefill_chunk < 1)
@@ -78,8 +85,12 @@ tp_status tp_engine_new(tp_engine **out, tp_ctx *c, tp_model *m, const tp_engine
         st = tp_fail(c, TP_EARG,
                      "engine: a window is for models with rope; GPT-2's positions end at %lld",
                      (long long)f->context);
+    else if (e->o.window && tp_mod_blocks(f))
+        st = tp_fail(c, TP_EARG,
+                     "engine: a window does not go with mod.capacity: a routed block sees its own "
+                     "tokens only, and a window over those would be another distance");
     e->cap = 2 * e->o.lanes + 2;
-    if (!st) st = tp_cache_new(&e->cache, c, m, e->o.page, e->o.pages);
+    if (!st) st = tp_cache_new(&e->cache, c, m, e->o.page, e->o.pages, routed_pages(e));
     e->cache.window = e->o.window;
     e->cache.sinks = e->o.sinks;
     if (!st) st = tp_sampler_new(&e->sampler, c, f->vocab);
@@ -103,9 +114,8 @@ tp_status tp_engine_new(tp_engine **out, tp_ctx *c, tp_model *m, const tp_engine
 
 static void free_sequence(tp_engine *e, tp_sequence *s) {
     if (!s) return;
-    tp_cache_drop(&e->cache, s);
+    tp_cache_forget(&e->cache, s);
     tp_free(s->ids);
-    tp_free(s->table);
     tp_free(s->logprob);
     tp_free(s->entropy);
     tp_free(s->set);
@@ -134,11 +144,27 @@ void tp_engine_free(tp_engine *e) {
 
 tp_engine_stats tp_engine_get_stats(const tp_engine *e) {
     tp_engine_stats s = e->stats;
-    s.pages_peak = e->cache.peak;
+    s.pages_peak = e->cache.group[0].peak;
     return s;
 }
 
-int64_t tp_kv_bytes_per_token(const tp_model *m) { return tp_cache_page_bytes(m, 1); }
+tp_layer_stats tp_engine_get_layer_stats(const tp_engine *e, int64_t layer) {
+    const tp_page_group *g = &e->cache.group[e->cache.group_of[layer]];
+    return (tp_layer_stats){.routed = tp_mod_routed(tp_model_config(e->m), layer),
+                            .fed = g->fed,
+                            .kept = g->kept,
+                            .pages = g->pages,
+                            .pages_peak = g->peak};
+}
+
+double tp_engine_kv_bytes_per_token(const tp_engine *e) {
+    double keys = 0;
+    for (int64_t i = 0; i < tp_model_config(e->m)->layers; i++) {
+        tp_layer_stats s = tp_engine_get_layer_stats(e, i);
+        keys += s.fed ? (double)s.kept / (double)s.fed : 0;
+    }
+    return keys * (double)tp_cache_key_bytes(e->m);
+}
 
 /* ---- sequences ------------------------------------------------------------------------------ */
 static const tp_request *request_of(const tp_engine *e, const tp_sequence *s) {
@@ -223,12 +249,13 @@ static int64_t to_begin(const tp_engine *e) {
 }
 
 /* ---- pages ---------------------------------------------------------------------------------- */
-/* The youngest but `s`, prompts before samples: reading a prompt again costs least. */
-static int64_t victim(const tp_engine *e, const tp_sequence *s) {
+/* The youngest but `s` with pages in this group, prompts before samples: reading a prompt again
+ * costs least. */
+static int64_t victim(const tp_engine *e, const tp_sequence *s, int64_t group) {
     int64_t best = -1;
     for (int64_t i = 0; i < e->active.n; i++) {
         const tp_sequence *x = e->active.at[i], *b = best < 0 ? NULL : e->active.at[best];
-        if (x == s || x->n_pages == 0) continue;
+        if (x == s || !x->pages || !x->pages[group].n) continue;
         if (!b || (is_prompt(x) && !is_prompt(b)) ||
             (is_prompt(x) == is_prompt(b) && x->order > b->order))
             best = i;
@@ -238,15 +265,16 @@ static int64_t victim(const tp_engine *e, const tp_sequence *s) {
 
 static tp_status make_room(tp_engine *e, tp_sequence *s, int64_t to) {
     for (;;) {
-        bool enough;
-        tp_status st = tp_cache_room(&e->cache, s, to, &enough);
-        if (st || enough) return st;
-        int64_t i = victim(e, s);
+        int64_t short_of;
+        tp_status st = tp_cache_room(&e->cache, s, to, &short_of);
+        if (st || short_of < 0) return st;
+        int64_t i = victim(e, s, short_of);
         if (i < 0)
             return tp_fail(e->c, TP_ENOMEM,
                            "the key-value cache of %lld pages of %lld tokens is too small for a "
                            "sequence of %lld tokens",
-                           (long long)e->o.pages, (long long)e->o.page, (long long)to);
+                           (long long)e->cache.group[short_of].pages, (long long)e->o.page,
+                           (long long)to);
         tp_sequence *x = e->active.at[i];
         tp_cache_drop(&e->cache, x);
         take_out(&e->active, i);
@@ -257,7 +285,12 @@ static tp_status make_room(tp_engine *e, tp_sequence *s, int64_t to) {
 
 /* Whether n tokens, and one page more for everybody who runs, would find room. */
 static bool fits(const tp_engine *e, int64_t n) {
-    return (n + e->o.page - 1) / e->o.page + 1 + e->active.n <= e->cache.free || e->active.n == 0;
+    bool enough = true;
+    for (int64_t i = 0; i < e->cache.groups; i++) {
+        const tp_page_group *g = &e->cache.group[i];
+        enough &= !g->layers || tp_pages_for(e->o.page, n) + 1 + e->active.n <= g->free;
+    }
+    return enough || e->active.n == 0;
 }
 
 /* ---- ending --------------------------------------------------------------------------------- */
@@ -408,20 +441,12 @@ static tp_status begin_samples(tp_engine *e) {
         if (!is_prompt(g) || unfed(g) > 0) continue;
         while (g->started < request_of(e, g)->samples && n < lanes) {
             tp_sequence *s = new_sequence(e, g->request, g->started);
-            int32_t *table = s ? tp_malloc(c, (size_t)g->cap_pages * sizeof *table) : NULL;
-            if (!table) {
+            if (!s || tp_cache_share(&e->cache, g, s)) {
                 free_sequence(e, s);
                 for (int64_t j = 0; j < n; j++) free_sequence(e, e->some[j]);
                 return tp_error_status(c);
             }
-            memcpy(table, g->table, (size_t)g->n_pages * sizeof *table);
-            s->table = table;
-            s->cap_pages = g->cap_pages;
-            s->n_pages = g->n_pages;
-            s->cached = g->cached;
-            s->dead = g->dead;
             s->order = g->order; /* as old as its prompt */
-            tp_cache_share(&e->cache, g);
             memcpy(e->logits + n * V, g->logits, (size_t)V * sizeof *e->logits);
             g->started++;
             e->some[n++] = s;
@@ -467,11 +492,16 @@ static tp_status feed(tp_engine *e, bool many) {
     }
     n = kept;
     if (st || !n) return st;
+    double flops = c->flops;
     tp_tensor *h = tp_cache_forward(&e->cache, e->some, e->take, n);
     tp_tensor *y = h ? tp_model_head(c, e->m, h) : NULL;
     y = y ? tp_cast(c, y, TP_F32) : NULL;
     if (!y) return tp_error_status(c);
     e->stats.passes++;
+    if (!many) {
+        e->stats.fed_singly += n;
+        e->stats.flops_singly += c->flops - flops;
+    }
     bool all = true; /* rows that wait for no more tokens of a sample: then y is used as it is */
     for (int64_t i = 0; i < n; i++) {
         if (many || is_prompt(e->some[i])) e->stats.prefilled += e->take[i];

@@ -4,8 +4,8 @@
  * A prompt goes through the model once; its samples share its pages and begin from its last logits.
  * As soon as a lane is free the next sample has it. What a sample becomes depends on the weights,
  * its prompt and its draws only: not on lanes, chunks, pages, threads or what else is decoded. The
- * log-probs are, to the last bit, those of tp_model_logprob over the whole sequence (on Hopper, in
- * bf16, where ctx->as_decoded asks for it). */
+ * log-probs are, to the last bit, those of tp_model_logprob over the whole sequence (with
+ * TP_MOD_CAUSAL where blocks are routed; on Hopper, in bf16, where ctx->as_decoded asks for it). */
 #ifndef TP_ENGINE_H
 #define TP_ENGINE_H
 #include "infer/infer.h"
@@ -57,16 +57,31 @@ typedef struct tp_engine_calls {
 
 typedef struct tp_engine_stats {
     int64_t prefilled, decoded, passes; /* tokens fed of prompts, tokens chosen, forward passes */
-    int64_t pages, pages_peak, evicted; /* of the pool; used at most; sequences that had to wait */
+    int64_t pages, pages_peak, evicted; /* of the dense layers' pool; used at most; sequences that
+                                           had to wait */
+    int64_t fed_singly;                 /* tokens fed in passes of one token of each sequence */
+    double flops_singly; /* of those passes, heads included; on a GPU without attention's own */
 } tp_engine_stats;
+
+typedef struct tp_layer_stats { /* of one layer's part in the cache; dense layers have theirs alike
+                                 */
+    bool routed;
+    int64_t fed, kept;         /* tokens that came by, samples' and those read again included; keys
+                                  kept of them */
+    int64_t pages, pages_peak; /* of its pool; used at most */
+} tp_layer_stats;
 
 /* Decodes every sample of every request. Weights may change between runs: nothing is kept. Ends the
  * ctx's step; not while a tape records. */
 tp_status tp_engine_run(tp_engine *e, const tp_request *requests, int64_t n,
                         const tp_engine_calls *calls);
-tp_engine_stats tp_engine_get_stats(const tp_engine *e); /* since it was made */
-/* Bytes that one token takes in the cache: 2 * layers * kv_heads * head_dim * bytes of a value. */
+tp_engine_stats tp_engine_get_stats(const tp_engine *e);                     /* since it was made */
+tp_layer_stats tp_engine_get_layer_stats(const tp_engine *e, int64_t layer); /* likewise */
+/* Bytes that one token takes in the cache, 2 * kv_heads * head_dim * bytes of a value for each
+ * layer that keeps its key; for routed layers in the mean over a whole context in which they take
+ * what the capacity says, rounded up. */
 int64_t tp_kv_bytes_per_token(const tp_model *m);
+double tp_engine_kv_bytes_per_token(const tp_engine *e); /* in the mean, of what was fed; 0: none */
 #ifdef __cplusplus
 }
 #endif

@@ -1,40 +1,71 @@
-/* Owns the pool of pages, and what a pass of the model over cached sequences looks like. */
+/* Owns the pools of pages, and what a pass of the model over cached sequences looks like. */
 #include "infer/pages.h"
 #include "core/ctx.h"
+#include "infer/engine.h"
 #include "ops/cache_write/cache_write.h"
+#include "ops/cast/cast.h"
 #include "ops/gather_rows/gather_rows.h"
 #include "ops/paged_attention/paged_attention.h"
 #include "ops/reshape/reshape.h"
 #include <string.h>
 
-/* ---- the pool ------------------------------------------------------------------------------- */
-int64_t tp_cache_page_bytes(const tp_model *m, int64_t page) {
-    const tp_model_cfg *f = tp_model_config(m);
-    return 2 * f->layers * page * f->kv_heads * f->head_dim *
-           (int64_t)tp_dtype_size(f->compute == TP_BF16 ? TP_BF16 : f->dtype);
+/* ---- the pools ------------------------------------------------------------------------------ */
+static tp_dtype type_of(const tp_model_cfg *f) {
+    return f->compute == TP_BF16 ? TP_BF16 : f->dtype;
 }
 
-tp_status tp_cache_new(tp_cache *k, tp_ctx *c, tp_model *m, int64_t page, int64_t pages) {
+int64_t tp_cache_key_bytes(const tp_model *m) {
     const tp_model_cfg *f = tp_model_config(m);
-    *k = (tp_cache){.c = c, .m = m, .page = page, .pages = pages};
-    k->refs = tp_calloc(c, (size_t)pages, sizeof *k->refs);
-    k->stack = tp_calloc(c, (size_t)pages, sizeof *k->stack);
+    return 2 * f->kv_heads * f->head_dim * (int64_t)tp_dtype_size(type_of(f));
+}
+
+int64_t tp_kv_bytes_per_token(const tp_model *m) {
+    const tp_model_cfg *f = tp_model_config(m);
+    int64_t T = f->context, routed = tp_mod_blocks(f);
+    int64_t keys = (f->layers - routed) * T + routed * tp_mod_tokens(f, T);
+    return (keys * tp_cache_key_bytes(m) + T - 1) / T;
+}
+
+static tp_status open_pool(tp_cache *k, tp_page_group *g, int64_t pages) {
+    g->pages = pages;
+    g->refs = tp_calloc(k->c, (size_t)pages, sizeof *g->refs);
+    g->stack = tp_calloc(k->c, (size_t)pages, sizeof *g->stack);
+    if (!g->refs || !g->stack) return tp_error_status(k->c);
+    for (; g->free < pages; g->free++) g->stack[g->free] = (int32_t)(pages - 1 - g->free);
+    return TP_OK;
+}
+
+static tp_status open_layer(tp_cache *k, int64_t i) {
+    const tp_model_cfg *f = tp_model_config(k->m);
+    tp_ctx *c = k->c;
+    int64_t shape[4] = {k->group[k->group_of[i]].pages, k->page, f->kv_heads, f->head_dim};
+    k->key[i] = tp_tensor_keep(c, type_of(f), 4, shape);
+    k->value[i] = tp_tensor_keep(c, type_of(f), 4, shape);
+    if (!k->key[i] || !k->value[i]) return tp_error_status(c);
+    /* Where a shorter row of a pass is filled up nothing was written, and tensor cores multiply
+     * what a query does not see by 0. On the CPU, where they do not, memory stays untouched. */
+    if (c->backend && (tp_zero(c, k->key[i]) || tp_zero(c, k->value[i]))) return tp_error_status(c);
+    return TP_OK;
+}
+
+tp_status tp_cache_new(tp_cache *k, tp_ctx *c, tp_model *m, int64_t page, int64_t pages,
+                       int64_t routed_pages) {
+    const tp_model_cfg *f = tp_model_config(m);
+    *k = (tp_cache){.c = c, .m = m, .page = page, .groups = 1 + tp_mod_blocks(f)};
+    k->group = tp_calloc(c, (size_t)k->groups, sizeof *k->group);
+    k->group_of = tp_calloc(c, (size_t)f->layers, sizeof *k->group_of);
     k->key = tp_calloc(c, (size_t)f->layers, sizeof(tp_tensor *));
     k->value = tp_calloc(c, (size_t)f->layers, sizeof(tp_tensor *));
-    if (!k->refs || !k->stack || !k->key || !k->value) return tp_error_status(c);
-    for (; k->free < pages; k->free++) k->stack[k->free] = (int32_t)(pages - 1 - k->free);
-    tp_dtype type = f->compute == TP_BF16 ? TP_BF16 : f->dtype;
-    int64_t shape[4] = {pages, page, f->kv_heads, f->head_dim};
-    for (int i = 0; i < f->layers; i++) {
-        k->key[i] = tp_tensor_keep(c, type, 4, shape);
-        k->value[i] = tp_tensor_keep(c, type, 4, shape);
-        if (!k->key[i] || !k->value[i]) return tp_error_status(c);
-        /* Where a shorter row of a pass is filled up nothing was written, and tensor cores multiply
-         * what a query does not see by 0. On the CPU, where they do not, memory stays untouched. */
-        if (c->backend && (tp_zero(c, k->key[i]) || tp_zero(c, k->value[i])))
-            return tp_error_status(c);
+    if (!k->group || !k->group_of || !k->key || !k->value) return tp_error_status(c);
+    for (int64_t i = 0, routed = 0; i < f->layers; i++) {
+        k->group_of[i] = tp_mod_routed(f, i) ? (int32_t)++routed : 0;
+        k->group[k->group_of[i]].layers++;
     }
-    return TP_OK;
+    tp_status st = TP_OK;
+    for (int64_t i = 0; i < k->groups && !st; i++)
+        if (k->group[i].layers) st = open_pool(k, &k->group[i], i ? routed_pages : pages);
+    for (int64_t i = 0; i < f->layers && !st; i++) st = open_layer(k, i);
+    return st;
 }
 
 void tp_cache_free(tp_cache *k) {
@@ -43,29 +74,33 @@ void tp_cache_free(tp_cache *k) {
         if (k->key[i]) tp_release(k->c, k->key[i]);
         if (k->value[i]) tp_release(k->c, k->value[i]);
     }
+    for (int64_t i = 0; i < k->groups && k->group; i++) {
+        tp_free(k->group[i].refs);
+        tp_free(k->group[i].stack);
+    }
     tp_free(k->key);
     tp_free(k->value);
-    tp_free(k->refs);
-    tp_free(k->stack);
+    tp_free(k->group);
+    tp_free(k->group_of);
     *k = (tp_cache){0};
 }
 
-static int32_t take_page(tp_cache *k) {
-    if (!k->free) return -1;
-    int32_t p = k->stack[--k->free];
-    k->refs[p] = 1;
-    if (k->pages - k->free > k->peak) k->peak = k->pages - k->free;
+static int32_t take_page(tp_page_group *g) {
+    if (!g->free) return -1;
+    int32_t p = g->stack[--g->free];
+    g->refs[p] = 1;
+    if (g->pages - g->free > g->peak) g->peak = g->pages - g->free;
     return p;
 }
 
-static void give_page(tp_cache *k, int32_t p) {
-    if (--k->refs[p] == 0) k->stack[k->free++] = p;
+static void give_page(tp_page_group *g, int32_t p) {
+    if (--g->refs[p] == 0) g->stack[g->free++] = p;
 }
 
-static tp_status copy_page(tp_cache *k, int32_t from, int32_t to) {
+static tp_status copy_page(tp_cache *k, int64_t group, int32_t from, int32_t to) {
     tp_status st = TP_OK;
     for (int64_t i = 0; i < tp_model_config(k->m)->layers && !st; i++)
-        for (int which = 0; which < 2 && !st; which++) {
+        for (int which = 0; which < 2 && !st && k->group_of[i] == group; which++) {
             tp_tensor *t = which ? k->value[i] : k->key[i];
             size_t bytes = (size_t)t->stride[0] * tp_dtype_size(t->dtype);
             char *base = t->data;
@@ -75,137 +110,294 @@ static tp_status copy_page(tp_cache *k, int32_t from, int32_t to) {
 }
 
 /* ---- a sequence's pages --------------------------------------------------------------------- */
-static int64_t sink_pages(const tp_cache *k) { return (k->sinks + k->page - 1) / k->page; }
-
-static bool is_dead(const tp_cache *k, const tp_sequence *s, int64_t i) {
-    return i >= sink_pages(k) && i < s->dead;
+static bool is_dead(const tp_cache *k, const tp_pages *p, int64_t i) {
+    return i >= tp_pages_for(k->page, k->sinks) && i < p->dead;
 }
 
-tp_status tp_cache_room(tp_cache *k, tp_sequence *s, int64_t to, bool *enough) {
-    int64_t need = (to + k->page - 1) / k->page;
+static tp_status grow_table(tp_cache *k, tp_pages *p, int64_t need) {
+    if (need <= p->cap) return TP_OK;
+    int64_t cap = need + 16;
+    int32_t *table = tp_realloc(k->c, p->table, (size_t)cap * sizeof *table);
+    if (!table) return tp_error_status(k->c);
+    p->table = table;
+    p->cap = cap;
+    return TP_OK;
+}
+
+/* Room for keys up to `to`. */
+static tp_status room(tp_cache *k, int64_t group, tp_pages *p, int64_t to, bool *enough) {
+    tp_page_group *g = &k->group[group];
+    int64_t need = tp_pages_for(k->page, to);
+    tp_status st = grow_table(k, p, need);
     *enough = false;
-    if (need > s->cap_pages) {
-        int64_t cap = need + 16;
-        int32_t *table = tp_realloc(k->c, s->table, (size_t)cap * sizeof *table);
-        if (!table) return tp_error_status(k->c);
-        s->table = table;
-        s->cap_pages = cap;
-    }
-    for (int64_t i = s->cached / k->page; i < s->n_pages; i++) { /* shared, about to be written */
-        int32_t old = s->table[i];
-        if (k->refs[old] == 1) continue;
-        int32_t copy = take_page(k);
+    if (st) return st;
+    for (int64_t i = p->keys / k->page; i < p->n; i++) { /* shared, about to be written */
+        int32_t old = p->table[i];
+        if (g->refs[old] == 1) continue;
+        int32_t copy = take_page(g);
         if (copy < 0) return TP_OK;
-        tp_status st = copy_page(k, old, copy);
-        if (st) {
-            give_page(k, copy);
+        if ((st = copy_page(k, group, old, copy))) {
+            give_page(g, copy);
             return st;
         }
-        s->table[i] = copy;
-        give_page(k, old);
+        p->table[i] = copy;
+        give_page(g, old);
     }
-    while (s->n_pages < need) {
-        int32_t p = take_page(k);
-        if (p < 0) return TP_OK;
-        s->table[s->n_pages++] = p;
+    while (p->n < need) {
+        int32_t fresh = take_page(g);
+        if (fresh < 0) return TP_OK;
+        p->table[p->n++] = fresh;
     }
     *enough = true;
     return TP_OK;
 }
 
-void tp_cache_share(tp_cache *k, const tp_sequence *s) {
-    for (int64_t i = 0; i < s->n_pages; i++)
-        if (!is_dead(k, s, i)) k->refs[s->table[i]]++;
+static tp_pages *tables_of(tp_cache *k, tp_sequence *s) {
+    if (!s->pages) s->pages = tp_calloc(k->c, (size_t)k->groups, sizeof *s->pages);
+    return s->pages;
+}
+
+tp_status tp_cache_room(tp_cache *k, tp_sequence *s, int64_t to, int64_t *short_of) {
+    tp_pages *p = tables_of(k, s);
+    tp_status st = p ? TP_OK : tp_error_status(k->c);
+    *short_of = -1;
+    for (int64_t i = 0; i < k->groups && !st && *short_of < 0; i++) {
+        bool enough;
+        if (!k->group[i].layers) continue;
+        st = room(k, i, &p[i], p[i].keys + to - s->cached, &enough);
+        if (!enough) *short_of = i;
+    }
+    return st;
+}
+
+tp_status tp_cache_share(tp_cache *k, const tp_sequence *from, tp_sequence *to) {
+    tp_pages *p = tables_of(k, to);
+    tp_status st = p ? TP_OK : tp_error_status(k->c);
+    for (int64_t i = 0; i < k->groups && !st; i++) st = grow_table(k, &p[i], from->pages[i].n);
+    for (int64_t i = 0; i < k->groups && !st; i++) {
+        const tp_pages *x = &from->pages[i];
+        if (x->n) memcpy(p[i].table, x->table, (size_t)x->n * sizeof *x->table);
+        p[i].n = x->n;
+        p[i].keys = x->keys;
+        p[i].dead = x->dead;
+        for (int64_t j = 0; j < x->n; j++)
+            if (!is_dead(k, x, j)) k->group[i].refs[x->table[j]]++;
+    }
+    if (!st) to->cached = from->cached;
+    return st;
 }
 
 void tp_cache_drop(tp_cache *k, tp_sequence *s) {
-    for (int64_t i = 0; i < s->n_pages; i++)
-        if (!is_dead(k, s, i)) give_page(k, s->table[i]);
-    s->n_pages = s->cached = s->dead = 0;
+    for (int64_t i = 0; i < k->groups && s->pages; i++) {
+        tp_pages *p = &s->pages[i];
+        for (int64_t j = 0; j < p->n; j++)
+            if (!is_dead(k, p, j)) give_page(&k->group[i], p->table[j]);
+        p->n = p->keys = p->dead = 0;
+    }
+    s->cached = 0;
 }
 
-/* Pages that no later query sees go back; their places in the table point at any page. */
-static void leave_behind(tp_cache *k, tp_sequence *s) {
+void tp_cache_forget(tp_cache *k, tp_sequence *s) {
+    tp_cache_drop(k, s);
+    for (int64_t i = 0; i < k->groups && s->pages; i++) tp_free(s->pages[i].table);
+    tp_free(s->pages);
+    s->pages = NULL;
+}
+
+/* Pages that no later query sees go back, their places in the table point at any page; and so do
+ * those behind what `more` keys would fill. */
+static void leave_behind(tp_cache *k, int64_t group, tp_pages *p, int64_t more) {
+    tp_page_group *g = &k->group[group];
     int64_t window = k->window ? k->window : tp_model_config(k->m)->sliding_window;
-    int64_t past = window ? (s->cached - window + 1) / k->page : 0;
-    if (s->dead < sink_pages(k)) s->dead = sink_pages(k);
-    for (; s->dead < past && s->dead < s->n_pages; s->dead++) {
-        give_page(k, s->table[s->dead]);
-        s->table[s->dead] = 0;
+    int64_t past = window ? (p->keys - window + 1) / k->page : 0,
+            sinks = tp_pages_for(k->page, k->sinks);
+    int64_t need = tp_pages_for(k->page, p->keys + more);
+    if (p->dead < sinks) p->dead = sinks;
+    for (; p->dead < past && p->dead < p->n; p->dead++) {
+        give_page(g, p->table[p->dead]);
+        p->table[p->dead] = 0;
     }
+    while (p->n > need) give_page(g, p->table[--p->n]);
 }
 
 /* ---- a pass --------------------------------------------------------------------------------- */
-static tp_tensor *attend(void *arg, tp_ctx *c, tp_tensor *q, tp_tensor *key, tp_tensor *value,
-                         const tp_attend_opts *o) {
-    tp_cache *k = arg;
-    tp_paged_attention_opts with = {
-        .window = k->window ? k->window : o->window, .sinks = k->sinks, .softcap = o->softcap};
-    if (tp_cache_write_(c, k->key[o->layer], key, k->slots) ||
-        tp_cache_write_(c, k->value[o->layer], value, k->slots))
-        return NULL;
-    return tp_paged_attention(c, q, k->key[o->layer], k->value[o->layer], k->tables, k->starts,
-                              &with);
-}
+typedef struct layout {  /* of a group in this pass: where its keys lie and where the new ones go */
+    int64_t P, K, width; /* sequences that add keys, at most K each; pages of the longest table */
+    int32_t *slots, *tables, *starts; /* (P,K), (P,width), (P) */
+} layout;
+
+typedef struct placed { /* the same, as tensors */
+    tp_tensor *slots, *tables, *starts;
+} placed;
+
+struct tp_pass {
+    tp_sequence *const *s;
+    const int64_t *take;
+    int64_t n, T;       /* sequences; tokens of the longest */
+    int32_t *positions; /* (n,T) */
+    int64_t *took;      /* (groups,n): keys that each sequence adds; 0 until it is decided */
+    placed dense;
+    layout routed; /* of the layer at work */
+};
 
 static tp_tensor *ints(tp_ctx *c, int ndim, const int64_t *shape, const int32_t *from) {
     tp_tensor *t = tp_tensor_new(c, TP_I32, ndim, shape);
     return t && !tp_upload(c, t, from) ? t : NULL;
 }
 
-/* Rows shorter than the longest are filled with tokens that nobody reads: id 0, no slot. */
-static tp_tensor *load(tp_cache *k, tp_sequence *const s[], const int64_t take[], int64_t n,
-                       tp_model_in *in) {
+static placed place(tp_ctx *c, const layout *x) {
+    placed p = {ints(c, TP_SHAPE(x->P, x->K), x->slots),
+                ints(c, TP_SHAPE(x->P, x->width), x->tables), ints(c, TP_SHAPE(x->P), x->starts)};
+    return p.slots && p.tables && p.starts ? p : (placed){0};
+}
+
+/* From took. Places of a row behind its last key have no slot. */
+static bool lay_out(tp_cache *k, int64_t group, layout *x) {
+    const struct tp_pass *p = k->pass;
+    const int64_t *took = p->took + group * p->n;
+    *x = (layout){.width = 1};
+    for (int64_t i = 0; i < p->n; i++) {
+        x->P += took[i] > 0;
+        if (took[i] > x->K) x->K = took[i];
+    }
+    for (int64_t i = 0; i < p->n; i++) {
+        int64_t w = took[i] ? tp_pages_for(k->page, p->s[i]->pages[group].keys + x->K) : 0;
+        if (w > x->width) x->width = w;
+    }
+    size_t slots = (size_t)(x->P * x->K), cells = (size_t)(x->P * x->width);
+    x->slots = tp_arena_alloc(k->c, (slots + cells + (size_t)x->P + 1) * sizeof *x->slots);
+    if (!x->slots) return false;
+    x->tables = x->slots + slots;
+    x->starts = x->tables + cells;
+    memset(x->slots, 0xff, slots * sizeof *x->slots); /* -1 */
+    memset(x->tables, 0, cells * sizeof *x->tables);
+    for (int64_t i = 0, row = 0; i < p->n; i++) {
+        const tp_pages *at = &p->s[i]->pages[group];
+        if (!took[i]) continue;
+        x->starts[row] = (int32_t)at->keys;
+        memcpy(x->tables + row * x->width, at->table,
+               (size_t)(at->n < x->width ? at->n : x->width) * sizeof *at->table);
+        for (int64_t j = 0; j < took[i]; j++) {
+            int64_t key = at->keys + j, in_page = key % k->page;
+            x->slots[row * x->K + j] =
+                at->table[key / k->page] * (int32_t)k->page + (int32_t)in_page;
+        }
+        row++;
+    }
+    return true;
+}
+
+static tp_tensor *attend(void *arg, tp_ctx *c, tp_tensor *q, tp_tensor *key, tp_tensor *value,
+                         const tp_attend_opts *o) {
+    tp_cache *k = arg;
+    tp_paged_attention_opts with = {
+        .window = k->window ? k->window : o->window, .sinks = k->sinks, .softcap = o->softcap};
+    placed at = k->group_of[o->layer] ? place(c, &k->pass->routed) : k->pass->dense;
+    if (tp_cache_write_(c, k->key[o->layer], key, at.slots) ||
+        tp_cache_write_(c, k->value[o->layer], value, at.slots))
+        return NULL;
+    return tp_paged_attention(c, q, k->key[o->layer], k->value[o->layer], at.tables, at.starts,
+                              &with);
+}
+
+/* Those taken, a list for each sequence that has some. What fills a pass up is never taken. */
+static tp_chosen choose(void *arg, tp_ctx *c, int layer, tp_tensor *decision) {
+    tp_cache *k = arg;
+    struct tp_pass *p = k->pass;
+    int64_t group = k->group_of[layer], *took = p->took + group * p->n;
+    layout *x = &p->routed;
+    float *d = tp_arena_alloc(c, (size_t)(p->n * p->T) * sizeof *d);
+    tp_tensor *f32 = tp_cast(c, decision, TP_F32);
+    if (!d || !f32 || tp_download(c, f32, d)) return (tp_chosen){0};
+    for (int64_t i = 0; i < p->n; i++)
+        for (int64_t t = 0; t < p->take[i]; t++) took[i] += d[i * p->T + t] > 0;
+    if (!lay_out(k, group, x)) return (tp_chosen){0};
+    int64_t cells = x->P * x->K;
+    int32_t *rows = tp_arena_alloc(c, (size_t)(2 * cells + 1) * sizeof *rows);
+    if (!rows) return (tp_chosen){0};
+    int32_t *positions = rows + cells;
+    for (int64_t i = 0; i < cells; i++) rows[i] = -1, positions[i] = 0; /* rope turns by it */
+    for (int64_t i = 0, row = 0; i < p->n; i++) {
+        int64_t at = row * x->K;
+        for (int64_t t = i * p->T; t < i * p->T + p->take[i]; t++) {
+            if (!(d[t] > 0)) continue;
+            rows[at] = (int32_t)t;
+            positions[at++] = p->positions[t];
+        }
+        row += took[i] > 0;
+    }
+    tp_chosen r = {.rows = ints(c, TP_SHAPE(x->P, x->K), rows),
+                   .positions = ints(c, TP_SHAPE(x->P, x->K), positions)};
+    return r.rows && r.positions ? r : (tp_chosen){0};
+}
+
+/* Rows shorter than the longest are filled with tokens that nobody reads: id 0, no slot. -> the
+ * rows of the last tokens. */
+static tp_tensor *load(tp_cache *k, tp_model_in *in) {
     tp_ctx *c = k->c;
-    int64_t T = 0, width = 1, last = tp_model_config(k->m)->context - 1;
+    struct tp_pass *p = k->pass;
+    int64_t n = p->n, T, last = k->window ? INT32_MAX : tp_model_config(k->m)->context - 1;
+    for (int64_t i = 0; i < n; i++)
+        if (p->take[i] > p->T) p->T = p->take[i];
+    T = p->T;
+    size_t tokens = (size_t)(n * T), took = (size_t)(k->groups * n);
+    int32_t *ids = tp_arena_alloc(c, (2 * tokens + (size_t)n) * sizeof *ids);
+    p->took = tp_arena_alloc(c, took * sizeof *p->took);
+    if (!ids || !p->took) return NULL;
+    int32_t *ends = ids + 2 * tokens;
+    p->positions = ids + tokens;
+    memset(ids, 0, tokens * sizeof *ids);
+    memset(p->took, 0, took * sizeof *p->took);
+    memcpy(p->took, p->take, (size_t)n * sizeof *p->took);
     for (int64_t i = 0; i < n; i++) {
-        if (take[i] > T) T = take[i];
-    }
-    for (int64_t i = 0; i < n; i++) {
-        int64_t w = (s[i]->cached + T + k->page - 1) / k->page;
-        if (w > width) width = w;
-    }
-    if (k->window) last = INT32_MAX;
-    size_t tokens = (size_t)(n * T), cells = (size_t)(n * width);
-    int32_t *room = tp_arena_alloc(c, (3 * tokens + cells + 2 * (size_t)n) * sizeof *room);
-    if (!room) return NULL;
-    int32_t *ids = room, *positions = ids + tokens, *slots = positions + tokens;
-    int32_t *tables = slots + tokens, *starts = tables + cells, *ends = starts + n;
-    memset(room, 0, (3 * tokens + cells) * sizeof *room);
-    for (int64_t i = 0; i < n; i++) {
-        starts[i] = (int32_t)s[i]->cached;
-        ends[i] = (int32_t)(i * T + take[i] - 1);
-        memcpy(tables + i * width, s[i]->table,
-               (size_t)(s[i]->n_pages < width ? s[i]->n_pages : width) * sizeof *tables);
+        const tp_sequence *s = p->s[i];
+        ends[i] = (int32_t)(i * T + p->take[i] - 1);
+        memcpy(ids + i * T, s->ids + s->base + s->cached, (size_t)p->take[i] * sizeof *ids);
         for (int64_t t = 0; t < T; t++) {
-            int64_t at = s[i]->cached + t, cell = i * T + t;
-            bool real = t < take[i];
-            ids[cell] = real ? s[i]->ids[s[i]->base + at] : 0;
-            positions[cell] = (int32_t)(at < last ? at : last);
-            slots[cell] =
-                real ? s[i]->table[at / k->page] * (int32_t)k->page + (int32_t)(at % k->page) : -1;
+            int64_t at = s->cached + t;
+            p->positions[i * T + t] = (int32_t)(at < last ? at : last);
         }
     }
+    layout dense;
+    if (k->group[0].layers) {
+        if (!lay_out(k, 0, &dense)) return NULL;
+        p->dense = place(c, &dense);
+        if (!p->dense.slots) return NULL;
+    }
     in->ids = ints(c, TP_SHAPE(n, T), ids);
-    in->positions = ints(c, TP_SHAPE(n, T), positions);
-    k->slots = ints(c, TP_SHAPE(n, T), slots);
-    k->tables = ints(c, TP_SHAPE(n, width), tables);
-    k->starts = ints(c, TP_SHAPE(n), starts);
+    in->positions = ints(c, TP_SHAPE(n, T), p->positions);
     tp_tensor *rows = ints(c, TP_SHAPE(n), ends);
-    return in->ids && in->positions && k->slots && k->tables && k->starts ? rows : NULL;
+    return in->ids && in->positions ? rows : NULL;
+}
+
+static void advance(tp_cache *k, const struct tp_pass *p) {
+    for (int64_t i = 0; i < p->n; i++) {
+        tp_sequence *s = p->s[i];
+        s->cached += p->take[i];
+        for (int64_t g = 0; g < k->groups; g++) {
+            s->pages[g].keys += p->took[g * p->n + i];
+            k->group[g].fed += p->take[i];
+            k->group[g].kept += p->took[g * p->n + i];
+            leave_behind(k, g, &s->pages[g], s->n - s->base - s->cached);
+        }
+    }
 }
 
 tp_tensor *tp_cache_forward(tp_cache *k, tp_sequence *const s[], const int64_t take[], int64_t n) {
-    tp_model_in in = {.attend = attend, .attend_arg = k};
-    tp_tensor *rows = load(k, s, take, n, &in);
+    struct tp_pass pass = {.s = s, .take = take, .n = n};
+    tp_model_in in = {.attend = attend,
+                      .attend_arg = k,
+                      .mode = TP_MOD_CAUSAL,
+                      .choose = choose,
+                      .choose_arg = k};
+    k->pass = &pass;
+    tp_tensor *rows = load(k, &in);
     tp_tensor *h = rows ? tp_model_hidden(k->c, k->m, &in) : NULL;
-    if (!h) return NULL;
-    int64_t channels = h->shape[2];
-    h = tp_reshape(k->c, h, TP_SHAPE(h->shape[0] * h->shape[1], channels));
-    h = h ? tp_gather_rows(k->c, h, rows) : NULL;
-    for (int64_t i = 0; i < n && h; i++) {
-        s[i]->cached += take[i];
-        leave_behind(k, s[i]);
+    if (h) {
+        h = tp_reshape(k->c, h, TP_SHAPE(h->shape[0] * h->shape[1], h->shape[2]));
+        h = h ? tp_gather_rows(k->c, h, rows) : NULL;
     }
+    if (h) advance(k, &pass);
+    k->pass = NULL;
     return h;
 }

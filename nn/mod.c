@@ -223,7 +223,7 @@ static taken take(tp_ctx *c, const tp_model *m, int layer, tp_stream x, const tp
         k.of = causal(c, m, layer, k.sum, in);
     else if (k.sum)
         k.of = top_k(c, m, layer, k.sum, in, sums);
-    if (k.of.rows) k.xs = tp_take_tokens(c, k.sum, k.of.rows);
+    if (k.of.rows && tp_numel(k.of.rows)) k.xs = tp_take_tokens(c, k.sum, k.of.rows);
     /* before the branches, so that its gradient comes after theirs, computed again or not */
     if (k.xs) k.r = weight(c, m, layer, k.xs);
     tp_tensor *keep[] = {k.sum,          k.xs,          k.r,       k.of.rows,
@@ -235,6 +235,7 @@ static taken take(tp_ctx *c, const tp_model *m, int layer, tp_stream x, const tp
 tp_stream tp_mod_forward(tp_ctx *c, tp_model *m, int layer, tp_stream x, const tp_model_in *in,
                          tp_mod_sums *sums) {
     taken k = take(c, m, layer, x, in, sums);
+    if (k.of.rows && !tp_numel(k.of.rows)) return (tp_stream){k.sum, NULL}; /* nobody goes in */
     if (!k.r) return (tp_stream){0};
     tp_model_in with = *in;
     with.positions = k.of.positions;

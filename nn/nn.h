@@ -66,8 +66,8 @@ typedef struct tp_attend_opts {
 typedef tp_tensor *(*tp_attend_fn)(void *arg, tp_ctx *c, tp_tensor *q, tp_tensor *k, tp_tensor *v,
                                    const tp_attend_opts *o);
 
-/* The tokens that a routed block takes. Their bits do not depend on how many places of -1 follow.
- */
+/* The tokens that a routed block takes. Their bits do not depend on how many places of -1 follow,
+ * or on how they are divided among lists, if attend knows it. P or K 0: it takes none. */
 typedef struct tp_chosen {
     tp_tensor *rows;      /* i32 (P,K): b*T+t of each, ascending; -1: none, behind the real ones */
     tp_tensor *positions; /* i32 (P,K) */

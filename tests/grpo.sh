@@ -59,12 +59,15 @@ truncated="rl.top_k=40 rl.top_p=0.95 rl.min_p=0.01 rl.temperature=0.9 rl.loss_ty
     rl.scale_rewards=none rl.objective=cispo rl.epsilon_high=5 rl.num_iterations=2"
 drawing="rl.dynamic_sampling=true rl.max_draws=3 rl.importance_sampling_level=sequence
     rl.loss_type=grpo rl.advantage_estimator=rloo rl.scale_rewards=batch"
-for kind in plain everything truncated drawing; do
+expect "sft of a model with a routed block" sft depths mod.capacity=0.5 mod.causal=aux_loss
+routed="model.init_from=$dir/depths rl.beta=0.05 rl.num_iterations=2"
+for kind in plain everything truncated drawing routed; do
     case $kind in
     plain) keys= ;;
     everything) keys=$everything ;;
     truncated) keys=$truncated ;;
     drawing) keys=$drawing ;;
+    routed) keys=$routed ;;
     esac
     expect "$kind" grpo "$kind" $keys
     for other in "threads=1" "train.micro_batches=4" "rl.lanes=3"; do
@@ -118,11 +121,12 @@ done
 if command -v mpirun >/dev/null; then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_WAIT_POLICY=passive
     export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
-    for kind in everything truncated drawing; do
+    for kind in everything truncated drawing routed; do
         case $kind in
         everything) keys=$everything ;;
         truncated) keys=$truncated ;;
         drawing) keys=$drawing ;;
+        routed) keys=$routed ;;
         esac
         for ranks in 2 4; do
             rm -rf "$dir/ranks"

@@ -1,6 +1,7 @@
 /* paged_attention: attention's formula, keys and values found through a table of pages. The kernel
  * is attention's own (ops/attention/attention_cpu.c), which takes tiles of 64 keys counted from key
  * 0 whether they lie together or in pages: that is why bits agree. */
+#include "core/ctx.h"
 #include "ops/paged_attention/paged_attention.h"
 #include "ops/paged_attention/paged_attention_problem.h"
 
@@ -125,6 +126,19 @@ static tp_status paged_oracle(const tp_call *k) {
     return st;
 }
 
+/* As attention's; what a query sees is known where starts can be read. */
+static double paged_flops(const tp_call *k) {
+    attention_problem p = paged_attention_problem(k);
+    double seen = 0;
+    for (int64_t b = 0; b < p.B && !k->ctx->meta && !k->ctx->backend; b++)
+        for (int64_t t = 0; t < p.T; t++) {
+            int64_t lo, hi;
+            attention_range(&p, attention_position(&p, b, t), &lo, &hi);
+            seen += (double)(hi - lo);
+        }
+    return 2 * (double)(p.D + p.Dv) * (double)p.H * seen;
+}
+
 /* clang-format off */
 #define QKV(B, T, H, P, page, Hkv, D)                                                              \
     {TP_GEN_NORMAL, 4, {B, T, H, D}}, {TP_GEN_NORMAL, 4, {P, page, Hkv, D}},                       \
@@ -181,6 +195,7 @@ const tp_op op_paged_attention = {
                [TP_CUDA] = TP_CUDA_LIST(&paged_attention_sm80, &paged_attention_naive_cuda)},
     .oracle = paged_oracle,
     .no_vjp = "for decoding; training uses attention",
+    .flops = paged_flops,
     .attrs = paged_attrs,
     .attr_bytes = sizeof(paged_attr),
     .samples = paged_samples,
