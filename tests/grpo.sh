@@ -59,12 +59,14 @@ truncated="rl.top_k=40 rl.top_p=0.95 rl.min_p=0.01 rl.temperature=0.9 rl.loss_ty
     rl.scale_rewards=none rl.objective=cispo rl.epsilon_high=5 rl.num_iterations=2"
 drawing="rl.dynamic_sampling=true rl.max_draws=3 rl.importance_sampling_level=sequence
     rl.loss_type=grpo rl.advantage_estimator=rloo rl.scale_rewards=batch"
-for kind in plain everything truncated drawing; do
+shared="$everything rl.share_prompts=true rl.top_k=40 rl.top_p=0.95"
+for kind in plain everything truncated drawing shared; do
     case $kind in
     plain) keys= ;;
     everything) keys=$everything ;;
     truncated) keys=$truncated ;;
     drawing) keys=$drawing ;;
+    shared) keys=$shared ;;
     esac
     expect "$kind" grpo "$kind" $keys
     for other in "threads=1" "train.micro_batches=4" "rl.lanes=3"; do
@@ -79,6 +81,12 @@ for kind in plain everything truncated drawing; do
     expect "$kind: six steps were logged" sh -c "[ \$(grep -c logp_diff '$dir/$kind/metrics.jsonl') = 6 ]"
 done
 expect "kinds have other bits" other plain everything
+# prompts that are shared: the same log-probs and so the same loss, gradients that differ in the last bits
+expect "plain with shared prompts" grpo once rl.share_prompts=true
+first() { sed -n "/\"loss\":/{s/.*\"$2\":\([-0-9.e]*\).*/\1/p;q;}" "$dir/$1/metrics.jsonl"; }
+expect "shared prompts: the same loss" [ "$(first plain loss)" = "$(first once loss)" ]
+expect "shared prompts: the same gradient" awk "BEGIN {a = $(first plain grad_norm); b = $(first once grad_norm)
+    exit !(a > 0 && (a - b) ^ 2 < 1e-10 * a * a)}"
 expect "the seed matters" grpo x2 seed=5
 expect "another seed, other bits" other plain x2
 
@@ -111,11 +119,12 @@ done
 if command -v mpirun >/dev/null; then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_WAIT_POLICY=passive
     export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
-    for kind in everything truncated drawing; do
+    for kind in everything truncated drawing shared; do
         case $kind in
         everything) keys=$everything ;;
         truncated) keys=$truncated ;;
         drawing) keys=$drawing ;;
+        shared) keys=$shared ;;
         esac
         for ranks in 2 4; do
             rm -rf "$dir/ranks"
@@ -148,6 +157,9 @@ says 'needs rl.reward_program' rl.reward_weights=program=1
 says 'needs a weight' rl.reward_program=cat
 says 'must be 1' rl.repetition_penalty=1.1
 says 'must divide' rl.steps_per_generation=5
+says 'whole groups in every pass' rl.share_prompts=true train.micro_batches=16
+says 'no power of two' rl.share_prompts=true rl.num_generations=3 train.micro_batches=2
+says 'activation_checkpointing' rl.share_prompts=true model.activation_checkpointing=true
 says 'no such run' model.init_from="$dir/nothing"
 says 'another value; leave the key out' model.layers=3
 says 'dropout must be 0' model.dropout=0.1
