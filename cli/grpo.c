@@ -36,6 +36,8 @@ static tp_status check(const tp_grpo *g) {
                        "rl.steps_per_generation (%lld) must divide the %lld completions "
                        "of a step",
                        (long long)f->rl.steps_per_generation, (long long)rows);
+    tp_status st = tp_shared_prompt_check(g);
+    if (st) return st;
     if (f->model.dropout > 0)
         return tp_fail(g->c, TP_EARG,
                        "model.dropout must be 0: with it a completion would have another "

@@ -79,6 +79,21 @@ tp_status tp_grpo_update(tp_grpo *g, tp_update *out);
 /* The reference model moves towards the policy, if this step is one for it. */
 tp_status tp_grpo_sync(tp_grpo *g);
 
+/* ---- shared_prompt.c ------------------------------------------------------------------------ */
+typedef struct tp_packed { /* a pass over whole groups: see shared_prompt.c */
+    int64_t groups, G, P, R, N, T;
+    int64_t first_query;        /* position of a row's first query */
+    tp_tensor *ids, *positions; /* (groups,N) */
+    tp_tensor *targets, *set;   /* (groups,N); (groups,N,words) or NULL */
+    tp_tensor *keys, *queries;  /* tokens of the rows' keys (rows*T) and queries */
+    tp_tensor *answers;         /* rows of attention that belong to completions' tokens */
+    tp_tensor *tokens;          /* (rows*R) the rows' completions */
+} tp_packed;
+tp_status tp_shared_prompt_check(const tp_grpo *g);
+bool tp_packed_feed(tp_grpo *g, int64_t first, int64_t rows, tp_packed *f);
+/* Log-probs and entropies (rows,R). f lives as long as the tape. */
+tp_model_out tp_packed_forward(tp_grpo *g, tp_model *m, tp_packed *f);
+
 /* ---- grpo_eval.c ---------------------------------------------------------------------------- */
 typedef struct tp_grpo_eval {
     double greedy, pass_1, pass_k, length;

@@ -11,6 +11,8 @@
 /* ---- rows as tensors ------------------------------------------------------------------------ */
 typedef struct fed { /* a pass over n rows, (n,T) each */
     int64_t n, T;
+    bool shared; /* rows begin with the completion, and packed has the tokens */
+    tp_packed packed;
     tp_tensor *ids, *targets, *set;
     tp_tensor *old, *ref, *weight, *mask, *advantage;
 } fed;
@@ -41,7 +43,7 @@ static tp_tensor *spread(tp_grpo *g, const fed *f, int64_t first, const float *f
     if (!x) return NULL;
     memset(x, 0, (size_t)(f->n * f->T) * sizeof *x);
     for (int64_t i = 0; i < f->n; i++) {
-        int64_t row = first + i, at = i * f->T + r->n_prompt[row / r->G] - 1;
+        int64_t row = first + i, at = i * f->T + (f->shared ? 0 : r->n_prompt[row / r->G] - 1);
         for (int64_t t = 0; t < r->n[row]; t++) x[at + t] = from ? from[i * r->R + t] : 1.0f;
     }
     return put(g->c, TP_F32, TP_SHAPE(f->n, f->T), x);
@@ -108,15 +110,17 @@ static tp_tensor *pass_loss(void *arg, tp_ctx *c, tp_model *m, const tp_batch *b
     tp_grpo *g = arg;
     tp_rollouts *r = &g->now;
     int64_t at = b->sample % g->B, first = g->minibatch * g->B + at, cells = first * r->R;
-    fed f;
-    if (!feed(g, first, b->rows, &f)) return NULL;
+    fed f = {.n = b->rows, .shared = g->cfg.rl.share_prompts};
+    if (f.shared && !tp_packed_feed(g, first, b->rows, &f.packed)) return NULL;
+    if (!f.shared && !feed(g, first, b->rows, &f)) return NULL;
+    if (f.shared) f.T = f.packed.R;
     f.old = spread(g, &f, first, r->logprob + cells);
     f.weight = spread(g, &f, first, g->weight + at * r->R);
     f.mask = spread(g, &f, first, NULL);
     f.advantage = put(c, TP_F32, TP_SHAPE(b->rows), r->advantage + first);
     if (g->reference) f.ref = spread(g, &f, first, r->ref + cells);
     if (!f.old || !f.weight || !f.mask || !f.advantage || (g->reference && !f.ref)) return NULL;
-    tp_model_out y = forward(g, m, &f);
+    tp_model_out y = f.shared ? tp_packed_forward(g, m, &f.packed) : forward(g, m, &f);
     if (!y.logprob) return NULL;
     tp_policy_opts o = policy_options(g);
     tp_policy_in in = {y.logprob, f.old, f.ref, f.advantage, f.weight, f.mask, y.entropy};

@@ -125,7 +125,7 @@ function(tapir_version_header)
 endfunction()
 
 # tests/NAME_test.c: one cmocka program, one CTest. tests/op_test.c: one CTest per op.
-# tests/*.sh: a CTest that gets the tapir binary's path as $1. fuzz/NAME_fuzzer.c replays fuzz/NAME/.
+# tests/*.sh: a CTest that gets the tapir binary's path as $1, the source folder, and "short" where it is slow. fuzz/NAME_fuzzer.c replays fuzz/NAME/.
 function(tapir_tests ops)
   pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
   file(GLOB tests CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/*_test.c)
@@ -171,7 +171,8 @@ function(tapir_tests ops)
   file(GLOB scripts CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/*.sh)
   foreach(script ${scripts})
     get_filename_component(name ${script} NAME_WE)
-    add_test(NAME ${name} COMMAND sh ${script} $<TARGET_FILE:tapir_bin> ${CMAKE_SOURCE_DIR})
+    add_test(NAME ${name} COMMAND sh ${script} $<TARGET_FILE:tapir_bin> ${CMAKE_SOURCE_DIR}
+             $<$<BOOL:${TAPIR_SANITIZE}>:short>)
     if(name STREQUAL "same_bits")
       set_tests_properties(${name} PROPERTIES LABELS slow)
     endif()

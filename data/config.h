@@ -71,7 +71,7 @@ typedef struct tp_config {
         double epsilon, epsilon_high, delta, clip_ratio_c, beta, entropy_coef;
         double top_entropy_quantile, ref_model_mixup_alpha, reward_timeout;
         bool use_bias_correction_kl, mask_truncated_completions, dynamic_sampling, sync_ref_model;
-        bool shuffle_rewards, dump;
+        bool shuffle_rewards, dump, share_prompts;
         tp_cfg_scale scale_rewards;
         tp_cfg_estimator advantage_estimator;
         tp_cfg_loss_type loss_type;

@@ -140,7 +140,8 @@ static int32_t most_likely(const tp_sampler *s) {
 /* By id: no order is needed where all are kept. */
 static int32_t draw_any(tp_sampler *s, const tp_sampling *how, tp_draw d) {
     double top = -INFINITY, sum = 0, at = 0;
-    for (int64_t i = 0; i < s->vocab; i++) top = fmax(top, s->heap[i].score);
+    for (int64_t i = 0; i < s->vocab; i++)
+        if (s->heap[i].score > top) top = s->heap[i].score; /* no NaN gets here */
     for (int64_t i = 0; i < s->vocab; i++)
         sum += s->weight[i] = exp((s->heap[i].score - top) / how->temperature);
     double to = sum * uniform(how, d);

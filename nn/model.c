@@ -182,7 +182,7 @@ static bool check_inputs(tp_ctx *c, const tp_model *m, const tp_model_in *in) {
                 ids ? tp_shape_str(c, ids) : "nothing");
         return false;
     }
-    if (ids->shape[1] > m->cfg.context) {
+    if (ids->shape[1] > m->cfg.context && !in->attend) { /* else positions say where they are */
         tp_fail(c, TP_ESHAPE, "model: %lld tokens do not fit into a context of %lld",
                 (long long)ids->shape[1], (long long)m->cfg.context);
         return false;

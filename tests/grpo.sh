@@ -1,9 +1,10 @@
 #!/bin/sh
 # Fine-tuning and GRPO from end to end: the same bits for any threads, micro-batches and ranks,
 # after kill -9 anywhere and resume, and in replay; log-probs of sampling and training that never
-# differ; dynamic sampling with its account; wrong inputs in words. $1: tapir, $2: the source folder.
+# differ; dynamic sampling with its account; wrong inputs in words. $1: tapir, $2: the source folder,
+# $3: "short" for the parts that are worth a slow build.
 set -eu
-tapir=$1 src=$2
+tapir=$1 src=$2 length=${3:-whole}
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 bad=0 checks=0
@@ -61,16 +62,26 @@ drawing="rl.dynamic_sampling=true rl.max_draws=3 rl.importance_sampling_level=se
     rl.loss_type=grpo rl.advantage_estimator=rloo rl.scale_rewards=batch"
 expect "sft of a model with a routed block" sft depths mod.capacity=0.5 mod.causal=aux_loss
 routed="model.init_from=$dir/depths rl.beta=0.05 rl.num_iterations=2"
-for kind in plain everything truncated drawing routed; do
-    case $kind in
-    plain) keys= ;;
-    everything) keys=$everything ;;
-    truncated) keys=$truncated ;;
-    drawing) keys=$drawing ;;
-    routed) keys=$routed ;;
+shared="$everything rl.share_prompts=true rl.top_k=40 rl.top_p=0.95"
+keys_of() { # KIND
+    case $1 in
+    plain) echo ;;
+    everything) echo $everything ;;
+    truncated) echo $truncated ;;
+    drawing) echo $drawing ;;
+    routed) echo $routed ;;
+    shared) echo $shared ;;
     esac
+}
+kinds="plain everything truncated drawing routed shared"
+splits="threads=1 train.micro_batches=4 rl.lanes=3"
+pauses="0.1 0.3 0.5 0.8"
+counts="2 4"
+[ "$length" = whole ] || kinds="plain truncated routed" splits=train.micro_batches=4 pauses=0.5 counts=2
+for kind in $kinds; do
+    keys=$(keys_of $kind)
     expect "$kind" grpo "$kind" $keys
-    for other in "threads=1" "train.micro_batches=4" "rl.lanes=3"; do
+    for other in $splits; do
         rm -rf "$dir/x"
         expect "$kind with $other" grpo x $keys $other
         expect "$kind has the same bits with $other" same "$kind" x
@@ -82,6 +93,12 @@ for kind in plain everything truncated drawing routed; do
     expect "$kind: six steps were logged" sh -c "[ \$(grep -c logp_diff '$dir/$kind/metrics.jsonl') = 6 ]"
 done
 expect "kinds have other bits" other plain everything
+# prompts that are shared: the same log-probs and so the same loss, gradients that differ in the last bits
+expect "plain with shared prompts" grpo once rl.share_prompts=true
+first() { sed -n "/\"loss\":/{s/.*\"$2\":\([-0-9.e]*\).*/\1/p;q;}" "$dir/$1/metrics.jsonl"; }
+expect "shared prompts: the same loss" [ "$(first plain loss)" = "$(first once loss)" ]
+expect "shared prompts: the same gradient" awk "BEGIN {a = $(first plain grad_norm); b = $(first once grad_norm)
+    exit !(a > 0 && (a - b) ^ 2 < 1e-10 * a * a)}"
 expect "the seed matters" grpo x2 seed=5
 expect "another seed, other bits" other plain x2
 
@@ -102,7 +119,7 @@ expect "and would not be, had its bytes been written as they are" grep -q "$(pri
 # ---- kill -9 at any moment, and resume ----------------------------------------------------------
 long="$everything rl.dynamic_sampling=true run.steps=12"
 expect "uninterrupted" grpo straight $long
-for pause in 0.1 0.3 0.5 0.8; do
+for pause in $pauses; do
     rm -rf "$dir/killed"
     grpo killed $long >/dev/null 2>&1 &
     pid=$!
@@ -121,14 +138,9 @@ done
 if command -v mpirun >/dev/null; then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_WAIT_POLICY=passive
     export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
-    for kind in everything truncated drawing routed; do
-        case $kind in
-        everything) keys=$everything ;;
-        truncated) keys=$truncated ;;
-        drawing) keys=$drawing ;;
-        routed) keys=$routed ;;
-        esac
-        for ranks in 2 4; do
+    for kind in $kinds; do
+        keys=$(keys_of $kind)
+        for ranks in $counts; do
             rm -rf "$dir/ranks"
             expect "$kind on $ranks ranks" mpirun -np $ranks "$tapir" grpo "$src/configs/tests/grpo.yaml" \
                 run.dir="$dir/ranks" model.init_from="$dir/sft" $keys
@@ -159,6 +171,10 @@ says 'needs rl.reward_program' rl.reward_weights=program=1
 says 'needs a weight' rl.reward_program=cat
 says 'must be 1' rl.repetition_penalty=1.1
 says 'must divide' rl.steps_per_generation=5
+says 'does not go with mod' rl.share_prompts=true mod.capacity=0.5 model.init_from=
+says 'whole groups in every pass' rl.share_prompts=true train.micro_batches=16
+says 'no power of two' rl.share_prompts=true rl.num_generations=3 train.micro_batches=2
+says 'activation_checkpointing' rl.share_prompts=true model.activation_checkpointing=true
 says 'no such run' model.init_from="$dir/nothing"
 says 'another value; leave the key out' model.layers=3
 says 'dropout must be 0' model.dropout=0.1

@@ -1,8 +1,13 @@
 /* gemm_few_cpu: products of a few rows, as in decoding one token: every element of B is read once,
- * so B is not packed, and the time is that of reading it. The chains are those of gemm_cpu.c. */
+ * so B is not packed, and the time is that of reading it. The chains are those of gemm_cpu.c.
+ *
+ * What is asked for ahead goes to the second cache (the 2 of __builtin_prefetch): asked into the
+ * first one, as many lines are in flight as that has buffers for, and half the memory's speed is
+ * lost. */
 #include "ops/matmul/gemm_gelu.h"
 #include "ops/matmul/gemm_plan.h"
 #include "ops/simd.h"
+#include <string.h>
 
 typedef struct few {
     const tp_gemm *g;
@@ -11,17 +16,13 @@ typedef struct few {
 } few;
 
 #if TP_ISA >= 4
-enum { REGISTERS = 24, WIDEST = 12 };
+enum { TOGETHER = 8 }; /* rows of B that are read side by side */
 #else
-enum { REGISTERS = 6, WIDEST = 4 };
+enum { TOGETHER = 4 };
 #endif
-enum { ROWS_AHEAD = 12 }; /* rows of B asked for before they are wanted */
-
-/* Vectors side by side in a tile of m rows: enough chains to hide the latency of one. */
-INLINE int vectors(const int m) {
-    int n = REGISTERS / m;
-    return n > WIDEST ? WIDEST : n < 1 ? 1 : n;
-}
+enum { STRIP = 4096 };      /* sums of a strip of columns, in the first cache */
+enum { ROWS_AHEAD = 12 };   /* rows of B asked for before they are wanted */
+enum { FEWEST_WIDE = 128 }; /* columns that are worth a thread's strip of their own */
 
 /* y = acc (+ bias) (added to C), for one row's vector at column j. */
 INLINE void finish(const tp_gemm *g, v16 acc, int64_t i, int64_t j, int n) {
@@ -31,33 +32,55 @@ INLINE void finish(const tp_gemm *g, v16 acc, int64_t i, int64_t j, int n) {
     v16_store_n(c, acc, n);
 }
 
-/* B's rows are contiguous (b_cs = 1): nv vectors of columns from j on; n lanes in the last. */
-INLINE void along_rows(const few *f, const int m, const int nv, int64_t j, int n) {
-    const tp_gemm *g = f->g;
-    const float *a = f->a, *b = g->b + j;
-    v16 acc[GEMM_FEW][WIDEST];
+/* n rows of B, from b on, meet the sums y (m,ldy): whole vectors of columns, `lanes` in each. */
+INLINE void add_rows(const few *f, const float *b, const float *a, float *y, int64_t ldy,
+                     const int m, const int n, int64_t vectors, const int lanes, const bool first) {
+    int64_t rs = f->g->b_rs;
+    for (int64_t v = 0; v < vectors; v++) {
+        v16 bk[TOGETHER];
 #pragma GCC unroll 8
-    for (int i = 0; i < m; i++)
-#pragma GCC unroll 12
-        for (int v = 0; v < nv; v++) acc[i][v] = v16_zero();
-    for (int64_t k = 0; k < g->k; k++, a += m, b += g->b_rs) {
-        v16 bk[WIDEST];
-#pragma GCC unroll 12
-        for (int v = 0; v < nv; v++) {
-            __builtin_prefetch(b + ROWS_AHEAD * g->b_rs + v * TP_LANES);
-            bk[v] = n == TP_LANES ? v16_load(b + v * TP_LANES) : v16_load_n(b + v * TP_LANES, n);
+        for (int q = 0; q < n; q++) {
+            const float *p = b + q * rs + v * TP_LANES;
+            __builtin_prefetch(p + ROWS_AHEAD * rs, 0, 2);
+            bk[q] = lanes == TP_LANES ? v16_load(p) : v16_load_n(p, lanes);
         }
 #pragma GCC unroll 8
         for (int i = 0; i < m; i++) {
-            v16 ai = v16_set1(a[i]);
-#pragma GCC unroll 12
-            for (int v = 0; v < nv; v++) acc[i][v] = v16_fma(ai, bk[v], acc[i][v]);
+            float *yi = y + i * ldy + v * TP_LANES;
+            v16 acc = first ? v16_zero() : v16_load(yi);
+#pragma GCC unroll 8
+            for (int q = 0; q < n; q++) acc = v16_fma(v16_set1(a[q * m + i]), bk[q], acc);
+            v16_store(yi, acc);
         }
     }
-#pragma GCC unroll 8
+}
+
+INLINE int64_t strip_width(const int m) { return STRIP / m / TP_LANES * TP_LANES; }
+
+/* B's rows are contiguous (b_cs = 1): they are read as they lie, a few long streams side by side,
+ * and the sums of columns [j, j+width) stay at hand. */
+INLINE void along_rows(const few *f, const int m, int64_t j, int64_t width) {
+    const tp_gemm *g = f->g;
+    _Alignas(64) float y[STRIP];
+    const float *a = f->a, *b = g->b + j;
+    int64_t ldy = strip_width(m), whole = width / TP_LANES, k = 0, end = whole * TP_LANES;
+    int rest = (int)(width - end);
+    if (g->k < TOGETHER) memset(y, 0, sizeof y);
+    for (; k + TOGETHER <= g->k; k += TOGETHER, b += TOGETHER * g->b_rs, a += TOGETHER * m) {
+        if (k == 0)
+            add_rows(f, b, a, y, ldy, m, TOGETHER, whole, TP_LANES, true);
+        else
+            add_rows(f, b, a, y, ldy, m, TOGETHER, whole, TP_LANES, false);
+        if (rest) add_rows(f, b + end, a, y + end, ldy, m, TOGETHER, 1, rest, k == 0);
+    }
+    for (; k < g->k; k++, b += g->b_rs, a += m) {
+        add_rows(f, b, a, y, ldy, m, 1, whole, TP_LANES, false);
+        if (rest) add_rows(f, b + end, a, y + end, ldy, m, 1, 1, rest, false);
+    }
     for (int i = 0; i < m; i++)
-#pragma GCC unroll 12
-        for (int v = 0; v < nv; v++) finish(g, acc[i][v], i, j + v * TP_LANES, n);
+        for (int64_t v = 0; v * TP_LANES < width; v++)
+            finish(g, v16_load(y + i * ldy + v * TP_LANES), i, j + v * TP_LANES,
+                   v16_lanes(width, v));
 }
 
 /* B's columns are contiguous (b_rs = 1): sixteen columns, transposed sixteen steps at a time. */
@@ -73,7 +96,7 @@ INLINE void across_rows(const few *f, const int m, int64_t j, int n) {
 #pragma GCC unroll 16
             for (int l = 0; l < TP_LANES; l++) {
                 r[l] = v16_load(b + l * g->b_cs + k);
-                __builtin_prefetch(b + l * g->b_cs + k + 8 * TP_LANES);
+                __builtin_prefetch(b + (l + TP_LANES) * g->b_cs + k, 0, 2); /* the next sixteen */
             }
         } else {
             for (int l = 0; l < TP_LANES; l++)
@@ -101,16 +124,12 @@ INLINE void across_rows(const few *f, const int m, int64_t j, int n) {
 }
 
 INLINE void columns(const few *f, const int m, int64_t begin, int64_t end) {
-    const int nv = vectors(m);
-    int64_t j = begin;
-    if (f->g->b_cs == 1)
-        for (; j + nv * TP_LANES <= end; j += nv * TP_LANES) along_rows(f, m, nv, j, TP_LANES);
-    for (; j < end; j += TP_LANES) {
-        int n = v16_lanes(end - j, 0);
+    int64_t step = f->g->b_cs == 1 ? strip_width(m) : TP_LANES;
+    for (int64_t j = begin; j < end; j += step) {
         if (f->g->b_cs == 1)
-            along_rows(f, m, 1, j, n);
+            along_rows(f, m, j, gemm_min(step, end - j));
         else
-            across_rows(f, m, j, n);
+            across_rows(f, m, j, v16_lanes(end - j, 0));
     }
 }
 
@@ -151,11 +170,13 @@ void TP_CAT(tp_gemm_few, TP_ISA)(tp_ctx *c, const tp_gemm *g) {
     float *a = g->work;
     for (int64_t i = 0; i < g->m; i++)
         for (int64_t k = 0; k < g->k; k++) a[k * g->m + i] = g->a[i * g->a_rs + k * g->a_cs];
-    few f = {.g = g, .a = a, .width = (int64_t)vectors((int)g->m) * TP_LANES};
-    int64_t units = gemm_ceil_div(g->n, f.width);
     bool alone = !c || (double)g->m * (double)g->n * (double)g->k < 3e5;
+    int64_t share = alone ? g->n : gemm_ceil_div(g->n, tp_threads(c)); /* long streams, few */
+    int64_t width = gemm_max(FEWEST_WIDE, gemm_ceil_div(share, TP_LANES) * TP_LANES);
+    few f = {.g = g, .a = a, .width = gemm_min(width, g->b_cs == 1 ? strip_width((int)g->m) : 256)};
+    int64_t units = gemm_ceil_div(g->n, f.width);
     if (alone)
         run_units(&f, 0, units);
     else
-        tp_parallel_for(c, units, gemm_max(1, units / (8 * tp_threads(c))), run_units, &f);
+        tp_parallel_for(c, units, 1, run_units, &f);
 }
