@@ -109,7 +109,8 @@ static inline bool tp_map_takes(const tp_map_args *a, int nin, const size_t in_b
 /* Applies f to k's inputs. out are dense and of one shape; or out[0] is in[0] itself. */
 template <typename C, typename T, typename R, int NIN, int NOUT, typename F>
 static inline tp_status tp_map_typed(const tp_call *k, tp_tensor *const out[], F f) {
-    enum { V = tp_width<T>::N < tp_width<C>::N ? tp_width<T>::N : tp_width<C>::N };
+    enum { OF_T = tp_width<T>::N, OF_C = tp_width<C>::N };
+    enum { V = (int)OF_T < (int)OF_C ? (int)OF_T : (int)OF_C };
     size_t bytes[NIN];
     tp_map_args a = {};
     if (!(a.n = tp_numel(out[0]))) return TP_OK;
