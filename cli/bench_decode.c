@@ -157,15 +157,15 @@ static void print_text(const report *r) {
            "batch 1\n",
            r->weights / 1e6, r->cache / 1e6, r->memory / 1e9, limit);
     printf("key-value cache  %s bytes per token", tp_count(a, r->it->kv_bytes));
-    if (r->dense) printf("   (%s where every block is dense)", tp_count(b, r->dense->kv_bytes));
+    if (r->dense) printf("   (every block dense: %s)", tp_count(b, r->dense->kv_bytes));
     printf("\nFLOPs per token  %s", tp_count(a, r->it->flops));
-    if (r->dense) printf("   (%s)", tp_count(b, r->dense->flops));
+    if (r->dense) printf("   (every block dense: %s)", tp_count(b, r->dense->flops));
     printf("\n");
     for (int i = 0; i < BATCHES; i++) {
         double x = rate(r, r->it, i);
         printf("batch %-10lld %.1f tokens/s", (long long)batches[i], x);
         if (i == 0) printf("   (%.0f %% of that)", 100 * x / limit);
-        if (r->dense) printf("   (%.1f)", rate(r, r->dense, i));
+        if (r->dense) printf("   (every block dense: %.1f)", rate(r, r->dense, i));
         printf("\n");
     }
 }

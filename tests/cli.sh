@@ -206,5 +206,9 @@ set -- $figures
 for key in tokens_per_s gflops peak_fraction peak_rss_mb; do
     grep -q "\"$key\":" out || { echo "FAILED: bench --json has no $key"; failed=$((failed + 1)); }
 done
+works $tapir bench decode $src/configs/tests/tiny.yaml model.vocab=300 model.context=24 model.layers=2 mod.capacity=0.25 --json
+for key in tokens_per_s_1 kv_bytes_per_token flops_per_token dense_kv_bytes_per_token dense_flops_per_token; do
+    grep -q "\"$key\":" out || { echo "FAILED: bench decode --json has no $key"; failed=$((failed + 1)); }
+done
 echo "$checks checks, $failed failed"
 [ $failed = 0 ]
