@@ -137,6 +137,7 @@ INLINE void columns(const few *f, const int m, int64_t begin, int64_t end) {
 static void run_units(void *arg, int64_t begin, int64_t end) {
     const few *f = arg;
     int64_t j0 = begin * f->width, j1 = gemm_min(end * f->width, f->g->n);
+#if TP_ISA > 1
     switch (f->g->m) {
     case 1:
         columns(f, 1, j0, j1);
@@ -163,6 +164,9 @@ static void run_units(void *arg, int64_t begin, int64_t end) {
         columns(f, 8, j0, j1);
         break;
     }
+#else /* eight copies of emulated vectors take the compiler minutes */
+    columns(f, (int)f->g->m, j0, j1);
+#endif
     if (f->g->gelu) gemm_gelu(f->g, 0, f->g->m, j0, j1 - j0);
 }
 
