@@ -1,14 +1,14 @@
 """The loop of `tapir grpo configs/grpo-chain8.yaml` in PyTorch, at its best settings on a CPU.
 
     python3 bench/peers/pytorch_grpo.py CHECKPOINT.h5 [--threads 1] [--steps 100] [--compile none|update|all]
-                                        [--attention own|sdpa] [--sampler invert|multinomial] [--compact 0.9]
+                                        [--attention own|sdpa] [--sampler invert|multinomial] [--compact 0.9] [--share]
 
 CHECKPOINT.h5 is one of `tapir train configs/sft-chain8.yaml`, so that both begin with the same policy; needs torch and
 h5py. A step: 32 prompts of chain arithmetic are read once, their keys and values expanded to 16 samples each, all 512
 completions drawn side by side with a cache, and what has ended leaves the batch; rewards, advantages and the update
 are batched too, with no loop over sequences. The update is one forward and backward over padded rows, its head over
 completion tokens only; old log-probs are the update's own, detached (on policy their ratios are 1), so that none are
-computed twice. Fused AdamW, clipping over all tensors at once, float32. Steps that warm up are taken back before the
+computed twice. --share reads a prompt once for its group in the update as well, as rl.share_prompts does. Fused AdamW, clipping over all tensors at once, float32. Steps that warm up are taken back before the
 timed ones. Prints one JSON line. docs/peers.md says which environment is fair to PyTorch.
 """
 import argparse
@@ -42,7 +42,10 @@ class Block(nn.Module):
         return self.qkv(self.ln1(x)).view(b, t, 3, HEADS, C // HEADS).permute(2, 0, 3, 1, 4).unbind(0)  # (B,H,T,D)
 
     def rest(self, x, a):
-        x = x + self.proj(a.transpose(1, 2).reshape(x.shape))
+        return self.rest_flat(x, a.transpose(1, 2).reshape(x.shape))
+
+    def rest_flat(self, x, a):
+        x = x + self.proj(a)
         return x + self.down(F.gelu(self.fc(self.ln2(x)), approximate="tanh"))
 
     def forward(self, x):
@@ -196,6 +199,38 @@ def feed(prompts, ids, mask, advantage):
     return rows, at * rows.shape[1] + P - 1 + t, ids[at, t], advantage[at]
 
 
+def feed_shared(prompts, ids, mask, advantage):
+    """Tokens of all prompts but their last ones, then what the completions feed, without padding."""
+    longest, before = int(mask.sum(1).max()), PROMPTS * (P - 1)
+    m = mask[:, :longest]
+    row, t = m.nonzero(as_tuple=True)
+    fed = torch.cat([prompts[:, -1:].repeat_interleave(GROUP, 0), ids[:, : longest - 1]], 1)
+    tokens = torch.cat([prompts[:, :-1].flatten(), fed[m]])
+    positions = torch.cat([torch.arange(P - 1).repeat(PROMPTS), P - 1 + t])
+    own = torch.zeros(m.shape, dtype=torch.long)
+    own[m] = before + torch.arange(len(row))
+    prompt = torch.arange(PROMPTS * (P - 1)).view(PROMPTS, P - 1).repeat_interleave(GROUP, 0)
+    return tokens, positions, torch.cat([prompt, own], 1), row * longest + t, ids[row, t], advantage[row]
+
+
+def loss_shared(model, tokens, positions, keys, answers, targets, advantage, epsilon=0.2):
+    """keys (N,T): the tokens of each row; answers: where attention's rows have the completions' tokens."""
+    before, longest = PROMPTS * (P - 1), keys.shape[1] - P + 1
+    sees = torch.ones(longest, keys.shape[1], dtype=torch.bool).tril(P - 1)
+    x = model.wte(tokens) + model.wpe(positions)
+    for b in model.blocks:
+        qkv = b.qkv(b.ln1(x))
+        a = F.scaled_dot_product_attention(
+            *qkv[:before].view(PROMPTS, P - 1, 3, HEADS, -1).permute(2, 0, 3, 1, 4).unbind(0), is_causal=True)
+        rows = qkv.index_select(0, keys.flatten()).view(*keys.shape, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        o = F.scaled_dot_product_attention(rows[0][:, :, P - 1 :], rows[1], rows[2], attn_mask=sees)
+        o = o.transpose(1, 2).reshape(-1, C).index_select(0, answers)
+        x = b.rest_flat(x, torch.cat([a.transpose(1, 2).reshape(before, C), o]))
+    logp = -F.cross_entropy(model.head(x[before:]), targets, reduction="none")
+    ratio = (logp - logp.detach()).exp()
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage).mean()
+
+
 def environment():
     try:
         with open("/proc/cpuinfo") as f:
@@ -217,7 +252,8 @@ class Loop:
         load(self.model, a.checkpoint)
         self.opt = torch.optim.AdamW(self.model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0, fused=True)
         self.generate = Generator(self.model, a)
-        self.loss = torch.compile(loss_of, dynamic=True) if a.compile != "none" else loss_of
+        self.feed, loss = (feed_shared, loss_shared) if a.share else (feed, loss_of)
+        self.loss = torch.compile(loss) if a.compile != "none" else loss
         self.n = 0
 
     def step(self):
@@ -233,7 +269,7 @@ class Loop:
         for group in self.opt.param_groups:
             group["lr"] = 1e-4 * min(1, self.n / 5)
         self.opt.zero_grad(set_to_none=True)
-        self.loss(self.model, *feed(prompts, ids, mask, advantage)).backward()
+        self.loss(self.model, *self.feed(prompts, ids, mask, advantage)).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
         self.opt.step()
         marks.append((time.perf_counter(), time.process_time()))
@@ -249,7 +285,8 @@ def main():
     a.add_argument("--warm-up", type=int, default=5)
     a.add_argument("--seed", type=int, default=1)
     a.add_argument("--compile", choices=["none", "update", "all"], default="none")
-    a.add_argument("--attention", choices=["own", "sdpa"], default="own")
+    a.add_argument("--share", action="store_true")
+    a.add_argument("--attention", choices=["own", "sdpa"], default="sdpa")
     a.add_argument("--sampler", choices=["invert", "multinomial"], default="invert")
     a.add_argument("--compact", type=float, default=0.9, help="what has ended leaves when no more than this part goes on")
     a = a.parse_args()
@@ -277,7 +314,7 @@ def main():
         "tokens_per_completion": round(statistics.mean(s[1] for s in steps), 2),
         "reward_first": round(steps[0][2], 3), "reward_last": round(statistics.mean(s[2] for s in last), 3),
         "tokens_last": round(statistics.mean(s[1] for s in last), 2),
-        "threads": a.threads, "compile": a.compile, "attention": a.attention, "sampler": a.sampler,
+        "threads": a.threads, "compile": a.compile, "share": a.share, "attention": a.attention, "sampler": a.sampler,
         "compact": a.compact, **used,
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1),
     }))
