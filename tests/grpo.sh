@@ -135,9 +135,9 @@ for pause in $pauses; do
 done
 
 # ---- ranks --------------------------------------------------------------------------------------
+leaks=${ASAN_OPTIONS-}
 if command -v mpirun >/dev/null; then
-    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_WAIT_POLICY=passive
-    export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
+    . "$src/tests/lib/runs.sh"
     for kind in $kinds; do
         keys=$(keys_of $kind)
         for ranks in $counts; do
@@ -148,6 +148,7 @@ if command -v mpirun >/dev/null; then
         done
     done
 fi
+export ASAN_OPTIONS="$leaks"
 
 # ---- wrong inputs -------------------------------------------------------------------------------
 says() { # TEXT KEYS…
