@@ -136,9 +136,13 @@ static tp_status get_ints(const line *l, const char *key, int64_t most, int64_t 
                           int32_t *to) {
     double *x;
     tp_status st = numbers(l, key, most, n, &x);
+    double least = limit ? 0 : INT32_MIN, most_of = limit ? limit - 1.0 : INT32_MAX;
     for (int64_t i = 0; i < *n && !st; i++) {
-        if (limit && (x[i] < 0 || x[i] >= limit)) st = wrong(l, "a token is not in the vocabulary");
-        to[i] = (int32_t)x[i];
+        if (!(x[i] >= least && x[i] <= most_of))
+            st = wrong(l, limit ? "a token is not in the vocabulary"
+                                : "\"sets\" holds no 32-bit words");
+        else
+            to[i] = (int32_t)x[i];
     }
     tp_free(x);
     return st;
@@ -167,7 +171,8 @@ static tp_status get_row(const line *l) {
     double advantage = 0;
     const cJSON *rewards = cJSON_GetObjectItemCaseSensitive(l->o, "rewards");
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(l->o, "item");
-    if (!cJSON_IsNumber(item)) return wrong(l, "there is no \"item\"");
+    if (!cJSON_IsNumber(item) || !(item->valuedouble >= 0 && item->valuedouble < 0x1p53))
+        return wrong(l, "there is no \"item\"");
     r->item[p] = (uint64_t)item->valuedouble;
     r->n_prompt[p] = r->n[row] = -1;
     tp_status st = get_ints(l, "prompt_ids", r->P, &r->n_prompt[p], vocab, r->prompt + p * r->P);

@@ -31,6 +31,15 @@ static tp_status check(const tp_grpo *g) {
         return tp_fail(g->c, TP_EARG,
                        "rl.prompts_per_step (%lld) must be a multiple of the ranks (%d)",
                        (long long)f->rl.prompts_per_step, g->ranks);
+    int64_t updates = f->rl.num_iterations * f->rl.steps_per_generation;
+    if (f->run.steps > (INT64_C(1) << 52) / updates)
+        return tp_fail(g->c, TP_EARG,
+                       "run.steps times rl.num_iterations times rl.steps_per_generation is more "
+                       "updates than can be counted");
+    if (f->rl.objective == TP_CFG_CISPO && f->rl.epsilon_high == 0)
+        return tp_fail(g->c, TP_EARG,
+                       "rl.objective: cispo needs rl.epsilon_high, the cap of the ratio (5 is "
+                       "usual)");
     if (rows % f->rl.steps_per_generation)
         return tp_fail(g->c, TP_EARG,
                        "rl.steps_per_generation (%lld) must divide the %lld completions "
@@ -65,7 +74,10 @@ static tp_status open_task(tp_grpo *g) {
 static tp_config update_config(const tp_grpo *g) {
     tp_config f = g->cfg;
     f.train.batch = g->B;
-    f.run.steps *= f.rl.num_iterations * f.rl.steps_per_generation;
+    int64_t n = f.rl.num_iterations * f.rl.steps_per_generation;
+    f.run.steps *= n;
+    f.train.warmup_steps *= n;
+    f.train.decay_steps *= n;
     return f;
 }
 
@@ -148,7 +160,11 @@ static tp_status step(tp_grpo_run *r, tp_update *u) {
 static tp_status loop(tp_grpo_run *r) {
     tp_grpo *g = &r->g;
     bool stop = false;
-    tp_status st = g->step ? TP_OK : tp_grpo_report_evaluation(r);
+    /* first, last, and where an evaluation was interrupted; ranks know of the log what root does */
+    bool missing = tp_grpo_due(r, g->cfg.eval.every) && r->logged != g->step;
+    double evaluate = g->root && (!g->step || g->step == g->steps || missing);
+    tp_status st = tp_grpo_sum(g, &evaluate, 1);
+    if (!st && evaluate > 0) st = tp_grpo_report_evaluation(r);
     while (!st && !stop && g->step < g->steps) {
         tp_update u;
         if ((st = step(r, &u))) break;
@@ -182,7 +198,7 @@ static tp_status agree(tp_grpo_run *r) {
 static tp_status grpo(tp_grpo_run *r, bool resuming, bool only_evaluate) {
     tp_grpo *g = &r->g;
     g->steps = g->cfg.run.steps;
-    r->evaluated = -1;
+    r->evaluated = r->logged = -1;
     r->reward = NAN;
     if (only_evaluate) {
         tp_status opened = tp_grpo_open(g, NULL);
@@ -234,7 +250,7 @@ static int finish(tp_grpo_run *r, const char *command, tp_status st) {
     if (!g->root) return EXIT_DONE;
     printf("done: run=%s step=%lld reward=%.6f", only_evaluate ? "none" : g->cfg.run.dir,
            (long long)g->step, r->reward);
-    if (g->cfg.rl.eval_prompts)
+    if (r->evaluated >= 0)
         printf(" eval_greedy=%.6f eval_pass_1=%.6f eval_pass_%lld=%.6f eval_length=%.3f",
                r->after.greedy, r->after.pass_1, (long long)r->after.k, r->after.pass_k,
                r->after.length);

@@ -121,6 +121,7 @@ typedef struct tp_grpo_run {
     void *whole;
     tp_grpo_eval after; /* the latest evaluation */
     int64_t evaluated;  /* the step of it; -1: none */
+    int64_t logged;     /* the last step whose evaluation stands in metrics.jsonl; -1: none */
     double reward;      /* NaN before the first step */
     double busy_seconds;
     int64_t busy_steps;

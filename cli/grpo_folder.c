@@ -24,6 +24,13 @@ tp_status tp_grpo_open_folder(tp_grpo_run *r, bool resume) {
     return st ? st : tp_comm_barrier(g->comm, g->c);
 }
 
+static bool take_evaluation(void *arg, int64_t step, const tp_metric *m, int n) {
+    int64_t *last = arg;
+    for (int i = 0; i < n; i++)
+        if (!strcmp(m[i].key, "eval/greedy")) *last = step;
+    return true;
+}
+
 tp_status tp_grpo_open_logs(tp_grpo_run *r) {
     tp_grpo *g = &r->g;
     char path[TP_CONFIG_TEXT + 64];
@@ -36,6 +43,7 @@ tp_status tp_grpo_open_logs(tp_grpo_run *r) {
     snprintf(path, sizeof path, "%s/metrics.jsonl", g->cfg.run.dir);
     int64_t last = r->from ? g->step : -1;
     if (!st) st = tp_metrics_open(&r->metrics, g->c, path, last);
+    if (!st) st = tp_metrics_read(g->c, path, take_evaluation, &r->logged, NULL);
     if (!st && g->cfg.log.tensorboard)
         st = tp_tfevents_open(&r->events, g->c, g->cfg.run.dir, (double)time(NULL), last);
     return st;

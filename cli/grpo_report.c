@@ -196,5 +196,5 @@ tp_status tp_grpo_report_evaluation(tp_grpo_run *r) {
     const tp_metric m[4] = {tp_metric_f64("eval/greedy", e->greedy),
                             tp_metric_f64("eval/pass@1", e->pass_1), tp_metric_f64(key, e->pass_k),
                             tp_metric_f64("eval/mean_length", e->length)};
-    return record(r, m, 4);
+    return r->logged == g->step ? TP_OK : record(r, m, 4);
 }

@@ -82,7 +82,11 @@ static tp_status load(tp_grpo *g, tp_checkpoint_reader *from) {
 static tp_status replay(tp_grpo *g, double *loss, double *recorded) {
     char path[TP_CONFIG_TEXT + 32];
     tp_checkpoint_reader *from = NULL;
-    tp_status st = nearest(g->c, &from);
+    tp_status st = TP_OK;
+    if (a.step > g->cfg.run.steps)
+        st = tp_fail(g->c, TP_EARG, "%s has %lld steps, not %lld", a.run,
+                     (long long)g->cfg.run.steps, (long long)a.step);
+    if (!st) st = nearest(g->c, &from);
     if (!st) st = tp_grpo_open(g, from);
     if (!st) st = load(g, from);
     if (!st && g->step < a.step)
@@ -92,6 +96,8 @@ static tp_status replay(tp_grpo *g, double *loss, double *recorded) {
         tp_update u;
         st = tp_grpo_read_dump(g, a.run, g->step + 1);
         if (!st) st = tp_grpo_update(g, &u);
+        if (!st && u.interrupted) st = TP_EINTERRUPT;
+        if (st) break;
         g->step++;
         *loss = u.loss;
         tp_progress(false, "step %lld  loss %+.6f", (long long)g->step, u.loss);
@@ -112,7 +118,9 @@ static int open_device(const char *command, tp_grpo *g) {
     if (st) code = tp_say_failure(command, g->c, st);
     tp_ctx_free(g->c);
     if (!code) code = tp_open_device(command, &g->c, g->cfg.device, a.threads);
-    if (!code) g->c->seed = (uint64_t)g->cfg.seed; /* of choices at random in the model */
+    if (code) return code;
+    g->c->seed = (uint64_t)g->cfg.seed; /* of choices at random in the model */
+    g->c->fast = g->cfg.numerics == TP_CFG_FAST;
     return code;
 }
 

@@ -207,6 +207,9 @@ static tp_status judge(tp_grpo *g, tp_rollouts *r) {
     for (int64_t i = 0; i < r->rows && !st; i++)
         r->total[i] =
             tp_weighted_reward(r->reward + i * r->K, tp_rewards_weights(g->rewards), r->K);
+    for (int64_t i = 0; i < r->rows && !st; i++)
+        if (isinf(r->total[i]))
+            st = tp_fail(g->c, TP_EARG, "a completion's weighted reward is too large for a number");
     g->seconds_reward += tp_now() - begin;
     return st;
 }

@@ -114,7 +114,7 @@ static void ticks_log(scale *s, double min, double max) {
     s->hi = nice_above(max);
     if (s->hi <= s->lo * 1.01) s->hi = 10 * s->lo;
     static const double m[] = {1, 2, 5};
-    for (; p <= s->hi; p *= 10)
+    for (; p > 0 && isfinite(p) && p <= s->hi; p *= 10)
         for (int i = 0; i < 3; i++)
             if (m[i] * p >= s->lo * 0.999 && m[i] * p <= s->hi * 1.001)
                 add_tick(s, m[i] * p, !dense || i == 0);
@@ -241,7 +241,8 @@ static void draw_panel(FILE *f, const plot *p, const plot_panel *q, double left,
 }
 
 /* ---- the picture ---------------------------------------------------------------------------- */
-static bool drawable(double v, bool log) { return isfinite(v) && (!log || v > 0); }
+/* what is beyond 1e300 either way has no decade to stand in */
+static bool drawable(double v, bool log) { return fabs(v) < 1e300 && (!log || v > 1e-300); }
 
 static const char *check(const plot *p) {
     if (p->n_points < 1 || p->n_points > PLOT_POINTS) return "a plot has from 1 to 32 points";

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Beyond the demonstrated length: a model that has seen chains of 4 to 8 operations, with their steps, is rewarded
 # on chains of 8 to 12, once for right answers only and once for every right step, and evaluated on both and on 13
-# to 16. Ten samples of each prompt guessing among ten digits would have a pass@1 of 0.1 and a pass@16 of 0.81.
+# to 16. Guessing among ten digits has a pass@1 of 0.1 and a pass@16 of 0.81.
 #   sh examples/longer.sh [SEED…]        (301)
 # TAPIR names the program (build/tapir), OUT the folder for runs (runs/longer).
 set -eu

@@ -103,20 +103,22 @@ static int64_t filter(tp_sampler *s, const tp_sampling *how) {
         for (int64_t i = 0; i < V; i++) sum += s->weight[i];
     }
     int64_t kept = 0;
+    bool later = most < V && how->top_p < 1; /* top-p goes before min-p, and needs all k */
     while (kept < most) {
         double w = exp((h[0].score - top) / how->temperature);
-        if (kept && how->min_p > 0 && w < how->min_p) break;
+        if (!later && kept && how->min_p > 0 && w < how->min_p) break;
         if (most == V && how->top_p < 1 && mass >= how->top_p * sum) break;
         s->weight[kept++] = w;
         mass += w;
         pop(h, &left);
     }
-    if (most < V && how->top_p < 1) { /* the probabilities of the k, or fewer */
+    if (later) { /* the probabilities of the k */
         sum = mass;
         mass = 0;
         int64_t i = 0;
         while (i < kept && mass < how->top_p * sum) mass += s->weight[i++];
         kept = i;
+        while (kept > 1 && how->min_p > 0 && s->weight[kept - 1] < how->min_p) kept--;
     }
     return kept;
 }

@@ -109,6 +109,14 @@ static tp_status ended(tp_pipe *p, tp_ctx *c) {
                    p->command);
 }
 
+/* What was written before anybody asked would be taken for an answer. */
+static tp_status too_much(tp_pipe *p, tp_ctx *c) {
+    int status;
+    end(p, &status);
+    return tp_fail(c, TP_EIO, "the program \"%s\" wrote more than a line for each it was given",
+                   p->command);
+}
+
 tp_status tp_pipe_ask(tp_pipe *p, tp_ctx *c, const char *text, size_t n, int64_t lines,
                       double timeout, char **answer) {
     double until = tp_now() + timeout;
@@ -117,7 +125,9 @@ tp_status tp_pipe_ask(tp_pipe *p, tp_ctx *c, const char *text, size_t n, int64_t
     tp_status st = room ? TP_OK : tp_error_status(c);
     *answer = NULL;
     if (p->out < 0 && !st) st = tp_fail(c, TP_EIO, "the program \"%s\" has ended", p->command);
-    for (int64_t seen = 0; seen < lines && !st;) {
+    struct pollfd early = {p->out, POLLIN, 0};
+    if (!st && poll(&early, 1, 0) > 0 && (early.revents & POLLIN)) st = too_much(p, c);
+    for (int64_t seen = 0; (seen < lines || sent < n) && !st;) {
         struct pollfd fd[2] = {{p->out, POLLIN, 0}, {sent < n ? p->in : -1, POLLOUT, 0}};
         double left = until - tp_now();
         int ready = left > 0 ? poll(fd, 2, (int)(left * 1000) + 1) : 0;
@@ -151,6 +161,9 @@ tp_status tp_pipe_ask(tp_pipe *p, tp_ctx *c, const char *text, size_t n, int64_t
         }
         for (ssize_t i = 0; i < r; i++) seen += room[got + (size_t)i] == '\n';
         got += (size_t)r;
+        bool room_enough = got < 4096 + 512 * (size_t)lines; /* these are numbers */
+        if (seen > lines || (seen == lines && room[got - 1] != '\n') || !room_enough)
+            st = too_much(p, c);
     }
     if (st) {
         tp_free(room);

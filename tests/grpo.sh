@@ -107,6 +107,7 @@ sed 's/"advantage":-*[0-9.]*/"advantage":0.123/' "$dir/plain/rollouts/step-00000
 cp "$dir/changed" "$dir/plain/rollouts/step-00000003.jsonl"
 expect "replay notices another advantage" sh -c "! '$tapir' replay '$dir/plain' 3"
 head -5 "$dir/changed" >"$dir/plain/rollouts/step-00000003.jsonl"
+expect "replay refuses a step that is none" sh -c "! '$tapir' replay '$dir/plain' 1000000000000"
 expect "replay notices a file cut short" sh -c "! '$tapir' replay '$dir/plain' 3"
 
 # a policy that writes any bytes: the dump is still text
@@ -176,6 +177,8 @@ says 'does not go with mod' rl.share_prompts=true mod.capacity=0.5 model.init_fr
 says 'whole groups in every pass' rl.share_prompts=true train.micro_batches=16
 says 'no power of two' rl.share_prompts=true rl.num_generations=3 train.micro_batches=2
 says 'activation_checkpointing' rl.share_prompts=true model.activation_checkpointing=true
+says 'cispo needs rl.epsilon_high' rl.objective=cispo
+says 'more updates than can be counted' run.steps=1000000000000 rl.num_iterations=65536
 says 'no such run' model.init_from="$dir/nothing"
 says 'another value; leave the key out' model.layers=3
 says 'dropout must be 0' model.dropout=0.1
@@ -201,6 +204,8 @@ expect "a reward program" grpo program "$program" rl.reward_program="sh $dir/rew
 expect "its rewards are logged" grep -q '"rewards/program/mean":' "$dir/program/metrics.jsonl"
 says 'ended with code 3' "$program" rl.reward_program="exit 3"
 says 'took more than 0.2 seconds' "$program" rl.reward_program="sleep 5" rl.reward_timeout=0.2
+says 'wrote more than a line' "$program" rl.reward_program="while read -r x; do echo 1; echo 0; done"
+says 'wrote more than a line' "$program" rl.reward_program="echo ready; sleep 1; cat >/dev/null"
 says 'where a number should be' "$program" rl.reward_program="while read -r x; do echo good; done"
 # own exercises from a file
 { "$tapir" task parity -m 4 -M 8 -n 60; "$tapir" task parity -m 4 -M 8 -n 20 --held-out; } >"$dir/own.jsonl"

@@ -287,6 +287,15 @@ static void test_sets_and_frequencies(void **state) {
         double most = (double)(kept - 1) + 5 * sqrt(2.0 * (double)kept);
         assert_true(chi2 <= most);
     }
+    /* top-p goes by the mass of all k, before min-p: 0.6 of 1.8 needs two tokens, of the 1.5 that
+     * min-p leaves it would be one */
+    tp_sampling three = {.temperature = 1, .top_k = 5, .top_p = 0.6, .min_p = 0.4};
+    three.repetition_penalty = 1;
+    int32_t id, set[2];
+    for (int i = 0; i < N; i++)
+        logits[i] = (float)log(i == 0 ? 1 : i == 1 ? 0.5 : i < 5 ? 0.1 : 0.05);
+    assert_int_equal(tp_sample_token(n.c, s, &three, logits, NULL, 0, (tp_draw){0}, &id, set), 0);
+    assert_int_equal(set[0], 3);
     tp_sampler_free(s);
     net_free(&n);
 }

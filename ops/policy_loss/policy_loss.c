@@ -129,7 +129,8 @@ static tp_status policy_oracle(const tp_call *k) {
                 o->objective == TP_POLICY_CLIP && x.a < 0 && r < 1 - o->epsilon;
             s[TP_POLICY_CLIP_HIGH] += x.a > 0 && r > most;
             s[TP_POLICY_RATIO] += r;
-            s[TP_POLICY_DIFFERENCE] = fmax(s[TP_POLICY_DIFFERENCE], fabs(x.d));
+            s[TP_POLICY_DIFFERENCE] =
+                fmax(s[TP_POLICY_DIFFERENCE], x.d == x.d ? fabs(x.d) : INFINITY);
         }
         total += s[TP_POLICY_LOSS];
     }

@@ -141,7 +141,7 @@ static inline TP_HD void policy_token_stats(const tp_policy_opts *o, const polic
     to[TP_POLICY_CLIP_LOW] = policy_clipped_low(o, r, w->a);
     to[TP_POLICY_CLIP_HIGH] = policy_clipped_high(o, r, w->a);
     to[TP_POLICY_RATIO] = r;
-    to[TP_POLICY_DIFFERENCE] = fabsf(x->d);
+    to[TP_POLICY_DIFFERENCE] = x->d == x->d ? fabsf(x->d) : INFINITY; /* fmax drops NaN */
 }
 
 /* Whether the row's tokens share the gradient of their surrogates. */
