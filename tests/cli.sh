@@ -158,7 +158,7 @@ has '"mod/routed_fraction":' routed/metrics.jsonl
 has '"val_loss_causal":' routed/metrics.jsonl
 works $tapir eval routed --json
 has '"loss_causal":' out
-says 1 'cannot be generated yet' $tapir generate routed "line 1"
+works $tapir generate routed "line 1"
 works $train run.dir=tuned model.init_from=routed run.steps=1
 has 'capacity: 0.5' tuned/config.yaml
 has 'gate: sigmoid' tuned/config.yaml
