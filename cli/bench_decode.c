@@ -41,7 +41,7 @@ static void read_streams(void *arg, int64_t begin, int64_t end) {
 
 enum { CHUNK = 1 << 17 };
 typedef struct memory { /* as many bytes as are read for a token: small models stay in the caches */
-    tp_tensor *at; /* where weights lie, in pages as large as theirs */
+    tp_tensor *at;      /* where weights lie, in pages as large as theirs */
     float *sum;
     int64_t chunks;
     double best; /* bytes per second, of all times that it was measured */
