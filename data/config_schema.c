@@ -253,9 +253,10 @@ const tp_key tp_config_keys[] = {
     I64(rl.num_iterations, "1", 1, 1 << 16, "", "updates from the same completions, each in full"),
     I64(rl.steps_per_generation, "1", 1, 1 << 16, "",
         "minibatches that the completions of a step are cut into, an update each"),
-    BOOL(rl.share_prompts, "false",
-         "the update reads a prompt once for its group: fewer tokens, the same log-probs, gradients "
-         "summed in another order"),
+    BOOL(
+        rl.share_prompts, "false",
+        "the update reads a prompt once for its group: fewer tokens, the same log-probs, gradients "
+        "summed in another order"),
     BOOL(rl.dynamic_sampling, "false",
          "groups with equal rewards are replaced by those of further prompts"),
     I64(rl.max_draws, "4", 1, 1 << 16, "",
