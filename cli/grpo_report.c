@@ -193,8 +193,8 @@ tp_status tp_grpo_report_evaluation(tp_grpo_run *r) {
                 (long long)g->step, (long long)g->steps, e->greedy, e->pass_1, (long long)e->k,
                 e->pass_k, e->length);
     snprintf(key, sizeof key, "eval/pass@%lld", (long long)e->k);
-    const tp_metric m[4] = {tp_metric_f64("eval/greedy", e->greedy),
-                            tp_metric_f64("eval/pass@1", e->pass_1), tp_metric_f64(key, e->pass_k),
-                            tp_metric_f64("eval/mean_length", e->length)};
-    return r->logged == g->step ? TP_OK : record(r, m, 4);
+    tp_metric m[4] = {tp_metric_f64("eval/greedy", e->greedy),
+                      tp_metric_f64("eval/mean_length", e->length),
+                      tp_metric_f64("eval/pass@1", e->pass_1), tp_metric_f64(key, e->pass_k)};
+    return r->logged == g->step ? TP_OK : record(r, m, e->k > 1 ? 4 : 3);
 }
