@@ -81,13 +81,17 @@ static tp_config update_config(const tp_grpo *g) {
     return f;
 }
 
-/* As many lanes as a step has completions, but a cache of at most a quarter of the memory. */
+/* More lanes than this push each other's keys and values out of the core's caches
+ * (docs/benchmarks.md); a cache of at most a quarter of the memory. */
+enum { LANES = 64 };
+
 static tp_status open_engine(tp_grpo *g) {
     const tp_config *f = &g->cfg;
     int64_t lanes = f->rl.lanes,
             sequence = tp_kv_bytes_per_token(g->trainer.model) * f->model.context;
     if (!lanes) {
         lanes = f->rl.prompts_per_step * f->rl.num_generations / g->ranks;
+        if (lanes > LANES) lanes = LANES;
         while (lanes > 8 && (double)lanes * (double)sequence > (double)tp_pool_limit(g->c) / 4)
             lanes /= 2;
     }
