@@ -9,11 +9,10 @@
 #include <unistd.h>
 
 static struct args {
-    char *run, *system, *template;
+    tp_run_args run;
+    char *system, *template;
     tp_sampling how;
-    int64_t tokens, threads;
-    bool best;
-    tp_device device;
+    int64_t tokens;
 } a = {.how = {.temperature = 0.8, .top_p = 0.95, .repetition_penalty = 1, .seed = 1},
        .tokens = 512};
 
@@ -29,16 +28,6 @@ static const struct argp_option options[] = {
     {"threads", 'j', "N", 0, "Threads (all cores)", 0},
     {0}};
 
-static double number(struct argp_state *s, const char *name, const char *text, double lo,
-                     double hi) {
-    char *end;
-    errno = 0;
-    double v = strtod(text, &end);
-    if (end == text || *end || errno || !(v >= lo && v <= hi))
-        argp_error(s, "%s must be a number from %g to %g, got \"%s\"", name, lo, hi, text);
-    return v;
-}
-
 static error_t parse(int key, char *arg, struct argp_state *s) {
     switch (key) {
     case 's':
@@ -48,29 +37,29 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
         a.template = arg;
         break;
     case 'n':
-        a.tokens = (int64_t)number(s, "--max-new-tokens", arg, 1, 1e9);
+        a.tokens = tp_integer_arg(s, "--max-new-tokens", arg, 1, 1000000000);
         break;
     case 't':
-        a.how.temperature = number(s, "--temperature", arg, 0, 1e6);
+        a.how.temperature = tp_number_arg(s, "--temperature", arg, 0, 1e6);
         break;
     case 'p':
-        a.how.top_p = number(s, "--top-p", arg, 1e-9, 1);
+        a.how.top_p = tp_number_arg(s, "--top-p", arg, 1e-9, 1);
         break;
     case 'S':
-        a.how.seed = (uint64_t)number(s, "--seed", arg, 0, 9e15);
+        a.how.seed = (uint64_t)tp_integer_arg(s, "--seed", arg, 0, TP_MOST_SEED);
         break;
     case 'b':
-        a.best = true;
+        a.run.best = true;
         break;
     case 'd':
-        a.device = tp_device_arg(s, arg);
+        a.run.device = tp_device_arg(s, arg);
         break;
     case 'j':
-        a.threads = (int64_t)number(s, "--threads", arg, 1, 1024);
+        a.run.threads = tp_integer_arg(s, "--threads", arg, 1, TP_MOST_THREADS);
         break;
     case ARGP_KEY_ARG:
-        if (a.run) argp_error(s, "one run only");
-        a.run = arg;
+        if (a.run.path) argp_error(s, "one run only");
+        a.run.path = arg;
         break;
     case ARGP_KEY_NO_ARGS:
         argp_error(s, "which run?");
@@ -213,15 +202,5 @@ int cmd_chat(int argc, char **argv) {
                "conversations (a .jsonl file as data.train). A line is a turn; from a pipe, every "
                "line is answered."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
-    tp_catch_signals();
-    tp_ctx *c;
-    int code = tp_open_device(argv[0], &c, a.device, a.threads);
-    if (code) return code;
-    tp_run r;
-    tp_status st = tp_run_open(&r, c, a.run, a.best);
-    if (!st) st = chat(&r);
-    code = st ? tp_say_failure(argv[0], c, st) : EXIT_DONE;
-    tp_run_close(&r);
-    tp_ctx_free(c);
-    return code;
+    return tp_with_run(argv[0], &a.run, chat);
 }

@@ -60,6 +60,13 @@ const char *tp_count(char out[32], double n);          /* "124.4M" */
 int tp_read_config(const char *command, tp_config *cfg, char *const words[], int n); /* no ctx */
 int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const words[], int n);
 
+/* What an option says, in [lo, hi], or a usage error that names it. */
+double tp_number_arg(const struct argp_state *s, const char *name, const char *text, double lo,
+                     double hi);
+int64_t tp_integer_arg(const struct argp_state *s, const char *name, const char *text, int64_t lo,
+                       int64_t hi);
+enum { TP_MOST_THREADS = 1024 };
+#define TP_MOST_SEED (INT64_C(1) << 52)
 /* For commands without a config: what --device says (else a usage error), and a ctx of it. */
 tp_device tp_device_arg(const struct argp_state *s, const char *arg);
 int tp_open_device(const char *command, tp_ctx **c, tp_device device, int64_t threads);
@@ -87,6 +94,14 @@ typedef struct tp_run {
 tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best);
 tp_status tp_run_peek(tp_run *r, tp_ctx *c, const char *path); /* config and tokenizer only */
 void tp_run_close(tp_run *r);
+/* Opens a run, does fn, closes it, says what failed. Exit code. */
+typedef struct tp_run_args {
+    char *path;
+    bool best;
+    tp_device device;
+    int64_t threads; /* 0: all cores */
+} tp_run_args;
+int tp_with_run(const char *command, const tp_run_args *a, tp_status (*fn)(tp_run *r));
 /* Parameter NAME is under/NAME of the file: "weights" are the model's. */
 tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p, const char *under);
 tp_status tp_save_weights(tp_ctx *c, tp_checkpoint_writer *w, const tp_params *p,

@@ -175,6 +175,27 @@ int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const 
     return st ? say_why(command, why) : EXIT_DONE;
 }
 
+double tp_number_arg(const struct argp_state *s, const char *name, const char *text, double lo,
+                     double hi) {
+    char *end;
+    errno = 0;
+    double v = strtod(text, &end);
+    if (end == text || *end || errno || !(v >= lo && v <= hi))
+        argp_error(s, "%s must be a number from %g to %g, got \"%s\"", name, lo, hi, text);
+    return v;
+}
+
+int64_t tp_integer_arg(const struct argp_state *s, const char *name, const char *text, int64_t lo,
+                       int64_t hi) {
+    char *end;
+    errno = 0;
+    long long v = strtoll(text, &end, 10);
+    if (end == text || *end || errno || v < lo || v > hi)
+        argp_error(s, "%s must be a whole number from %lld to %lld, got \"%s\"", name,
+                   (long long)lo, (long long)hi, text);
+    return v;
+}
+
 tp_device tp_device_arg(const struct argp_state *s, const char *arg) {
     if (strcmp(arg, "cpu") && strcmp(arg, "cuda"))
         argp_error(s, "--device must be cpu or cuda, got \"%s\"", arg);

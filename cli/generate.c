@@ -8,11 +8,11 @@
 #include <unistd.h>
 
 static struct args {
-    char *run, *prompt;
+    tp_run_args run;
+    char *prompt;
     tp_sampling how;
-    int64_t tokens, samples, threads, window, sinks;
-    bool best, to_end;
-    tp_device device;
+    int64_t tokens, samples, window, sinks;
+    bool to_end;
 } a = {.how = {.temperature = 0.8, .top_p = 1, .repetition_penalty = 1, .seed = 1},
        .tokens = 256,
        .samples = 1,
@@ -38,73 +38,53 @@ static const struct argp_option options[] = {
     {"threads", 'j', "N", 0, "Threads (all cores)", 0},
     {0}};
 
-static double number(struct argp_state *s, const char *name, const char *text, double lo,
-                     double hi) {
-    char *end;
-    errno = 0;
-    double v = strtod(text, &end);
-    if (end == text || *end || errno || !(v >= lo && v <= hi))
-        argp_error(s, "%s must be a number from %g to %g, got \"%s\"", name, lo, hi, text);
-    return v;
-}
-
-static int64_t integer(struct argp_state *s, const char *name, const char *text, double lo,
-                       double hi) {
-    char *end;
-    errno = 0;
-    long long v = strtoll(text, &end, 10);
-    if (end == text || *end || errno || !((double)v >= lo && (double)v <= hi))
-        argp_error(s, "%s must be a whole number from %g to %g, got \"%s\"", name, lo, hi, text);
-    return v;
-}
-
 static error_t parse(int key, char *arg, struct argp_state *s) {
     switch (key) {
     case 'n':
-        a.tokens = integer(s, "--max-new-tokens", arg, 0, 1e9);
+        a.tokens = tp_integer_arg(s, "--max-new-tokens", arg, 0, 1000000000);
         break;
     case 't':
-        a.how.temperature = number(s, "--temperature", arg, 0, 1e6);
+        a.how.temperature = tp_number_arg(s, "--temperature", arg, 0, 1e6);
         break;
     case 'k':
-        a.how.top_k = integer(s, "--top-k", arg, 0, 1e9);
+        a.how.top_k = tp_integer_arg(s, "--top-k", arg, 0, 1000000000);
         break;
     case 'p':
-        a.how.top_p = number(s, "--top-p", arg, 1e-9, 1);
+        a.how.top_p = tp_number_arg(s, "--top-p", arg, 1e-9, 1);
         break;
     case 'm':
-        a.how.min_p = number(s, "--min-p", arg, 0, 1);
+        a.how.min_p = tp_number_arg(s, "--min-p", arg, 0, 1);
         break;
     case 'r':
-        a.how.repetition_penalty = number(s, "--repetition-penalty", arg, 1e-6, 1e6);
+        a.how.repetition_penalty = tp_number_arg(s, "--repetition-penalty", arg, 1e-6, 1e6);
         break;
     case 's':
-        a.how.seed = (uint64_t)integer(s, "--seed", arg, 0, 9e15);
+        a.how.seed = (uint64_t)tp_integer_arg(s, "--seed", arg, 0, TP_MOST_SEED);
         break;
     case 'c':
-        a.samples = integer(s, "--samples", arg, 1, 1e6);
+        a.samples = tp_integer_arg(s, "--samples", arg, 1, 1000000);
         break;
     case 'w':
-        a.window = integer(s, "--window", arg, 0, 1e9);
+        a.window = tp_integer_arg(s, "--window", arg, 0, 1000000000);
         break;
     case 'S':
-        a.sinks = integer(s, "--sinks", arg, 0, 1e6);
+        a.sinks = tp_integer_arg(s, "--sinks", arg, 0, 1000000);
         break;
     case 'e':
         a.to_end = true;
         break;
     case 'b':
-        a.best = true;
+        a.run.best = true;
         break;
     case 'd':
-        a.device = tp_device_arg(s, arg);
+        a.run.device = tp_device_arg(s, arg);
         break;
     case 'j':
-        a.threads = integer(s, "--threads", arg, 1, 1024);
+        a.run.threads = tp_integer_arg(s, "--threads", arg, 1, TP_MOST_THREADS);
         break;
     case ARGP_KEY_ARG:
-        if (!a.run)
-            a.run = arg;
+        if (!a.run.path)
+            a.run.path = arg;
         else if (!a.prompt)
             a.prompt = arg;
         else
@@ -227,15 +207,5 @@ int cmd_generate(int argc, char **argv) {
                "When the "
                "context is full its older half is left behind and the rest read again."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
-    tp_catch_signals();
-    tp_ctx *c;
-    int code = tp_open_device(argv[0], &c, a.device, a.threads);
-    if (code) return code;
-    tp_run r;
-    tp_status st = tp_run_open(&r, c, a.run, a.best);
-    if (!st) st = generate(&r);
-    code = st ? tp_say_failure(argv[0], c, st) : EXIT_DONE;
-    tp_run_close(&r);
-    tp_ctx_free(c);
-    return code;
+    return tp_with_run(argv[0], &a.run, generate);
 }

@@ -38,17 +38,6 @@ static const struct argp_option options[] = {
     {"threads", 'j', "N", 0, "Threads (all cores)", 0},
     {0}};
 
-static int64_t integer(struct argp_state *s, const char *name, const char *text, int64_t lo,
-                       int64_t hi) {
-    char *end;
-    errno = 0;
-    long long v = strtoll(text, &end, 10);
-    if (end == text || *end || errno || v < lo || v > hi)
-        argp_error(s, "%s must be a whole number from %lld to %lld, got \"%s\"", name,
-                   (long long)lo, (long long)hi, text);
-    return v;
-}
-
 static double fraction(struct argp_state *s, const char *text) {
     char *end;
     double v = strtod(text, &end);
@@ -84,7 +73,7 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
         a.val_fraction = fraction(s, arg);
         break;
     case 'v':
-        a.vocab = integer(s, "--vocab", arg, 257, 1 << 24);
+        a.vocab = tp_integer_arg(s, "--vocab", arg, 257, 1 << 24);
         break;
     case 't':
         a.tokenizer = arg;
@@ -102,13 +91,13 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
         a.split = arg;
         break;
     case KEY_DEFLATE:
-        a.deflate = (int)integer(s, "--deflate", arg, 0, 9);
+        a.deflate = (int)tp_integer_arg(s, "--deflate", arg, 0, 9);
         break;
     case 'f':
         a.force = true;
         break;
     case 'j':
-        a.threads = integer(s, "--threads", arg, 1, 1024);
+        a.threads = tp_integer_arg(s, "--threads", arg, 1, 1024);
         break;
     case ARGP_KEY_ARG:
         if (a.n_text == 4096) argp_error(s, "more than 4096 inputs: name a folder instead");

@@ -3,7 +3,6 @@
  * between are replayed as well, and the loss must have the bits that were logged. */
 #include "cli/grpo.h"
 #include "core/ctx.h"
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,14 +16,10 @@ static const struct argp_option options[] = {{"threads", 'j', "N", 0, "Threads (
                                              {0}};
 
 static error_t parse(int key, char *arg, struct argp_state *s) {
-    char *end;
-    if (key == 'j' || (key == ARGP_KEY_ARG && a.run && !a.step)) {
-        errno = 0;
-        long long v = strtoll(arg, &end, 10);
-        if (end == arg || *end || errno || v < 1 || v > INT64_C(1) << 40)
-            argp_error(s, "%s must be a whole number from 1, got \"%s\"",
-                       key == 'j' ? "--threads" : "STEP", arg);
-        *(key == 'j' ? &a.threads : &a.step) = v;
+    if (key == 'j') {
+        a.threads = tp_integer_arg(s, "--threads", arg, 1, TP_MOST_THREADS);
+    } else if (key == ARGP_KEY_ARG && a.run && !a.step) {
+        a.step = tp_integer_arg(s, "STEP", arg, 1, INT64_C(1) << 40);
     } else if (key == ARGP_KEY_ARG && !a.run) {
         a.run = arg;
     } else if (key == ARGP_KEY_ARG) {

@@ -124,3 +124,17 @@ void tp_run_close(tp_run *r) {
     r->from = NULL;
     r->tokenizer = NULL;
 }
+
+int tp_with_run(const char *command, const tp_run_args *a, tp_status (*fn)(tp_run *r)) {
+    tp_catch_signals();
+    tp_ctx *c;
+    int code = tp_open_device(command, &c, a->device, a->threads);
+    if (code) return code;
+    tp_run r;
+    tp_status st = tp_run_open(&r, c, a->path, a->best);
+    if (!st) st = fn(&r);
+    code = st ? tp_say_failure(command, c, st) : EXIT_DONE;
+    tp_run_close(&r);
+    tp_ctx_free(c);
+    return code;
+}

@@ -23,38 +23,25 @@ static const struct argp_option options[] = {
     {"list", 'l', NULL, 0, "List the tasks", 0},
     {0}};
 
-static int64_t whole(struct argp_state *s, const char *name, const char *text, int64_t most) {
-    char *end;
-    errno = 0;
-    long long v = strtoll(text, &end, 10);
-    if (end == text || *end || errno || v < 0 || v > most)
-        argp_error(s, "%s must be a whole number from 0 to %lld, got \"%s\"", name, (long long)most,
-                   text);
-    return v;
-}
-
 static error_t parse(int key, char *arg, struct argp_state *s) {
-    char *end;
     switch (key) {
     case 'n':
-        a.n = whole(s, "--number", arg, INT64_C(1) << 40);
+        a.n = tp_integer_arg(s, "--number", arg, 0, INT64_C(1) << 40);
         break;
     case 'f':
-        a.from = whole(s, "--from", arg, INT64_C(1) << 40);
+        a.from = tp_integer_arg(s, "--from", arg, 0, INT64_C(1) << 40);
         break;
     case 's':
-        a.o.seed = (uint64_t)whole(s, "--seed", arg, INT64_C(1) << 52);
+        a.o.seed = (uint64_t)tp_integer_arg(s, "--seed", arg, 0, TP_MOST_SEED);
         break;
     case 'm':
-        a.o.min = whole(s, "--min", arg, 1 << 20);
+        a.o.min = tp_integer_arg(s, "--min", arg, 0, 1 << 20);
         break;
     case 'M':
-        a.o.max = whole(s, "--max", arg, 1 << 20);
+        a.o.max = tp_integer_arg(s, "--max", arg, 0, 1 << 20);
         break;
     case 'p':
-        a.o.scratchpad = strtod(arg, &end);
-        if (end == arg || *end || !(a.o.scratchpad >= 0 && a.o.scratchpad <= 1))
-            argp_error(s, "--scratchpad must be a number from 0 to 1, got \"%s\"", arg);
+        a.o.scratchpad = tp_number_arg(s, "--scratchpad", arg, 0, 1);
         break;
     case 'o':
         a.held_out = true;
