@@ -105,10 +105,10 @@ expect "another seed, other bits" other plain x2
 # a dump that was changed is noticed
 sed 's/"advantage":-*[0-9.]*/"advantage":0.123/' "$dir/plain/rollouts/step-00000003.jsonl" >"$dir/changed"
 cp "$dir/changed" "$dir/plain/rollouts/step-00000003.jsonl"
-expect "replay notices another advantage" sh -c "! '$tapir' replay '$dir/plain' 3"
+expect "replay notices another advantage" sh -c "'$tapir' replay '$dir/plain' 3 | grep -q 'they differ'"
 head -5 "$dir/changed" >"$dir/plain/rollouts/step-00000003.jsonl"
-expect "replay refuses a step that is none" sh -c "! '$tapir' replay '$dir/plain' 1000000000000"
-expect "replay notices a file cut short" sh -c "! '$tapir' replay '$dir/plain' 3"
+expect "replay refuses a step that is none" sh -c "'$tapir' replay '$dir/plain' 1000000000000 2>&1 | grep -q 'has 6 steps'"
+expect "replay notices a file cut short" sh -c "'$tapir' replay '$dir/plain' 3 2>&1 | grep -q 'ends before'"
 
 # a policy that writes any bytes: the dump is still text
 expect "random weights" "$tapir" grpo "$src/configs/tests/grpo.yaml" run.dir="$dir/noise" run.steps=1 \
