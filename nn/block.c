@@ -91,21 +91,25 @@ static tp_tensor *mlp(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor
     return tp_scope_close(c, s, drop(c, m, linear(c, m, h, b->down, b->down_bias), in));
 }
 
-tp_stream tp_block_forward(tp_ctx *c, tp_model *m, int layer, tp_stream x, const tp_model_in *in) {
+/* The MLP's branch; *x is the stream that it is to be added to, *attention the branch before it. */
+static tp_tensor *branches(tp_ctx *c, tp_model *m, int layer, tp_stream *x, const tp_model_in *in,
+                           tp_tensor **attention) {
     const tp_block *b = &m->block[layer];
-    tp_tensor *n = tp_stream_norm(c, m, &x, b->norm1, b->norm1_bias);
-    x.branch = attend(c, m, layer, n, in);
-    n = tp_stream_norm(c, m, &x, b->norm2, b->norm2_bias);
-    x.branch = mlp(c, m, b, n, in);
+    tp_tensor *n = tp_stream_norm(c, m, x, b->norm1, b->norm1_bias);
+    *attention = x->branch = attend(c, m, layer, n, in);
+    n = tp_stream_norm(c, m, x, b->norm2, b->norm2_bias);
+    return mlp(c, m, b, n, in);
+}
+
+tp_stream tp_block_forward(tp_ctx *c, tp_model *m, int layer, tp_stream x, const tp_model_in *in) {
+    tp_tensor *attention;
+    x.branch = branches(c, m, layer, &x, in, &attention);
     return x;
 }
 
 tp_tensor *tp_block_branches(tp_ctx *c, tp_model *m, int layer, tp_tensor *x,
                              const tp_model_in *in) {
-    const tp_block *b = &m->block[layer];
     tp_stream s = {x, NULL};
-    tp_tensor *n = tp_stream_norm(c, m, &s, b->norm1, b->norm1_bias);
-    tp_tensor *attention = s.branch = attend(c, m, layer, n, in);
-    n = tp_stream_norm(c, m, &s, b->norm2, b->norm2_bias);
-    return tp_add(c, attention, mlp(c, m, b, n, in));
+    tp_tensor *attention, *last = branches(c, m, layer, &s, in, &attention);
+    return tp_add(c, attention, last);
 }

@@ -120,9 +120,9 @@ static void load_tile(pair *u) {
     int64_t at = u->tile * TILE, n = f->p.S - at < TILE ? f->p.S - at : TILE;
     head_rows keys = rows_of(f->call->in[BACKWARD_K], u->b, u->head);
     head_rows values = rows_of(f->call->in[BACKWARD_V], u->b, u->head);
-    pack_tile_transposed(u->kt, &keys, at, n, TILE);
-    pack_tile_transposed(u->vt, &values, at, n, TILE);
-    if (f->want_dq) pack_tile(u->k, &keys, at, n, TILE, (float)f->p.scale);
+    pack_tile_transposed(u->kt, &keys, at, n);
+    pack_tile_transposed(u->vt, &values, at, n);
+    if (f->want_dq) pack_tile(u->k, &keys, at, n, (float)f->p.scale);
     tile_segments(u->seg, &f->p, u->b, u->tile);
 }
 

@@ -225,8 +225,8 @@ static void run_unit(flash_unit *u) {
     for (int64_t tile = sink_tiles ? 0 : first; tile < last; tile++) {
         if (tile < first && tile >= sink_tiles) tile = first;
         int64_t at = tile * TILE, n = end - at < TILE ? end - at : TILE;
-        pack_tile_transposed(u->kt, &u->keys, at, n, padded(n)); /* what is behind, no mask shows */
-        if (copy) pack_tile(u->v, &u->values, at, n, n, 1.0f);
+        pack_tile_transposed(u->kt, &u->keys, at, n);
+        if (copy) pack_tile(u->v, &u->values, at, n, 1.0f);
         tile_segments(u->seg, p, u->b, tile);
         const float *v = copy ? u->v : row_at(&u->values, at);
         for (int64_t i = 0; i < u->n; i += MM_ROWS)

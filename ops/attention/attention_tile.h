@@ -134,29 +134,25 @@ static inline void fetch_row(const float *x, int64_t width) {
     for (int64_t d = 0; d < width; d += TP_LANES) __builtin_prefetch(x + d);
 }
 
-/* dst (TILE, padded(width)) = scale * rows [first, first+n); rows from n to `to` are zero, and
- * those beyond it are left alone. */
-static void pack_tile(float *dst, const head_rows *rows, int64_t first, int64_t n, int64_t to,
-                      float scale) {
+/* dst (TILE, padded(width)) = scale * rows [first, first+n); rows beyond n are zero. */
+static void pack_tile(float *dst, const head_rows *rows, int64_t first, int64_t n, float scale) {
     int64_t ld = padded(rows->width);
     for (int64_t j = 0; j < n; j++) {
         if (j + ROWS_AHEAD < n) fetch_row(row_at(rows, first + j + ROWS_AHEAD), rows->width);
         pack_row(dst + j * ld, row_at(rows, first + j), rows->step, rows->width, scale);
     }
-    memset(dst + n * ld, 0, (size_t)((to - n) * ld) * sizeof *dst);
+    memset(dst + n * ld, 0, (size_t)((TILE - n) * ld) * sizeof *dst);
 }
 
-/* dst (width, TILE) = the transpose of rows [first, first+n); columns from n to `to`, a multiple of
- * 16, are zero, and those beyond it are left alone. */
-static void pack_tile_transposed(float *dst, const head_rows *rows, int64_t first, int64_t n,
-                                 int64_t to) {
+/* dst (width, TILE) = the transpose of rows [first, first+n); columns beyond n are zero. */
+static void pack_tile_transposed(float *dst, const head_rows *rows, int64_t first, int64_t n) {
     if (rows->step != 1) {
         for (int64_t d = 0; d < rows->width; d++)
-            for (int64_t j = 0; j < to; j++)
+            for (int64_t j = 0; j < TILE; j++)
                 dst[d * TILE + j] = j < n ? row_at(rows, first + j)[d * rows->step] : 0;
         return;
     }
-    for (int64_t j = 0; j < to; j += TP_LANES) {
+    for (int64_t j = 0; j < TILE; j += TP_LANES) {
         const float *x = j < n ? row_at(rows, first + j) : NULL;
         for (int64_t d = 0; d < rows->width; d += TP_LANES) {
             int cols = rows->width - d < TP_LANES ? (int)(rows->width - d) : TP_LANES;
