@@ -27,13 +27,8 @@ static int64_t widest(const tp_rollouts *r) {
     return T;
 }
 
-static tp_tensor *put(tp_ctx *c, tp_dtype type, int ndim, const int64_t *shape, const void *from) {
-    tp_tensor *t = tp_tensor_new(c, type, ndim, shape);
-    return t && !tp_upload(c, t, from) ? t : NULL;
-}
-
 static tp_tensor *ints(tp_ctx *c, const fed *f, const int32_t *from) {
-    return put(c, TP_I32, TP_SHAPE(f->n, f->T), from);
+    return tp_tensor_from(c, TP_I32, TP_SHAPE(f->n, f->T), from);
 }
 
 /* Numbers of completion tokens, laid out where their targets are. */
@@ -46,7 +41,7 @@ static tp_tensor *spread(tp_grpo *g, const fed *f, int64_t first, const float *f
         int64_t row = first + i, at = i * f->T + (f->shared ? 0 : r->n_prompt[row / r->G] - 1);
         for (int64_t t = 0; t < r->n[row]; t++) x[at + t] = from ? from[i * r->R + t] : 1.0f;
     }
-    return put(g->c, TP_F32, TP_SHAPE(f->n, f->T), x);
+    return tp_tensor_from(g->c, TP_F32, TP_SHAPE(f->n, f->T), x);
 }
 
 static bool feed(tp_grpo *g, int64_t first, int64_t n, fed *f) {
@@ -76,7 +71,7 @@ static bool feed(tp_grpo *g, int64_t first, int64_t n, fed *f) {
     }
     f->ids = ints(g->c, f, ids);
     f->targets = ints(g->c, f, y);
-    if (set) f->set = put(g->c, TP_I32, TP_SHAPE(n, f->T, r->words), set);
+    if (set) f->set = tp_tensor_from(g->c, TP_I32, TP_SHAPE(n, f->T, r->words), set);
     return f->ids && f->targets && (!set || f->set);
 }
 
@@ -117,7 +112,7 @@ static tp_tensor *pass_loss(void *arg, tp_ctx *c, tp_model *m, const tp_batch *b
     f.old = spread(g, &f, first, r->logprob + cells);
     f.weight = spread(g, &f, first, g->weight + at * r->R);
     f.mask = spread(g, &f, first, NULL);
-    f.advantage = put(c, TP_F32, TP_SHAPE(b->rows), r->advantage + first);
+    f.advantage = tp_tensor_from(c, TP_F32, TP_SHAPE(b->rows), r->advantage + first);
     if (g->reference) f.ref = spread(g, &f, first, r->ref + cells);
     if (!f.old || !f.weight || !f.mask || !f.advantage || (g->reference && !f.ref)) return NULL;
     tp_model_out y = f.shared ? tp_packed_forward(g, m, &f.packed) : forward(g, m, &f);

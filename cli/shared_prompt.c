@@ -82,11 +82,6 @@ static int32_t *room(tp_ctx *c, int64_t n, int byte) {
     return x;
 }
 
-static tp_tensor *put(tp_ctx *c, int ndim, const int64_t *shape, const int32_t *from) {
-    tp_tensor *t = from ? tp_tensor_new(c, TP_I32, ndim, shape) : NULL;
-    return t && !tp_upload(c, t, from) ? t : NULL;
-}
-
 static bool put_tokens(tp_grpo *g, int64_t first, tp_packed *f) {
     tp_rollouts *r = &g->now;
     int64_t cells = f->groups * f->N, W = r->words;
@@ -106,10 +101,10 @@ static bool put_tokens(tp_grpo *g, int64_t first, tp_packed *f) {
             if (set) memcpy(set + cell * W, r->set + from * W, (size_t)W * sizeof *set);
         }
     }
-    f->ids = put(g->c, TP_SHAPE(f->groups, f->N), ids);
-    f->positions = put(g->c, TP_SHAPE(f->groups, f->N), at);
-    f->targets = put(g->c, TP_SHAPE(f->groups, f->N), y);
-    f->set = set ? put(g->c, TP_SHAPE(f->groups, f->N, W), set) : NULL;
+    f->ids = tp_tensor_from(g->c, TP_I32, TP_SHAPE(f->groups, f->N), ids);
+    f->positions = tp_tensor_from(g->c, TP_I32, TP_SHAPE(f->groups, f->N), at);
+    f->targets = tp_tensor_from(g->c, TP_I32, TP_SHAPE(f->groups, f->N), y);
+    f->set = set ? tp_tensor_from(g->c, TP_I32, TP_SHAPE(f->groups, f->N, W), set) : NULL;
     return f->ids && f->positions && f->targets && (!set || f->set);
 }
 
@@ -130,10 +125,10 @@ static bool put_places(tp_grpo *g, int64_t first, tp_packed *f) {
         for (int64_t t = 0; t < f->R; t++)
             token[i * f->R + t] = (int32_t)token_at(&x, x.np - 1 + t);
     }
-    f->keys = put(g->c, TP_SHAPE(rows * f->T), key);
-    f->queries = put(g->c, TP_SHAPE(rows * Q), query);
-    f->answers = put(g->c, TP_SHAPE(f->groups * own), answer);
-    f->tokens = put(g->c, TP_SHAPE(rows * f->R), token);
+    f->keys = tp_tensor_from(g->c, TP_I32, TP_SHAPE(rows * f->T), key);
+    f->queries = tp_tensor_from(g->c, TP_I32, TP_SHAPE(rows * Q), query);
+    f->answers = tp_tensor_from(g->c, TP_I32, TP_SHAPE(f->groups * own), answer);
+    f->tokens = tp_tensor_from(g->c, TP_I32, TP_SHAPE(rows * f->R), token);
     return f->keys && f->queries && f->answers && f->tokens;
 }
 

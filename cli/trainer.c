@@ -185,8 +185,7 @@ void tp_trainer_clear(tp_trainer *t) {
 /* ---- one pass ---------------------------------------------------------------------------------
  */
 static tp_tensor *ints(tp_ctx *c, const tp_batch *b, int64_t T, const int32_t *src) {
-    tp_tensor *t = tp_tensor_new(c, TP_I32, TP_SHAPE(b->rows, T));
-    return t && !tp_upload(c, t, src) ? t : NULL;
+    return tp_tensor_from(c, TP_I32, TP_SHAPE(b->rows, T), src);
 }
 
 typedef struct loaded {

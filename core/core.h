@@ -111,6 +111,7 @@ static inline double *tp_f64(const tp_tensor *t) { return (double *)t->data; }
 static inline int32_t *tp_i32(const tp_tensor *t) { return (int32_t *)t->data; }
 /* A dense tensor's bytes from and to this process's memory; the only way to them on a GPU. */
 tp_status tp_upload(tp_ctx *c, tp_tensor *t, const void *host);
+tp_tensor *tp_tensor_from(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape, const void *host);
 tp_status tp_download(tp_ctx *c, const tp_tensor *t, void *host); /* waits for what computes it */
 tp_status tp_zero(tp_ctx *c, tp_tensor *t);
 tp_status tp_sync(tp_ctx *c);     /* every kernel is done; what one of them met fails the ctx */
@@ -136,7 +137,6 @@ enum { TP_RNG_INIT = 1, TP_RNG_SHUFFLE, TP_RNG_DROPOUT, TP_RNG_SAMPLE, TP_RNG_TE
 enum { TP_RNG_ROUND = TP_RNG_TEST + 1, TP_RNG_TASK, TP_RNG_ROUTE };
 /* Where in training we are; dropout reads it. sample: global number of this micro-batch's first. */
 void tp_rng_at(tp_ctx *c, uint64_t step, uint64_t sample);
-
 /* ---- threads -------------------------------------------------------------------------------- */
 typedef void (*tp_range_fn)(void *arg, int64_t begin, int64_t end);
 /* Calls fn over [0,n) in chunks of `grain`, on the ctx's threads. Chunks depend on n and grain

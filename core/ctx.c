@@ -134,6 +134,12 @@ tp_status tp_upload(tp_ctx *c, tp_tensor *t, const void *host) {
     return tp_upload_bytes(c, t ? t->data : NULL, host, bytes_of(t));
 }
 
+tp_tensor *tp_tensor_from(tp_ctx *c, tp_dtype type, int ndim, const int64_t *shape,
+                          const void *host) {
+    tp_tensor *t = tp_tensor_new(c, type, ndim, shape);
+    return t && !tp_upload(c, t, host) ? t : NULL;
+}
+
 tp_status tp_download(tp_ctx *c, const tp_tensor *t, void *host) {
     return tp_download_bytes(c, host, t ? t->data : NULL, bytes_of(t));
 }

@@ -382,10 +382,9 @@ static tp_status record_rows(tp_engine *e, tp_tensor *logits, int64_t from, int6
         ids[i] = s->ids[s->n];
         if (sets) memcpy(set + i * W, s->set + (s->n - s->n_prompt) * W, (size_t)W * sizeof *set);
     }
-    tp_tensor *y = tp_tensor_new(c, TP_I32, TP_SHAPE(n));
-    tp_tensor *in_set = sets ? tp_tensor_new(c, TP_I32, TP_SHAPE(n, W)) : NULL;
-    if (!y || tp_upload(c, y, ids) || (sets && (!in_set || tp_upload(c, in_set, set))))
-        return tp_error_status(c);
+    tp_tensor *y = tp_tensor_from(c, TP_I32, TP_SHAPE(n), ids);
+    tp_tensor *in_set = sets ? tp_tensor_from(c, TP_I32, TP_SHAPE(n, W), set) : NULL;
+    if (!y || (sets && !in_set)) return tp_error_status(c);
     tp_token_logprob_opts o = {tp_model_config(e->m)->logit_softcap, temperature, in_set};
     tp_token_logprob_out out = tp_token_logprob(c, tp_slice(c, logits, 0, from, n), y, &o);
     tp_tensor *p = out.logprob ? tp_cast(c, out.logprob, TP_F32) : NULL;
@@ -460,8 +459,8 @@ static tp_status begin_samples(tp_engine *e) {
     }
     if (!n) return TP_OK;
     for (int64_t i = 0; i < n; i++) e->active.at[e->active.n++] = e->some[i];
-    tp_tensor *y = tp_tensor_new(c, TP_F32, TP_SHAPE(n, V));
-    tp_status st = y ? tp_upload(c, y, e->logits) : tp_error_status(c);
+    tp_tensor *y = tp_tensor_from(c, TP_F32, TP_SHAPE(n, V), e->logits);
+    tp_status st = tp_error_status(c);
     if (!st) st = choose(e, y, n);
     tp_step_end(c);
     return st;
@@ -522,8 +521,8 @@ static tp_status feed(tp_engine *e, bool many) {
             e->some[samples++] = s;
         }
         n = samples;
-        y = n ? tp_tensor_new(c, TP_F32, TP_SHAPE(n, V)) : NULL;
-        if (n && (!y || tp_upload(c, y, e->logits))) return tp_error_status(c);
+        y = n ? tp_tensor_from(c, TP_F32, TP_SHAPE(n, V), e->logits) : NULL;
+        if (n && !y) return tp_error_status(c);
     }
     if (n) st = choose(e, y, n);
     tp_step_end(c);

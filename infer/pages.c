@@ -240,14 +240,10 @@ struct tp_pass {
     layout routed; /* of the layer at work */
 };
 
-static tp_tensor *ints(tp_ctx *c, int ndim, const int64_t *shape, const int32_t *from) {
-    tp_tensor *t = tp_tensor_new(c, TP_I32, ndim, shape);
-    return t && !tp_upload(c, t, from) ? t : NULL;
-}
-
 static placed place(tp_ctx *c, const layout *x) {
-    placed p = {ints(c, TP_SHAPE(x->P, x->K), x->slots),
-                ints(c, TP_SHAPE(x->P, x->width), x->tables), ints(c, TP_SHAPE(x->P), x->starts)};
+    placed p = {tp_tensor_from(c, TP_I32, TP_SHAPE(x->P, x->K), x->slots),
+                tp_tensor_from(c, TP_I32, TP_SHAPE(x->P, x->width), x->tables),
+                tp_tensor_from(c, TP_I32, TP_SHAPE(x->P), x->starts)};
     return p.slots && p.tables && p.starts ? p : (placed){0};
 }
 
@@ -326,8 +322,8 @@ static tp_chosen choose(void *arg, tp_ctx *c, int layer, tp_tensor *decision) {
         }
         row += took[i] > 0;
     }
-    tp_chosen r = {.rows = ints(c, TP_SHAPE(x->P, x->K), rows),
-                   .positions = ints(c, TP_SHAPE(x->P, x->K), positions)};
+    tp_chosen r = {.rows = tp_tensor_from(c, TP_I32, TP_SHAPE(x->P, x->K), rows),
+                   .positions = tp_tensor_from(c, TP_I32, TP_SHAPE(x->P, x->K), positions)};
     return r.rows && r.positions ? r : (tp_chosen){0};
 }
 
@@ -364,9 +360,9 @@ static tp_tensor *load(tp_cache *k, tp_model_in *in) {
         p->dense = place(c, &dense);
         if (!p->dense.slots) return NULL;
     }
-    in->ids = ints(c, TP_SHAPE(n, T), ids);
-    in->positions = ints(c, TP_SHAPE(n, T), p->positions);
-    tp_tensor *rows = ints(c, TP_SHAPE(n), ends);
+    in->ids = tp_tensor_from(c, TP_I32, TP_SHAPE(n, T), ids);
+    in->positions = tp_tensor_from(c, TP_I32, TP_SHAPE(n, T), p->positions);
+    tp_tensor *rows = tp_tensor_from(c, TP_I32, TP_SHAPE(n), ends);
     return in->ids && in->positions ? rows : NULL;
 }
 

@@ -139,11 +139,6 @@ static int32_t *download(tp_ctx *c, const tp_tensor *t) {
     return host && !tp_download(c, t, host) ? host : NULL;
 }
 
-static tp_tensor *upload(tp_ctx *c, int64_t B, int64_t K, const int32_t *from) {
-    tp_tensor *t = tp_tensor_new(c, TP_I32, TP_SHAPE(B, K));
-    return t && (!from || !tp_upload(c, t, from)) ? t : NULL;
-}
-
 /* Lists as long as the row that has most. Under META nobody knows, and the capacity is assumed. */
 static tp_chosen ragged(tp_ctx *c, const tp_model *m, const tp_model_in *in, tp_tensor *decision) {
     int64_t B = decision->shape[0], T = decision->shape[1], K = 1;
@@ -179,8 +174,9 @@ static tp_chosen ragged(tp_ctx *c, const tp_model *m, const tp_model_in *in, tp_
         }
         for (; n < (b + 1) * K; n++) places[n] = 0; /* rope turns by it */
     }
-    tp_chosen r = {upload(c, B, K, rows), upload(c, B, K, places),
-                   in->segments ? upload(c, B, K, segments) : NULL};
+    tp_chosen r = {tp_tensor_from(c, TP_I32, TP_SHAPE(B, K), rows),
+                   tp_tensor_from(c, TP_I32, TP_SHAPE(B, K), places),
+                   in->segments ? tp_tensor_from(c, TP_I32, TP_SHAPE(B, K), segments) : NULL};
     return c->status ? (tp_chosen){0} : r;
 }
 
