@@ -202,6 +202,8 @@ int tp_bench_decode(const char *command, char *const words[], int n, bool json) 
     if (!st) st = open_model(&t[0], c, &cfg);
     bool routed = !st && tp_trainer_routes(&t[0]);
     int64_t tokens = cfg.model.context - PROMPT < 128 ? cfg.model.context - PROMPT : 128;
+    if (!st && cfg.device != TP_CPU)
+        st = tp_fail(c, TP_EARG, "bench decode compares with this machine's memory: device: cpu");
     if (!st && tokens < 8)
         st = tp_fail(c, TP_EARG, "model.context must be 24 or more, got %lld",
                      (long long)cfg.model.context);

@@ -79,7 +79,7 @@ int main(int argc, char **argv) {
         return k->run(argc - 1, argv + 1);
     }
     const char *hint = nearest(word);
-    fprintf(stderr, "tapir: there is no command \"%s\"%s%s%s; tapir --help lists them\n", word,
-            hint ? "; did you mean \"" : "", hint ? hint : "", hint ? "\"?" : "");
+    fprintf(stderr, "tapir: there is no command \"%s\"%s%s%s tapir --help lists them\n", word,
+            hint ? "; did you mean \"" : ";", hint ? hint : "", hint ? "\"?" : "");
     return EXIT_USAGE_;
 }

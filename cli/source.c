@@ -1,6 +1,7 @@
 /* Owns the choice between a corpus and conversations, and what a run begins with. */
 #include "cli/source.h"
 #include <string.h>
+#include <sys/stat.h>
 
 /* ---- sources -------------------------------------------------------------------------------- */
 tp_status tp_source_open(tp_source *s, tp_ctx *c, const tp_config *f, const char *path,
@@ -116,6 +117,12 @@ tp_status tp_begin_tokenizer(tp_tokenizer **out, tp_ctx *c, tp_config *f) {
     if (!*f->model.init_from)
         return tp_sft_is(f->data.train) || !*f->data.train ? of_file(out, c, f)
                                                            : of_corpus(out, c, f);
+    struct stat s;
+    if (stat(f->model.init_from, &s))
+        return tp_fail(c, TP_EIO,
+                       "model.init_from: %s: there is no such run or checkpoint yet; what makes it "
+                       "comes first",
+                       f->model.init_from);
     tp_run r;
     tp_status st = tp_run_peek(&r, c, f->model.init_from);
     if (!st) st = tp_config_adopt_model(c, f, &r.cfg);

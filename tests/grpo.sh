@@ -179,7 +179,7 @@ says 'no power of two' rl.share_prompts=true rl.num_generations=3 train.micro_ba
 says 'activation_checkpointing' rl.share_prompts=true model.activation_checkpointing=true
 says 'cispo needs rl.epsilon_high' rl.objective=cispo
 says 'more updates than can be counted' run.steps=1000000000000 rl.num_iterations=65536
-says 'no such run' model.init_from="$dir/nothing"
+says 'model.init_from: .*no such run' model.init_from="$dir/nothing"
 says 'another value; leave the key out' model.layers=3
 says 'dropout must be 0' model.dropout=0.1
 printf 'no json\n' >"$dir/bad.jsonl"
