@@ -8,21 +8,22 @@ h5py. A step: 32 prompts of chain arithmetic are read once, their keys and value
 completions drawn side by side with a cache, and what has ended leaves the batch; rewards, advantages and the update
 are batched too, with no loop over sequences. The update is one forward and backward over padded rows, its head over
 completion tokens only; old log-probs are the update's own, detached (on policy their ratios are 1), so that none are
-computed twice. --share reads a prompt once for its group in the update as well, as rl.share_prompts does. Fused AdamW, clipping over all tensors at once, float32. Steps that warm up are taken back before the
-timed ones. Prints one JSON line. docs/peers.md says which environment is fair to PyTorch.
+computed twice. --share reads a prompt once for its group in the update as well, as rl.share_prompts does. Fused
+AdamW, clipping over all tensors at once, float32. Steps that warm up are taken back before the timed ones. Prints one
+JSON line. docs/peers.md says which environment is fair to PyTorch.
 """
 import argparse
 import json
-import os
 import resource
 import statistics
-import sys
 import time
 
 import h5py
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from environment import environment
 
 LAYERS, HEADS, C, CONTEXT, VOCAB, EOS, HASH = 2, 4, 64, 32, 257, 256, ord("#")
 PROMPTS, GROUP, OPERATIONS, MOST = 32, 16, 8, 16
@@ -231,21 +232,6 @@ def loss_shared(model, tokens, positions, keys, answers, targets, advantage, eps
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage).mean()
 
 
-def environment():
-    try:
-        with open("/proc/cpuinfo") as f:
-            amd = "AuthenticAMD" in f.read()
-    except OSError:
-        amd = False
-    tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    preload = os.environ.get("LD_PRELOAD", "")
-    if not tuned and not preload:
-        print("pytorch_grpo: the allocator is not tuned: set GLIBC_TUNABLES (docs/peers.md)", file=sys.stderr)
-    if amd and torch.backends.mkl.is_available() and not preload:
-        print("pytorch_grpo: MKL may take a slow path on an AMD CPU: preload (docs/peers.md)", file=sys.stderr)
-    return {"malloc_tuned": tuned, "preloaded": os.path.basename(preload), "mkl": torch.backends.mkl.is_available()}
-
-
 class Loop:
     def __init__(self, a):
         self.model = GPT()
@@ -292,7 +278,7 @@ def main():
     a = a.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)
-    used = environment()
+    used = environment("pytorch_grpo")
     loop = Loop(a)
     for _ in range(a.warm_up):
         loop.step()

@@ -8,15 +8,15 @@ rate of a 1024 x 1024 product, which shows a BLAS that took a slow path. What is
 """
 import argparse
 import json
-import os
 import resource
 import statistics
-import sys
 import time
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from environment import environment
 
 SHAPES = {  # layers, heads, channels, vocabulary, batch, context
     "gpt2-124m": (12, 12, 768, 50257, 4, 64),
@@ -53,34 +53,6 @@ class GPT(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def product_gflops():
-    """The best of a few products: far below the machine's peak means a slow BLAS path, not a slow PyTorch."""
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    best = float("inf")
-    for _ in range(8):
-        start = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - start)
-    return 2 * 1024**3 / best / 1e9
-
-
-def environment():
-    """What of docs/peers.md is in force; says what is not."""
-    try:
-        with open("/proc/cpuinfo") as f:
-            amd = "AuthenticAMD" in f.read()
-    except OSError:
-        amd = False
-    tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    preload = os.environ.get("LD_PRELOAD", "")
-    if not tuned and not preload:
-        print("pytorch_step: the allocator is not tuned: set GLIBC_TUNABLES (docs/peers.md)", file=sys.stderr)
-    if amd and torch.backends.mkl.is_available() and not preload:
-        print("pytorch_step: MKL may take a slow path on an AMD CPU: preload (docs/peers.md)", file=sys.stderr)
-    return {"malloc_tuned": tuned, "preloaded": os.path.basename(preload), "mkl": torch.backends.mkl.is_available(),
-            "product_gflops": round(product_gflops(), 1)}
-
-
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("shape", choices=SHAPES)
@@ -90,7 +62,7 @@ def main():
     a = a.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(1)
-    used = environment()
+    used = environment("pytorch_step")
     layers, heads, c, vocab, batch, context = SHAPES[a.shape]
     model = GPT(layers, heads, c, vocab, context)
     step = torch.compile(model) if a.compile else model
