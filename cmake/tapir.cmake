@@ -161,7 +161,7 @@ function(tapir_tests ops)
       endforeach()
     else()
       add_test(NAME ${name} COMMAND ${name})
-      if(name STREQUAL "resume_test") # whole training runs: once, as users build it
+      if(name MATCHES "^(resume|kills)_test$") # whole training runs: once, as users build it
         set_tests_properties(${name} PROPERTIES LABELS slow)
       endif()
     endif()

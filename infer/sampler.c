@@ -1,19 +1,28 @@
 /* Owns the choice of the next token: penalty, temperature, top-k, top-p, min-p, then one draw.
  *
  * Only the tokens that a filter keeps are ever put in order: a heap gives up the most likely ones
- * until the filters are satisfied. Without filters nothing is sorted. */
+ * until the filters are satisfied. Without filters nothing is sorted. Weights are Tapir's own
+ * exponential, not libm's, whose last bit depends on the machine: a draw must not. */
 #include "infer/infer.h"
+#include "ops/math.h"
+#include "ops/softmax/softmax_weights.h"
 #include <math.h>
 #include <string.h>
 
+/* Weights are summed in blocks, a block in lanes: an order that compilers can vectorise, and a draw
+ * walks the tokens of one block only. */
+enum { BLOCK = 64, LANES = 8 };
+
 typedef struct candidate {
-    double score; /* logit */
+    float score; /* logit */
     int32_t id;
 } candidate;
 struct tp_sampler {
     int64_t vocab;
+    float *score; /* logits, penalised */
     candidate *heap;
-    double *weight; /* of the candidates kept, by their order */
+    float *weight; /* by id where all are kept; else of the candidates kept, by their order */
+    double *block; /* sums of weights by id */
     bool *seen;
 };
 
@@ -36,10 +45,12 @@ tp_status tp_sampler_new(tp_sampler **out, tp_ctx *c, int64_t vocab) {
     tp_sampler *s = tp_calloc(c, 1, sizeof *s);
     if (!s) return tp_error_status(c);
     s->vocab = vocab;
+    s->score = tp_calloc(c, (size_t)vocab, sizeof *s->score);
     s->heap = tp_calloc(c, (size_t)vocab, sizeof *s->heap);
     s->weight = tp_calloc(c, (size_t)vocab, sizeof *s->weight);
+    s->block = tp_calloc(c, (size_t)((vocab + BLOCK - 1) / BLOCK), sizeof *s->block);
     s->seen = tp_calloc(c, (size_t)vocab, sizeof *s->seen);
-    if (!s->heap || !s->weight || !s->seen) {
+    if (!s->score || !s->heap || !s->weight || !s->block || !s->seen) {
         tp_sampler_free(s);
         return tp_error_status(c);
     }
@@ -49,18 +60,20 @@ tp_status tp_sampler_new(tp_sampler **out, tp_ctx *c, int64_t vocab) {
 
 void tp_sampler_free(tp_sampler *s) {
     if (!s) return;
+    tp_free(s->score);
     tp_free(s->heap);
     tp_free(s->weight);
+    tp_free(s->block);
     tp_free(s->seen);
     tp_free(s);
 }
 
-static void penalise(tp_sampler *s, double penalty, const int32_t *history, int64_t n) {
+static void penalise(tp_sampler *s, float penalty, const int32_t *history, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         int32_t id = history[i];
         if (id < 0 || id >= s->vocab || s->seen[id]) continue;
         s->seen[id] = true;
-        double *x = &s->heap[id].score;
+        float *x = &s->score[id];
         *x = *x > 0 ? *x / penalty : *x * penalty;
     }
     for (int64_t i = 0; i < n; i++)
@@ -90,35 +103,74 @@ static void pop(candidate *h, int64_t *n) {
     if (*n) sink(h, *n, 0);
 }
 
+/* ---- weights ------------------------------------------------------------------------------- */
+static float weight_of(float score, float top, float temperature) {
+    return tp_expf((score - top) / temperature);
+}
+
+static float highest(const tp_sampler *s) {
+    float lane[LANES]; /* no NaN gets here */
+    for (int j = 0; j < LANES; j++) lane[j] = -INFINITY;
+    for (int64_t i = 0; i + LANES <= s->vocab; i += LANES)
+        for (int j = 0; j < LANES; j++)
+            lane[j] = s->score[i + j] > lane[j] ? s->score[i + j] : lane[j];
+    for (int64_t i = s->vocab - s->vocab % LANES; i < s->vocab; i++)
+        if (s->score[i] > lane[0]) lane[0] = s->score[i];
+    for (int j = 1; j < LANES; j++)
+        if (lane[j] > lane[0]) lane[0] = lane[j];
+    return lane[0];
+}
+
+static double sum_block(const float *w, int64_t n) {
+    double lane[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++) lane[j] += (double)w[i + j];
+    for (int j = 0; i + j < n; j++) lane[j] += (double)w[i + j];
+    for (int half = LANES / 2; half; half /= 2)
+        for (int j = 0; j < half; j++) lane[j] += lane[j + half];
+    return lane[0];
+}
+
+/* Of all tokens, by id; returns their sum. */
+static double weigh_all(tp_ctx *c, tp_sampler *s, float top, float temperature) {
+    double sum = 0;
+    tp_softmax_weights(c, s->weight, s->score, s->vocab, top, temperature);
+    for (int64_t at = 0; at < s->vocab; at += BLOCK) {
+        int64_t n = s->vocab - at < BLOCK ? s->vocab - at : BLOCK;
+        sum += s->block[at / BLOCK] = sum_block(s->weight + at, n);
+    }
+    return sum;
+}
+
 /* ---- the filters ---------------------------------------------------------------------------- */
 /* Pops what is kept; the i-th is then heap[vocab-1-i], with weight[i]. Returns how many. */
-static int64_t filter(tp_sampler *s, const tp_sampling *how) {
+static int64_t filter(tp_ctx *c, tp_sampler *s, const tp_sampling *how) {
     int64_t V = s->vocab, left = V, most = how->top_k > 0 && how->top_k < V ? how->top_k : V;
     candidate *h = s->heap;
+    for (int64_t i = 0; i < V; i++) h[i] = (candidate){s->score[i], (int32_t)i};
     for (int64_t i = V / 2 - 1; i >= 0; i--) sink(h, V, i);
-    double top = h[0].score, sum = 0, mass = 0;
-    if (most == V && how->top_p < 1) { /* of all, by id: the heap's order is no order to sum in */
-        for (int64_t i = 0; i < V; i++)
-            s->weight[h[i].id] = exp((h[i].score - top) / how->temperature);
-        for (int64_t i = 0; i < V; i++) sum += s->weight[i];
-    }
+    float top = h[0].score, temperature = (float)how->temperature;
+    double mass = 0, sum = 0;
+    /* of all, by id: the heap's order is no order to sum in */
+    if (most == V && how->top_p < 1) sum = weigh_all(c, s, top, temperature);
     int64_t kept = 0;
     bool later = most < V && how->top_p < 1; /* top-p goes before min-p, and needs all k */
     while (kept < most) {
-        double w = exp((h[0].score - top) / how->temperature);
-        if (!later && kept && how->min_p > 0 && w < how->min_p) break;
+        float w = weight_of(h[0].score, top, temperature);
+        if (!later && kept && how->min_p > 0 && (double)w < how->min_p) break;
         if (most == V && how->top_p < 1 && mass >= how->top_p * sum) break;
         s->weight[kept++] = w;
-        mass += w;
+        mass += (double)w;
         pop(h, &left);
     }
     if (later) { /* the probabilities of the k */
         sum = mass;
         mass = 0;
         int64_t i = 0;
-        while (i < kept && mass < how->top_p * sum) mass += s->weight[i++];
+        while (i < kept && mass < how->top_p * sum) mass += (double)s->weight[i++];
         kept = i;
-        while (kept > 1 && how->min_p > 0 && s->weight[kept - 1] < how->min_p) kept--;
+        while (kept > 1 && how->min_p > 0 && (double)s->weight[kept - 1] < how->min_p) kept--;
     }
     return kept;
 }
@@ -133,40 +185,41 @@ static double uniform(const tp_sampling *how, tp_draw d) {
 }
 
 static int32_t most_likely(const tp_sampler *s) {
-    const candidate *best = s->heap;
+    int64_t best = 0;
     for (int64_t i = 1; i < s->vocab; i++)
-        if (s->heap[i].score > best->score) best = &s->heap[i];
-    return best->id;
+        if (s->score[i] > s->score[best]) best = i;
+    return (int32_t)best;
 }
 
 /* By id: no order is needed where all are kept. */
-static int32_t draw_any(tp_sampler *s, const tp_sampling *how, tp_draw d) {
-    double top = -INFINITY, sum = 0, at = 0;
-    for (int64_t i = 0; i < s->vocab; i++)
-        if (s->heap[i].score > top) top = s->heap[i].score; /* no NaN gets here */
-    for (int64_t i = 0; i < s->vocab; i++)
-        sum += s->weight[i] = exp((s->heap[i].score - top) / how->temperature);
+static int32_t draw_any(tp_ctx *c, tp_sampler *s, const tp_sampling *how, tp_draw d) {
+    double sum = weigh_all(c, s, highest(s), (float)how->temperature), at = 0;
     double to = sum * uniform(how, d);
-    int32_t last = 0;
-    for (int64_t i = 0; i < s->vocab; i++) {
+    int64_t block = 0, blocks = (s->vocab + BLOCK - 1) / BLOCK;
+    int64_t last = 0; /* a token with weight, if rounding leaves `to` at the very end */
+    for (; block < blocks && at + s->block[block] <= to; block++) at += s->block[block];
+    if (block == blocks)
+        for (block--; s->block[block] == 0;) block--;
+    for (int64_t i = block * BLOCK; i < s->vocab && i < (block + 1) * BLOCK; i++) {
         if (s->weight[i] == 0) continue;
-        last = (int32_t)i;
-        if ((at += s->weight[i]) > to) break;
+        last = i;
+        if ((at += (double)s->weight[i]) > to) break;
     }
-    return last;
+    return (int32_t)last;
 }
 
-static int32_t draw_kept(tp_sampler *s, const tp_sampling *how, tp_draw d, int32_t *set) {
-    int64_t kept = filter(s, how), i = 0;
+static int32_t draw_kept(tp_ctx *c, tp_sampler *s, const tp_sampling *how, tp_draw d,
+                         int32_t *set) {
+    int64_t kept = filter(c, s, how), i = 0;
     const candidate *first = s->heap + s->vocab - 1;
     double sum = 0, at = 0;
     for (int64_t j = 0; j < kept; j++) {
-        sum += s->weight[j];
+        sum += (double)s->weight[j];
         if (set) mark(set, first[-j].id);
     }
     double to = sum * uniform(how, d);
     for (; i < kept - 1; i++)
-        if ((at += s->weight[i]) > to) break;
+        if ((at += (double)s->weight[i]) > to) break;
     return first[-i].id;
 }
 
@@ -175,18 +228,19 @@ tp_status tp_sample_token(tp_ctx *c, tp_sampler *s, const tp_sampling *how, cons
                           int32_t *set) {
     const char *problem = tp_sampling_problem(how);
     if (problem) return tp_fail(c, TP_EARG, "sampling: %s", problem);
-    for (int64_t i = 0; i < s->vocab; i++) {
+    bool all_numbers = true;
+    for (int64_t i = 0; i < s->vocab; i++) all_numbers &= logits[i] == logits[i];
+    for (int64_t i = 0; !all_numbers && i < s->vocab; i++)
         if (isnan(logits[i]))
             return tp_fail(c, TP_ENUMERIC, "sampling: the logit of token %lld is not a number",
                            (long long)i);
-        s->heap[i] = (candidate){logits[i], (int32_t)i};
-    }
-    if (how->repetition_penalty != 1) penalise(s, how->repetition_penalty, history, n);
+    memcpy(s->score, logits, (size_t)s->vocab * sizeof *s->score);
+    if (how->repetition_penalty != 1) penalise(s, (float)how->repetition_penalty, history, n);
     bool truncates = tp_sampling_truncates(how);
     if (set) memset(set, truncates ? 0 : -1, (size_t)((s->vocab + 31) / 32) * sizeof *set);
     if (how->temperature == 0)
         *token = most_likely(s);
     else
-        *token = truncates ? draw_kept(s, how, d, set) : draw_any(s, how, d);
+        *token = truncates ? draw_kept(c, s, how, d, set) : draw_any(c, s, how, d);
     return TP_OK;
 }

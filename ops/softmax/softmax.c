@@ -5,8 +5,10 @@
  *
  * The matrix is symmetric, so the gradient of dy, given g for dx, is softmax_backward(y, g) again.
  * The gradient of y is g (dy - s) - dy sum(g y), softmax_backward2. */
+#include "core/ctx.h"
 #include "ops/softmax/softmax.h"
 #include "ops/softmax/softmax_op.h"
+#include "ops/softmax/softmax_weights.h"
 #include <math.h>
 
 extern const tp_op op_softmax, op_softmax_backward, op_softmax_backward2;
@@ -15,6 +17,21 @@ TP_CPU_DECLARE(softmax_backward_cpu);
 TP_CUDA_DECLARE(softmax_cuda);
 TP_CUDA_DECLARE(softmax_backward_cuda);
 TP_CUDA_DECLARE(softmax_backward2_cuda);
+
+void tp_softmax_weights(const tp_ctx *c, float *w, const float *x, int64_t n, float top,
+                        float temperature) {
+#if defined(__x86_64__)
+    if (c->isa == 4) {
+        tp_softmax_weights_v4(w, x, n, top, temperature);
+        return;
+    }
+    if (c->isa == 3) {
+        tp_softmax_weights_v3(w, x, n, top, temperature);
+        return;
+    }
+#endif
+    tp_softmax_weights_v1(w, x, n, top, temperature);
+}
 
 static tp_status softmax_oracle(const tp_call *k) {
     int64_t n = tp_dim(k->in[0], -1), all = tp_numel(k->in[0]);
