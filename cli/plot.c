@@ -110,7 +110,7 @@ static tp_status read_all(tp_ctx *c, curve k[][PLOT_SERIES], int64_t found[PLOT_
 
 /* What was asked for, or else the first of the usual that the runs have. */
 static tp_status choose(tp_ctx *c, curve k[][PLOT_SERIES]) {
-    static const char *const usual[][PLOT_PANELS] = {
+    static const char *const usual[][2] = {
         {"eval/greedy", "eval/pass@1"}, {"train_loss", "val_loss"}, {"reward", "loss"}};
     int64_t found[PLOT_PANELS];
     if (a.n_metrics) {
@@ -123,8 +123,8 @@ static tp_status choose(tp_ctx *c, curve k[][PLOT_SERIES]) {
         return st;
     }
     for (size_t u = 0; u < sizeof usual / sizeof *usual; u++) {
-        memcpy(a.metric, usual[u], sizeof a.metric);
-        a.n_metrics = PLOT_PANELS;
+        memcpy(a.metric, usual[u], sizeof usual[u]);
+        a.n_metrics = 2;
         tp_status st = read_all(c, k, found);
         if (st) return st;
         if (!found[0]) continue;

@@ -96,7 +96,7 @@ static void add_tick(scale *s, double v, bool labelled) {
     s->tick[s->n++] = v;
 }
 
-/* min <= 0 <= max */
+/* min < max */
 static void ticks_linear(scale *s, double min, double max, int wanted) {
     double step = nice_above((max - min) / wanted);
     int first = (int)floor(min / step + 1e-9), last = (int)ceil(max / step - 1e-9);
@@ -208,7 +208,7 @@ static void draw_series(FILE *f, const plot *p, const plot_series *s, int colour
 
 static void draw_panel(FILE *f, const plot *p, const plot_panel *q, double left, double top) {
     scale sx = {.from = left, .to = left + PANEL_W}, sy = {.from = top + PANEL_H, .to = top};
-    double min = q->log_y ? INFINITY : 0, max = 0;
+    double min = q->log_y || q->close_y ? INFINITY : 0, max = q->close_y ? -INFINITY : 0;
     for (int i = 0; i < q->n_series; i++)
         for (int j = 0; j < p->n_points; j++) {
             const plot_series *s = &q->series[i];
@@ -218,7 +218,7 @@ static void draw_panel(FILE *f, const plot *p, const plot_panel *q, double left,
     if (q->log_y)
         ticks_log(&sy, min, max);
     else
-        ticks_linear(&sy, min, max > min ? max : 1, 6);
+        ticks_linear(&sy, min, max > min ? max : min + 1, 6);
     if (p->log2_x)
         ticks_points(&sx, p);
     else
@@ -246,7 +246,7 @@ static bool drawable(double v, bool log) { return fabs(v) < 1e300 && (!log || v 
 
 static const char *check(const plot *p) {
     if (p->n_points < 1 || p->n_points > PLOT_POINTS) return "a plot has from 1 to 32 points";
-    if (p->n_panels < 1 || p->n_panels > PLOT_PANELS) return "a plot has 1 or 2 panels";
+    if (p->n_panels < 1 || p->n_panels > PLOT_PANELS) return "a plot has from 1 to 3 panels";
     for (int i = 0; i < p->n_points; i++)
         if (!drawable(p->x[i], p->log2_x) || p->x[i] < 0 || (i && p->x[i] <= p->x[i - 1]))
             return "x has to be finite, ascending and, on a logarithmic axis, positive";

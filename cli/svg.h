@@ -1,4 +1,4 @@
-/* svg: line charts as SVG, for runs and for the documentation. One picture holds one or two panels
+/* svg: line charts as SVG, for runs and for the documentation. One picture holds up to three panels
  * side by side; it needs no script and no font of its own, and follows a reader's light or dark
  * colours.
  *
@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 
-enum { PLOT_POINTS = 32, PLOT_SERIES = 4, PLOT_PANELS = 2 };
+enum { PLOT_POINTS = 32, PLOT_SERIES = 4, PLOT_PANELS = 3 };
 
 typedef enum plot_style {
     PLOT_LINE,   /* a line with a dot at each point */
@@ -26,6 +26,7 @@ typedef struct plot_series {
 typedef struct plot_panel {
     const char *title; /* what is measured and its unit: "Time per token, µs" */
     bool log_y;        /* logarithmic; else linear, with zero on the axis */
+    bool close_y;      /* linear, around the values: for differences that zero would hide */
     int n_series;
     plot_series series[PLOT_SERIES];
 } plot_panel;

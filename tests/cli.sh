@@ -148,7 +148,7 @@ works xmllint --noout curve.svg
 works grep -q '<path class="s l0"' curve.svg
 says 1 'no run has a metric losss' $tapir plot run --metrics losss
 says 1 'cannot write' $tapir plot run --out nowhere/curve.svg
-says 2 'at most 2 metrics' $tapir plot run --metrics a,b,c
+says 2 'at most 3 metrics' $tapir plot run --metrics a,b,c,d
 says 2 'which run' $tapir plot
 says 1 'another tokenizer' $tapir eval run other.h5
 # routed blocks are part of the checkpoint, and of what begins with it
