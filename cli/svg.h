@@ -1,4 +1,5 @@
-/* svg: line charts as SVG, for runs and for the documentation. One picture holds one or two panels
+/* svg: pictures as SVG, for runs and for the documentation: line charts, and the pieces that other
+ * pictures share with them. One chart holds one or two panels
  * side by side; it needs no script and no font of its own, and follows a reader's light or dark
  * colours.
  *
@@ -42,4 +43,13 @@ typedef struct plot {
  * that is not positive on a logarithmic axis), more points than there is room for, a failed write.
  */
 const char *plot_write(const plot *p, FILE *f);
+
+/* ---- what pictures of every kind are made of ------------------------------------------------- */
+/* The head of a picture in the colours of all of them; style: rules of its own, "" for none. */
+void svg_begin(FILE *f, int width, int height, const char *style, const char *title,
+               const char *subtitle);
+/* s is any bytes: what cannot stand in XML becomes U+FFFD. */
+void svg_text(FILE *f, double x, double y, const char *attributes, const char *s);
+void svg_escape(FILE *f, const char *s); /* the same, for the inside of an element */
+const char *svg_end(FILE *f);            /* NULL, or the reason why it is not written */
 #endif

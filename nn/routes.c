@@ -80,19 +80,24 @@ void tp_routes_clear(tp_routes *r) {
 }
 
 tp_route_summary tp_routes_summary(const tp_routes *r, int64_t block) {
-    tp_route_summary s = {.low = NAN, .high = NAN};
-    double n = (double)r->tokens, numbers = 0;
-    for (int64_t i = block * r->tokens; i < (block + 1) * r->tokens; i++) {
-        double x = (double)r->logit[i];
-        s.chosen += r->chosen[i] / n;
-        s.decided += r->decided[i] / n;
-        s.agree += (r->chosen[i] == r->decided[i]) / n;
-        if (!isfinite(x)) continue;
-        s.mean += x;
-        numbers++;
-        s.low = fmin(s.low, x);
-        s.high = fmax(s.high, x);
+    const float *logit = r->logit + block * r->tokens;
+    const unsigned char *chosen = r->chosen + block * r->tokens;
+    const unsigned char *decided = r->decided + block * r->tokens;
+    tp_route_summary s = {0};
+    double n = (double)r->tokens, finite = 0;
+    for (int64_t t = 0; t < r->tokens; t++) {
+        s.chosen += chosen[t] / n;
+        s.decided += decided[t] / n;
+        s.agree += (chosen[t] == decided[t]) / n;
+        if (!isfinite(logit[t])) continue;
+        s.mean += (double)logit[t];
+        finite++;
     }
-    s.mean /= numbers; /* 0/0 is NaN */
+    s.mean /= finite; /* 0/0 is NaN */
+    for (int64_t t = 0; t < r->tokens; t++) {
+        double d = (double)logit[t] - s.mean;
+        if (isfinite(logit[t])) s.deviation += d * d / finite;
+    }
+    s.deviation = finite > 0 ? sqrt(s.deviation) : NAN;
     return s;
 }

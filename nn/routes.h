@@ -25,7 +25,8 @@ void tp_routes_clear(tp_routes *r);
 
 typedef struct tp_route_summary { /* of a block: parts of the tokens */
     double chosen, decided, agree;
-    double mean, low, high; /* of the logits that are finite; NaN if none is */
+    double mean,
+        deviation; /* of the logits that are finite, with the standard one; NaN if none is */
 } tp_route_summary;
 tp_route_summary tp_routes_summary(const tp_routes *r, int64_t block);
 #ifdef __cplusplus
