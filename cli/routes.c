@@ -148,9 +148,11 @@ static void print_table(const tp_routes *r, const tp_model_cfg *f) {
         printf("%5d  %5.1f %%  %5.1f %%  %5.1f %%  %+.3f\n", (int)r->layer[i], 100 * s.chosen,
                100 * s.decided, 100 * s.agree, s.mean);
     }
-    printf("%lld tokens, capacity %g; loss %.4f nats per token with top-k, %.4f with causal "
-           "decisions\n",
-           (long long)r->tokens, f->mod.capacity, r->loss, r->loss_causal);
+    printf("%lld tokens, capacity %g", (long long)r->tokens, f->mod.capacity);
+    if (r->tokens > 1) /* else there is nothing to predict */
+        printf("; loss %.4f nats per token with top-k, %.4f with causal decisions", r->loss,
+               r->loss_causal);
+    putchar('\n');
 }
 
 static tp_status print_json(tp_run *r, const tp_routes *o, const int32_t *ids) {

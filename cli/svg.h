@@ -1,9 +1,8 @@
 /* svg: pictures as SVG, for runs and for the documentation: line charts, and the pieces that other
- * pictures share with them. One chart holds one or two panels
- * side by side; it needs no script and no font of its own, and follows a reader's light or dark
- * colours.
+ * pictures share with them. A chart holds one or two panels side by side. Pictures need no script
+ * and no font of their own, and follow a reader's light or dark colours.
  *
- * A picture is a plain value: fill it in, give it to plot_write. Texts are borrowed. */
+ * A chart is a plain value: fill it in, give it to plot_write. Texts are borrowed. */
 #ifndef TP_SVG_H
 #define TP_SVG_H
 #include <stdbool.h>

@@ -201,6 +201,9 @@ for text in 'a<b>&"c"' "$(printf 'x\001\033[31my\177')" "$(printf 'a\377\342\202
     iconv -f utf-8 -t utf-8 out >/dev/null || { echo "FAILED: JSON that is no UTF-8"; failed=$((failed + 1)); }
 done
 printf 'one\ntwo\n' >two.txt
+works $routes -n 1
+lacks() { checks=$((checks + 1)); ! grep -q -- "$1" "$2" || { failed=$((failed + 1)); echo "FAILED: $2 has $1"; }; }
+lacks nan out
 works $routes --file two.txt --json
 count 8 '"layer":0' out
 works sh -c "$routes --file - --json -n 1 <two.txt"
