@@ -408,9 +408,7 @@ static tp_status after_step(run *r, const tp_step_out *s, bool *stop) {
     if (s) show(r, s, false);
     if (s && due(r, f->log.every)) st = log_step(r, s);
     if (!st && !*stop && validation_due(r)) st = validate(r, &best);
-    bool can_sample =
-        r->root && !tp_trainer_routes(&r->trainer); /* no cache of routed blocks yet */
-    if (!st && s && !*stop && can_sample && due(r, f->sample.every)) st = write_sample(r);
+    if (!st && s && !*stop && r->root && due(r, f->sample.every)) st = write_sample(r);
     if (st == TP_EINTERRUPT) st = TP_OK, *stop = true; /* while validating: the step is done */
     /* one look for all: a signal after it is the next step's. Ranks have agreed within the step. */
     if (r->ranks == 1 && tp_interrupted()) *stop = true;

@@ -28,6 +28,7 @@ int cmd_ops(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_hash(int argc, char **argv);
 int cmd_plot(int argc, char **argv);
+int cmd_routes(int argc, char **argv);
 int cmd_task(int argc, char **argv);
 int cmd_grpo(int argc, char **argv);
 int cmd_replay(int argc, char **argv);

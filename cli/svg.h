@@ -1,8 +1,8 @@
-/* svg: line charts as SVG, for runs and for the documentation. One picture holds up to three panels
- * side by side; it needs no script and no font of its own, and follows a reader's light or dark
- * colours.
+/* svg: pictures as SVG, for runs and for the documentation: line charts, and the pieces that other
+ * pictures share with them. A chart holds up to three panels side by side. Pictures need no script
+ * and no font of their own, and follow a reader's light or dark colours.
  *
- * A picture is a plain value: fill it in, give it to plot_write. Texts are borrowed. */
+ * A chart is a plain value: fill it in, give it to plot_write. Texts are borrowed. */
 #ifndef TP_SVG_H
 #define TP_SVG_H
 #include <stdbool.h>
@@ -43,4 +43,13 @@ typedef struct plot {
  * that is not positive on a logarithmic axis), more points than there is room for, a failed write.
  */
 const char *plot_write(const plot *p, FILE *f);
+
+/* ---- what pictures of every kind are made of ------------------------------------------------- */
+/* The head of a picture in the colours of all of them; style: rules of its own, "" for none. */
+void svg_begin(FILE *f, int width, int height, const char *style, const char *title,
+               const char *subtitle);
+/* s is any bytes: what cannot stand in XML becomes U+FFFD. */
+void svg_text(FILE *f, double x, double y, const char *attributes, const char *s);
+void svg_escape(FILE *f, const char *s); /* the same, for the inside of an element */
+const char *svg_end(FILE *f);            /* NULL, or the reason why it is not written */
 #endif

@@ -5,6 +5,7 @@
 #include "ops/op.h"
 #include "autograd/autograd.h"
 #include "nn/nn.h"
+#include "nn/routes.h"
 #include "optim/optim.h"
 #include "infer/infer.h"
 #include "data/checkpoint.h"

@@ -109,6 +109,11 @@ static tp_tensor *token_loss(tp_ctx *c, const tp_model *m, const known *k, tp_te
 }
 
 /* ---- the choice ------------------------------------------------------------------------------ */
+static void watch(tp_ctx *c, int layer, const tp_model_in *in, tp_tensor *logit, tp_tensor *rows) {
+    if (in->watch && logit && rows)
+        in->watch(in->watch_arg, c, layer, &(tp_mod_view){tp_detach(c, logit), rows});
+}
+
 static tp_chosen top_k(tp_ctx *c, const tp_model *m, int layer, tp_tensor *x, const tp_model_in *in,
                        tp_mod_sums *sums) {
     bool learn = sums->aux_scale > 0;
@@ -131,6 +136,7 @@ static tp_chosen top_k(tp_ctx *c, const tp_model *m, int layer, tp_tensor *x, co
             loss ? tp_scale(c, tp_sum(c, loss, TP_ALL_DIMS, false), sums->aux_scale, 0) : NULL;
         sums->aux = sums->aux && aux ? tp_add(c, sums->aux, aux) : aux;
     }
+    watch(c, layer, in, k.logit, r.rows);
     return (tp_chosen){r.rows, r.positions, r.segments};
 }
 
@@ -183,10 +189,11 @@ static tp_chosen ragged(tp_ctx *c, const tp_model *m, const tp_model_in *in, tp_
 static tp_chosen causal(tp_ctx *c, const tp_model *m, int layer, tp_tensor *x,
                         const tp_model_in *in) {
     known k = look(c, m, layer, x, in, true, false);
-    if (!k.decision) return (tp_chosen){0};
-    tp_tensor *d = tp_detach(c, k.decision);
-    if (in->choose) return in->choose(in->choose_arg, c, layer, d);
-    return ragged(c, m, in, d);
+    tp_tensor *d = k.decision ? tp_detach(c, k.decision) : NULL;
+    if (!d) return (tp_chosen){0};
+    tp_chosen of = in->choose ? in->choose(in->choose_arg, c, layer, d) : ragged(c, m, in, d);
+    watch(c, layer, in, k.logit, of.rows);
+    return of;
 }
 
 /* ---- the block ------------------------------------------------------------------------------- */

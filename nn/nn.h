@@ -78,6 +78,12 @@ typedef tp_chosen (*tp_choose_fn)(void *arg, tp_ctx *c, int layer, tp_tensor *de
 /* TOP_K looks at a whole row, tokens to come included: for training. CAUSAL decides for each token
  * from that token alone: for evaluation, decoding and the log-probs of what was decoded. */
 typedef enum tp_mod_mode { TP_MOD_TOP_K, TP_MOD_CAUSAL } tp_mod_mode;
+/* What a routed block saw of each token and which it took, for those who look on. */
+typedef struct tp_mod_view {
+    tp_tensor *logit; /* (B,T): the router's */
+    tp_tensor *rows;  /* i32 (P,K): as in tp_chosen */
+} tp_mod_view;
+typedef void (*tp_mod_watch_fn)(void *arg, tp_ctx *c, int layer, const tp_mod_view *v);
 
 typedef struct tp_model_in {
     tp_tensor *ids;       /* (B,T) i32 */
@@ -89,6 +95,8 @@ typedef struct tp_model_in {
     tp_mod_mode mode;    /* of routed blocks; attend is called for the tokens that they take */
     tp_choose_fn choose; /* with CAUSAL; NULL: lists as long as the longest, which decisions fill */
     void *choose_arg;
+    tp_mod_watch_fn watch; /* called by each routed block once it has chosen; NULL: nobody looks */
+    void *watch_arg;
 } tp_model_in;
 /* (B,T) ids -> (B,T,C), after the last norm: what the head reads. */
 tp_tensor *tp_model_hidden(tp_ctx *c, tp_model *m, const tp_model_in *in);

@@ -154,8 +154,9 @@ says 1 'another tokenizer' $tapir eval run other.h5
 # routed blocks are part of the checkpoint, and of what begins with it
 works $train run.dir=routed mod.capacity=0.5 mod.every=1 mod.gate=sigmoid
 has() { checks=$((checks + 1)); grep -q -- "$1" "$2" || { failed=$((failed + 1)); echo "FAILED: $2 lacks $1"; }; }
-has '"mod/routed_fraction":' routed/metrics.jsonl
-has '"val_loss_causal":' routed/metrics.jsonl
+for m in mod/routed_fraction mod/router_entropy mod/predictor_accuracy mod/aux_loss val_loss val_loss_causal; do
+    has "\"$m\":[0-9]" routed/metrics.jsonl
+done
 works $tapir eval routed --json
 has '"loss_causal":' out
 works $tapir generate routed "line 1"
@@ -163,6 +164,86 @@ works $train run.dir=tuned model.init_from=routed run.steps=1
 has 'capacity: 0.5' tuned/config.yaml
 has 'gate: sigmoid' tuned/config.yaml
 says 1 'the model of routed has another value' $train run.dir=tuned2 model.init_from=routed mod.capacity=0.25 mod.every=1
+# what routed layers take, as a table, a picture and JSON lines that say the same
+routes="$tapir routes routed"
+count() { checks=$((checks + 1)); n=$(grep -c -- "$2" "$3"); [ "$n" = "$1" ] || { failed=$((failed + 1)); echo "FAILED: $n times $2 in $3, not $1"; }; }
+picture() { # well-formed, and nothing in it that a terminal or a browser would obey
+    works xmllint --noout "$1"
+    checks=$((checks + 1))
+    [ -z "$(LC_ALL=C tr -d '\n\040-\176\200-\377' <"$1")" ] || { failed=$((failed + 1)); echo "FAILED: $1 has control bytes"; }
+}
+works $routes --out routes.svg
+has '^ *0   50.0 %' out
+has 'with causal decisions' out
+picture routes.svg
+works $routes --json
+cp out routes.json
+count 16 '^{"token":[0-9]*,"id":[0-9]*,"text":".*","layer":0,"logit":-\{0,1\}[0-9.e-]*,"chosen":[a-z]*,"causal":[a-z]*}$' routes.json
+count 8 '"chosen":true' routes.json
+marked() { # marked CLASS PATTERN: as often in the picture as in the data, and twice in the legend
+    count $(($(grep -c -- "$2" routes.json) + 2)) "class=\"$1\"" routes.svg
+}
+marked k '"chosen":true'
+marked c '"causal":true'
+checks=$((checks + 1)) # where one of the two alone takes a token it is framed
+differ=$(sed 's/"chosen":\([a-z]*\),"causal":\1}/the same/' routes.json | grep -vc 'the same$')
+[ "$(grep -c 'class="x"' routes.svg)" = $((differ + 2)) ] || { failed=$((failed + 1)); echo "FAILED: frames"; }
+# the same weights, the same picture; others, other colours
+colours() { grep -o 'class="q[0-7]" x="[0-9]*" y="[0-9]*"' "$1"; }
+works $routes --out again.svg -j 1
+cmp -s routes.svg again.svg || { echo 'FAILED: routes draws something else the second time'; failed=$((failed + 1)); }
+works $tapir routes routed/checkpoints/step-00000002.h5 --out earlier.svg
+[ "$(colours routes.svg)" != "$(colours earlier.svg)" ] || { echo 'FAILED: other weights, the same colours'; failed=$((failed + 1)); }
+for text in 'a<b>&"c"' "$(printf 'x\001\033[31my\177')" "$(printf 'a\377\342\202 \303\251')" "$(printf '\n\t ')" '<|endoftext|>' ']]>'; do
+    works $routes "$text" -n 16 --out hostile.svg
+    picture hostile.svg
+    works $routes "$text" -n 16 --json
+    iconv -f utf-8 -t utf-8 out >/dev/null || { echo "FAILED: JSON that is no UTF-8"; failed=$((failed + 1)); }
+done
+printf 'one\ntwo\n' >two.txt
+works $routes -n 1
+lacks() { checks=$((checks + 1)); ! grep -q -- "$1" "$2" || { failed=$((failed + 1)); echo "FAILED: $2 has $1"; }; }
+lacks nan out
+works $routes --file two.txt --json
+count 8 '"layer":0' out
+works sh -c "$routes --file - --json -n 1 <two.txt"
+count 1 '"layer":0' out
+# tokens of characters that show nothing or turn the line around are spelt out
+i=0
+while [ $i -lt 40 ]; do printf 'e\314\201 \342\200\256turned\342\200\254 word%s\n' $i; i=$((i + 1)); done >turned.txt
+works $tapir prepare turned.txt --out turned.h5 --vocab 300
+works $tapir train $src/configs/tests/tiny.yaml run.dir=turned data.train=turned.h5 data.val=turned.h5 run.steps=1 mod.capacity=0.5 mod.every=1
+works $tapir routes turned --out turned.svg
+picture turned.svg
+has 'U+202E' turned.svg
+count 0 "$(printf '\342\200\256')" turned.svg
+# mistakes
+says 1 'more tokens than the context of this model, 16: --tokens 16' $routes "one two three four five six seven eight"
+says 1 'more tokens than the context' $routes --file text.txt
+says 1 '--tokens 17: the context of this model is 16' $routes --tokens 17
+says 2 '--tokens must be a whole number from 1 to 1024' $routes --tokens 0
+says 2 '--tokens must be' $routes --tokens many
+says 2 'not both' $routes "a text" --file two.txt
+says 2 'put quotes around it' $routes two words
+says 2 'which run' $tapir routes
+says 1 'no tokens' $routes ""
+says 1 'nothing.txt' $routes --file nothing.txt
+says 1 'binary.bin' $routes --file binary.bin
+says 1 'run has no routed layers' $tapir routes run
+says 1 'no such run' $tapir routes nowhere
+says 1 'is no run' $tapir routes folder
+says 1 'cannot write nowhere/routes.svg' $routes --out nowhere/routes.svg
+says 1 '/dev/full' $routes --out /dev/full
+mv val.h5 away.h5
+says 1 'val.h5' $routes
+works $routes "a text"
+mv away.h5 val.h5
+# every metric that a run writes is explained
+metrics() { grep -o '"[a-z_/]*":' "$1" | tr -d '":' | sort -u | while read -r m; do grep -q "^|.*\`$m\`.*|" $src/docs/architecture.md || echo "$m"; done; }
+checks=$((checks + 2))
+[ -z "$(metrics routed/metrics.jsonl)" ] || { failed=$((failed + 1)); echo "FAILED: docs/architecture.md explains no $(metrics routed/metrics.jsonl)"; }
+echo '{"made_up":1}' >made.jsonl
+[ "$(metrics made.jsonl)" = made_up ] || { failed=$((failed + 1)); echo "FAILED: a metric that is explained nowhere passes"; }
 says 1 'no such run' $tapir generate nowhere
 says 1 'is no run' $tapir generate folder
 says 1 'text.txt' $tapir hash text.txt
@@ -192,7 +273,7 @@ grep -q 'tapir train: ' err || { echo "FAILED: a full disk, no sentence:"; cat e
 $tapir ops | head -1 >/dev/null
 $tapir generate run --max-new-tokens 50 2>/dev/null | head -c 3 >/dev/null
 # help
-for c in prepare train grpo replay generate chat eval tape plan ops bench plot task hash version; do works $tapir $c --help; done
+for c in prepare train grpo replay generate chat eval tape plan ops bench plot routes task hash version; do works $tapir $c --help; done
 works $tapir --help
 works $tapir tape $src/configs/tests/tiny.yaml model.vocab=300
 grep -q '(backward)' out || { echo "FAILED: the tape has no backward pass"; failed=$((failed + 1)); }

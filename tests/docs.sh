@@ -15,6 +15,10 @@ awk '/^<!-- tape -->/{on=1; next} /^<!-- end -->/{on=0} on && !/^```/' README.md
     exit 1
 }
 rm -f "${TMPDIR:-/tmp}/tape.$$"
+# every picture that the README shows is there, and well-formed
+pictures=$(grep -o "](docs/[a-z/-]*\.svg)" README.md | sed "s/^](//; s/)$//")
+[ -n "$pictures" ]
+for f in $pictures; do xmllint --noout "$f"; done
 # every folder and every config of the tree that the README prints exists
 sed -n '/^<!-- tree -->/,/^<!-- end -->/p' README.md | grep -oE '^[a-z_./]+(/|\.c|\.sh)' | while read -r f; do
     [ -e "$f" ] || { echo "README names $f, which is not there"; exit 1; }

@@ -1,6 +1,6 @@
 /* Decoding of models with routed blocks (Mixture-of-Depths): the bits of a training forward with
  * causal decisions, in every way to batch them; caches whose layers hold different tokens, shared,
- * copied, evicted; and what is left of a dense cache. */
+ * copied, evicted; what is left of a dense cache; and what tp_routes_find shows of it. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -8,6 +8,7 @@
 #include <cmocka.h>
 #include "core/ctx.h"
 #include "decoding.h"
+#include "nn/routes.h"
 #include "ops/convert.h"
 #include <math.h>
 #include <stdlib.h>
@@ -244,6 +245,135 @@ static void test_passing_by_costs_nothing(void **state) {
     assert_true(none >= two && none < two + 0.05 * (all - two) * 2);
 }
 
+/* ---- what tp_routes_find shows ----------------------------------------------------------------
+ */
+/* Of a text fed token by token: which of them each routed layer keeps. */
+static void decisions(const family *f, const int32_t *ids, int64_t n, unsigned char *out) {
+    float hidden[C];
+    net x = net_new(f, 1);
+    tp_cache k;
+    assert_int_equal(tp_cache_new(&k, x.c, x.m, 16, 30, 30), 0);
+    tp_sequence s = sequence(ids, n);
+    for (int64_t t = 0; t < n; t++) {
+        int64_t before[8] = {0};
+        for (int64_t g = 1; g < k.groups && s.pages; g++) before[g] = s.pages[g].keys;
+        feed(&k, &s, 1, hidden);
+        for (int64_t g = 1; g < k.groups; g++) out[(g - 1) * n + t] = s.pages[g].keys != before[g];
+    }
+    tp_cache_forget(&k, &s);
+    free(s.ids);
+    tp_cache_free(&k);
+    net_free(&x);
+}
+
+/* Those chosen are as many as the model says, and the highest. */
+static void check_chosen(const family *f, const tp_routes *r) {
+    for (int64_t b = 0; b < r->blocks; b++) {
+        float least = INFINITY, rest = -INFINITY;
+        int64_t n = 0;
+        for (int64_t i = b * r->tokens; i < (b + 1) * r->tokens; i++) {
+            n += r->chosen[i];
+            if (r->chosen[i] && r->logit[i] < least) least = r->logit[i];
+            if (!r->chosen[i] && r->logit[i] > rest) rest = r->logit[i];
+        }
+        assert_int_equal(n, tp_mod_tokens(&f->cfg, r->tokens));
+        assert_true(tp_mod_routed(&f->cfg, r->layer[b]));
+        assert_true(b == 0 || r->layer[b] > r->layer[b - 1]);
+        if (f->cfg.mod.router == TP_MOD_LINEAR) assert_true(least >= rest);
+    }
+}
+
+static void routes_of(const family *f, const int32_t *ids, int64_t n, tp_routes *out) {
+    net x = net_new(f, 2);
+    if (tp_routes_find(out, x.c, x.m, ids, n)) fail_msg("%s", tp_error(x.c));
+    net_free(&x);
+}
+
+static void test_routes(void **state) {
+    (void)state;
+    enum { N = 70 };
+    static int32_t prompts[PROMPTS][CONTEXT];
+    unsigned char kept[4 * N];
+    int differ = 0;
+    make_prompts(prompts);
+    for (int i = 0; i < 10; i++) {
+        family f = routed(i % 2 ? TP_FAMILY_LLAMA : TP_FAMILY_GPT2, (tp_mod_causal)(i / 2 % 3));
+        if (i >= 6) f.cfg.mod.every = 1;
+        if (i >= 8) f.cfg.mod.router = i == 8 ? TP_MOD_RANDOM : TP_MOD_ALL;
+        tp_routes r;
+        routes_of(&f, prompts[2], N, &r);
+        assert_int_equal(r.blocks, tp_mod_blocks(&f.cfg));
+        assert_true(r.loss > 0 && r.loss_causal > 0);
+        check_chosen(&f, &r);
+        decisions(&f, prompts[2], N, kept);
+        assert_memory_equal(r.decided, kept, (size_t)r.blocks * N);
+        differ += memcmp(r.chosen, kept, (size_t)r.blocks * N) != 0; /* the choice by a row */
+        tp_routes_clear(&r);
+    }
+    assert_true(differ >= 8);
+}
+
+static void double_router(tp_model *m) {
+    for (int i = 0; i < tp_model_params(m)->n; i++) {
+        const tp_param *p = &tp_model_params(m)->p[i];
+        if (!strstr(p->name, "router")) continue;
+        for (int64_t j = 0; j < tp_numel(p->t); j++) tp_f32(p->t)[j] *= 2;
+    }
+}
+
+/* Other weights, other numbers: of the first routed block nothing but the logits, to the bit. */
+static void test_routes_follow_the_weights(void **state) {
+    (void)state;
+    enum { N = 33 };
+    static int32_t prompts[PROMPTS][CONTEXT];
+    make_prompts(prompts);
+    family f = routed(TP_FAMILY_LLAMA, TP_MOD_PREDICTOR), twice = f, all = f;
+    twice.prepare = double_router;
+    all.prepare = take_all;
+    tp_routes r, two, every;
+    routes_of(&f, prompts[3], N, &r);
+    routes_of(&twice, prompts[3], N, &two);
+    routes_of(&all, prompts[3], N, &every);
+    for (int i = 0; i < N; i++) assert_true(two.logit[i] == 2 * r.logit[i] && r.logit[i] != 0);
+    assert_memory_equal(two.chosen, r.chosen, N);
+    assert_memory_not_equal(two.logit + N, r.logit + N, N * sizeof *r.logit);
+    for (int64_t i = 0; i < every.blocks * N; i++) assert_int_equal(every.decided[i], 1);
+    tp_route_summary s = tp_routes_summary(&every, 0);
+    double part = (double)tp_mod_tokens(&f.cfg, N) / N;
+    assert_true(fabs(s.chosen - part) < 1e-9 && fabs(s.agree - part) < 1e-9);
+    assert_true(fabs(s.decided - 1) < 1e-9);
+    tp_route_summary t = tp_routes_summary(&two, 0);
+    s = tp_routes_summary(&r, 0);
+    assert_true(s.deviation > 0 && t.mean == 2 * s.mean && t.deviation == 2 * s.deviation);
+    tp_routes_clear(&r), tp_routes_clear(&two), tp_routes_clear(&every);
+}
+
+static void test_routes_at_the_ends(void **state) {
+    (void)state;
+    static const int32_t ids[CONTEXT + 1];
+    tp_routes r;
+    family f = routed(TP_FAMILY_GPT2, TP_MOD_THRESHOLD), dense = f;
+    dense.cfg.mod.capacity = 0;
+    net n = net_new(&f, 1), d = net_new(&dense, 1);
+    assert_true(fails(tp_routes_find(&r, d.c, d.m, ids, 5), &d, "no routed block"));
+    assert_true(fails(tp_routes_find(&r, n.c, n.m, ids, 0), &n, "no tokens"));
+    assert_true(fails(tp_routes_find(&r, n.c, n.m, ids, CONTEXT + 1), &n, "do not fit"));
+    tp_routes_clear(&r);
+    assert_int_equal(tp_routes_find(&r, n.c, n.m, ids, 1), 0);
+    assert_true(isnan(r.loss) && isnan(r.loss_causal) && r.chosen[0] && r.chosen[1]);
+    tp_routes_clear(&r);
+    net_free(&n), net_free(&d);
+    for (long at = 1, clean = 0; !clean; at++) {
+        n = net_new(&f, 1);
+        n.c->fail_alloc_at = at;
+        tp_status st = tp_routes_find(&r, n.c, n.m, ids, 20);
+        clean = n.c->fail_alloc_at > 0;
+        assert_true(clean ? st == TP_OK : st == TP_ENOMEM);
+        tp_routes_clear(&r);
+        net_free(&n);
+    }
+}
+
 /* ---- odds and ends -------------------------------------------------------------------------- */
 typedef struct text {
     int32_t ids[400];
@@ -333,6 +463,9 @@ int main(void) {
         cmocka_unit_test(test_shared_pages),
         cmocka_unit_test(test_pages_follow_the_capacity),
         cmocka_unit_test(test_passing_by_costs_nothing),
+        cmocka_unit_test(test_routes),
+        cmocka_unit_test(test_routes_follow_the_weights),
+        cmocka_unit_test(test_routes_at_the_ends),
         cmocka_unit_test(test_slide),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_allocation_failures),
