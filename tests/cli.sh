@@ -152,7 +152,8 @@ says 2 'at most 3 metrics' $tapir plot run --metrics a,b,c,d
 says 2 'which run' $tapir plot
 says 1 'another tokenizer' $tapir eval run other.h5
 # routed blocks are part of the checkpoint, and of what begins with it
-works $train run.dir=routed mod.capacity=0.5 mod.every=1 mod.gate=sigmoid
+works $train run.dir=routed mod.capacity=0.5 mod.every=1 mod.gate=sigmoid sample.every=1 sample.tokens=4
+works test -s routed/samples.txt
 has() { checks=$((checks + 1)); grep -q -- "$1" "$2" || { failed=$((failed + 1)); echo "FAILED: $2 lacks $1"; }; }
 for m in mod/routed_fraction mod/router_entropy mod/predictor_accuracy mod/aux_loss val_loss val_loss_causal; do
     has "\"$m\":[0-9]" routed/metrics.jsonl
