@@ -40,7 +40,12 @@ function(tapir_cuda)
                          "-Xcompiler=-Wall,-Wno-missing-field-initializers,-Wno-unused-function"
                          -diag-suppress=177)
   target_compile_definitions(tapir PRIVATE TAPIR_CUDA)
-  target_sources(tapir PRIVATE $<TARGET_OBJECTS:tapir_cuda>)
+  # As one object, of no language: otherwise whoever links the library would have to speak CUDA.
+  set(kernels ${CMAKE_BINARY_DIR}/cuda_kernels.o)
+  add_custom_command(OUTPUT ${kernels} COMMAND ${CMAKE_LINKER} -r -o ${kernels} $<TARGET_OBJECTS:tapir_cuda>
+                     DEPENDS $<TARGET_OBJECTS:tapir_cuda> COMMAND_EXPAND_LISTS VERBATIM)
+  set_source_files_properties(${kernels} PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)
+  target_sources(tapir PRIVATE ${kernels})
   target_link_libraries(tapir PRIVATE CUDA::cudart CUDA::cublasLt stdc++)
 endfunction()
 

@@ -1,12 +1,13 @@
 #!/bin/sh
 # Runs the tests that need neither a GPU nor minutes, and prints which part of each folder's lines
 # they executed. $1: the source folder, $2: a build folder of the preset coverage.
+# TESTS='^op.gelu$': these only. LINES_OF=data: the files of a folder as well.
 set -eu
 src=$1
 build=$2
 gcov=${GCOV:-gcov}
 find "$build" -name '*.gcda' -exec rm -f {} +
-ctest --test-dir "$build" -j "$(nproc)" -LE slow -R '_test$|^op\.|^fuzz\.|^cli$' --output-on-failure --no-tests=error
+ctest --test-dir "$build" -j "$(nproc)" -LE slow -R "${TESTS:-_test$|^op\.|^fuzz\.|^cli$}" --output-on-failure --no-tests=error
 cd "$build"
 # Sources that are compiled for several instruction sets count once for each.
 find CMakeFiles -name '*.gcda' | grep -E '/(tapir|cpu_v[0-9]+)\.dir/' | while read -r data; do
