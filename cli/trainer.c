@@ -520,7 +520,8 @@ static tp_status rehearse(tp_plan *p, tp_ctx *c, tp_trainer *t, const tp_config 
     tp_batch b = {.rows = fake.of.rows};
     c->flops = 0;
     if (!st) st = tp_trainer_eval(t, &b, TP_MOD_TOP_K, nll);
-    p->forward_flops = c->flops * (double)(f.train.batch / fake.of.rows);
+    int64_t passes = f.train.batch / fake.of.rows;
+    p->forward_flops = c->flops * (double)passes;
     if (!st && tp_trainer_routes(t)) st = tp_trainer_eval(t, &b, TP_MOD_CAUSAL, nll);
     p->peak_bytes = tp_memory_peak(c);
     if (!st && f.model.activation_checkpointing) { /* count the work, not the recomputation */

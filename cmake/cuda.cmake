@@ -39,9 +39,14 @@ function(tapir_cuda)
   target_compile_options(tapir_cuda PRIVATE -std=c++20 --fmad=false -Xptxas=-v
                          "-Xcompiler=-Wall,-Wno-missing-field-initializers,-Wno-unused-function"
                          -diag-suppress=177)
-  target_compile_definitions(tapir PUBLIC TAPIR_CUDA)
-  target_link_libraries(tapir PUBLIC $<TARGET_OBJECTS:tapir_cuda> CUDA::cudart CUDA::cublasLt stdc++)
-  add_dependencies(tapir tapir_cuda)
+  target_compile_definitions(tapir PRIVATE TAPIR_CUDA)
+  # As one object, of no language: otherwise whoever links the library would have to speak CUDA.
+  set(kernels ${CMAKE_BINARY_DIR}/cuda_kernels.o)
+  add_custom_command(OUTPUT ${kernels} COMMAND ${CMAKE_LINKER} -r -o ${kernels} $<TARGET_OBJECTS:tapir_cuda>
+                     DEPENDS $<TARGET_OBJECTS:tapir_cuda> COMMAND_EXPAND_LISTS VERBATIM)
+  set_source_files_properties(${kernels} PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)
+  target_sources(tapir PRIVATE ${kernels})
+  target_link_libraries(tapir PRIVATE CUDA::cudart CUDA::cublasLt stdc++)
 endfunction()
 
 # A program of tests/cuda/: linked with the kernels of this build.
@@ -90,7 +95,7 @@ function(tapir_cuda_tests ops)
   if(NOT TAPIR_CUDA) # the program itself, with its kernels on the CPU
     tapir_cuda_program(tapir_emulated ${CLI_SOURCES})
     target_include_directories(tapir_emulated PRIVATE ${CMAKE_BINARY_DIR})
-    target_link_libraries(tapir_emulated PRIVATE tapir_trainer)
+    target_link_libraries(tapir_emulated PRIVATE tapir_trainer PkgConfig::TAPIR_DEPS)
     set(tapir_with_cuda tapir_emulated)
   else()
     set(tapir_with_cuda tapir_bin)

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include "core/lang.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -44,11 +45,6 @@ tp_status tp_ctx_new(tp_ctx **out, const tp_ctx_opts *opts); /* on failure *out 
 void tp_ctx_free(tp_ctx *c);
 
 /* ---- errors --------------------------------------------------------------------------------- */
-#if defined(__GNUC__)
-#define TP_PRINTF(a, b) __attribute__((format(printf, a, b)))
-#else
-#define TP_PRINTF(a, b)
-#endif
 /* Records "scope: message" if it is the first failure; returns code. */
 tp_status tp_fail(tp_ctx *c, tp_status code, const char *fmt, ...) TP_PRINTF(3, 4);
 tp_status tp_error_status(const tp_ctx *c); /* 0 while nothing has failed */
@@ -98,8 +94,6 @@ typedef struct tp_tensor {
 tp_tensor *tp_tensor_new(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape);
 tp_tensor *tp_tensor_keep(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape);
 tp_tensor *tp_tensor_view(tp_ctx *c, tp_tensor *base);
-#define TP_SHAPE(...)                                                                              \
-    (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]) { __VA_ARGS__ }
 int64_t tp_numel(const tp_tensor *t);
 int64_t tp_dim(const tp_tensor *t, int i); /* negative i counts from the end */
 bool tp_contiguous(const tp_tensor *t);

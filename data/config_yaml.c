@@ -187,7 +187,8 @@ static tp_status read_group(reader *r, const char *group) {
 
 static tp_status read_stream(reader *r) {
     tp_status st;
-    if ((st = next(r)) || (st = next(r))) return st; /* the stream's start, then a document's */
+    if ((st = next(r))) return st; /* the stream's start, */
+    if ((st = next(r))) return st; /* then a document's */
     if (r->event.type != YAML_DOCUMENT_START_EVENT)
         return tp_fail(r->c, TP_EFORMAT, "%s: holds no configuration", r->name);
     if ((st = next(r))) return st;

@@ -4,13 +4,11 @@
  *   g(w) = dL/dw,     H v = d/dw <g(w), v>
  *
  * computed without ever forming H (Pearlmutter 1994), and compared with (g(w+hv) - g(w-hv)) / 2h.
+ *
+ *   cc hessian_vector.c $(pkg-config --cflags --libs tapir) -lm -o hv && ./hv
  */
-#include "autograd/autograd.h"
-#include "ops/matmul/matmul.h"
-#include "ops/mul/mul.h"
-#include "ops/sub/sub.h"
-#include "ops/sum/sum.h"
-#include "ops/tanh/tanh.h"
+#include <tapir/ops.h>
+#include <tapir/tapir.h>
 #include <math.h>
 #include <stdio.h>
 

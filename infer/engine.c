@@ -554,7 +554,7 @@ tp_status tp_engine_run(tp_engine *e, const tp_request *requests, int64_t n,
     e->calls = calls ? calls : &none;
     for (int64_t i = 0; i < n && !st; i++) st = check(e, &requests[i], i);
     while (!st) {
-        if (!st) st = begin_sequences(e);
+        st = begin_sequences(e);
         if (!st && !e->active.n) break;
         if (!st) st = feed(e, true);
         if (!st) st = begin_samples(e);

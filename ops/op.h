@@ -102,9 +102,7 @@ const tp_op *tp_op_find(const char *name);
 tp_status tp_op_run(tp_ctx *c, const tp_op *op, const void *attr, int nin, tp_tensor *const in[],
                     tp_tensor *out[]);
 /* The same for ops with one output: tp_op1(c, &op_add, NULL, a, b). */
-#define tp_op1(c, op, attr, ...)                                                                   \
-    tp_op1_(c, op, attr, (int)(sizeof((tp_tensor *[]){__VA_ARGS__}) / sizeof(tp_tensor *)),        \
-            (tp_tensor *[]){__VA_ARGS__})
+#define tp_op1(c, op, attr, ...) tp_op1_(c, op, attr, TP_LIST(tp_tensor *, __VA_ARGS__))
 tp_tensor *tp_op1_(tp_ctx *c, const tp_op *op, const void *attr, int nin, tp_tensor *const in[]);
 
 /* ---- for infer functions -------------------------------------------------------------------- */
@@ -141,7 +139,7 @@ static inline bool tp_wants(const tp_call *k, int i) { return (k->wants >> i) & 
 #define TP_CPU_LIST(id) &id##_v1
 #endif
 /* CUDA kernels, of .cu files (ops/cuda.h). Without CUDA their addresses are NULL. */
-#define TP_CUDA_DECLARE(id) extern const tp_kernel id __attribute__((weak))
+#define TP_CUDA_DECLARE(id) extern const tp_kernel id TP_MAYBE_LINKED
 #define TP_CUDA_LIST(...)                                                                          \
     (const tp_kernel *const[]) { __VA_ARGS__, NULL }
 #ifdef __cplusplus

@@ -1,0 +1,29 @@
+# Other ways to build, which find mistakes: ThreadSanitizer, line coverage, and `lint`, which reads the source only.
+option(TAPIR_TSAN "build with ThreadSanitizer" OFF)
+option(TAPIR_COVERAGE "count executed lines; the target coverage prints them" OFF)
+if(TAPIR_TSAN)
+  add_compile_options(-fsanitize=thread -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=thread)
+endif()
+if(TAPIR_COVERAGE)
+  add_compile_options(--coverage -fprofile-update=atomic) # threads count as well
+  add_link_options(--coverage)
+endif()
+
+# After tests are known. coverage: their programs, the ones that need no GPU and no long run, then a
+# line per folder. lint: what .clang-tidy and cppcheck find; both are optional Debian packages.
+function(tapir_checks)
+  if(TAPIR_COVERAGE AND TAPIR_TESTS)
+    get_property(programs GLOBAL PROPERTY TAPIR_TEST_PROGRAMS)
+    add_custom_target(coverage COMMAND sh ${CMAKE_SOURCE_DIR}/tests/lib/coverage.sh ${CMAKE_SOURCE_DIR}
+                      ${CMAKE_BINARY_DIR} DEPENDS tapir_bin ${programs} USES_TERMINAL VERBATIM)
+  endif()
+  if(TAPIR_TSAN AND TAPIR_TESTS)
+    add_executable(tsan_race tests/tsan_race.c)
+    target_link_libraries(tsan_race PRIVATE tapir)
+    add_test(NAME tsan_race COMMAND tsan_race)
+    set_tests_properties(tsan_race PROPERTIES PASS_REGULAR_EXPRESSION "ThreadSanitizer: data race")
+  endif()
+  add_custom_target(lint COMMAND sh ${CMAKE_SOURCE_DIR}/tests/lib/lint.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR}
+                    DEPENDS tapir USES_TERMINAL VERBATIM)
+endfunction()
