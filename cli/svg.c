@@ -136,7 +136,7 @@ static void ticks_points(scale *s, const plot *p) {
 }
 
 /* ---- pieces --------------------------------------------------------------------------------- */
-static void text(FILE *f, double x, double y, const char *attributes, const char *s) {
+void svg_text(FILE *f, double x, double y, const char *attributes, const char *s) {
     fprintf(f, "<text x=\"%.1f\" y=\"%.1f\" %s>", x, y, attributes);
     for (; *s; s++) switch (*s) {
         case '&':
@@ -178,7 +178,7 @@ static void legend(FILE *f, const plot_panel *p, double x) {
             fprintf(f, "<path class=\"s l%d\"%s d=\"M%.1f %.1fh26\"/>\n", i, dashes(s->style), x,
                     y - 4);
         dot(f, s->style, i, x + 13, y - 4);
-        text(f, x + 34, y, "", s->label);
+        svg_text(f, x + 34, y, "", s->label);
     }
 }
 
@@ -223,20 +223,20 @@ static void draw_panel(FILE *f, const plot *p, const plot_panel *q, double left,
         ticks_points(&sx, p);
     else
         ticks_linear(&sx, 0, p->x[p->n_points - 1] > 0 ? p->x[p->n_points - 1] : 1, 8);
-    text(f, left, PANEL_TITLE_Y, "class=\"h2\"", q->title);
+    svg_text(f, left, PANEL_TITLE_Y, "class=\"h2\"", q->title);
     legend(f, q, left);
     for (int i = 0; i < sy.n; i++) {
         double y = at(&sy, sy.tick[i]);
         line(f, "grid", left, y, left + PANEL_W, y);
-        text(f, left - 9, y + 4, "text-anchor=\"end\" class=\"dim\"", sy.label[i]);
+        svg_text(f, left - 9, y + 4, "text-anchor=\"end\" class=\"dim\"", sy.label[i]);
     }
     for (int i = 0; i < sx.n; i++) {
         double x = at(&sx, sx.tick[i]);
         line(f, "axis", x, top + PANEL_H, x, top + PANEL_H + 5);
-        text(f, x, top + PANEL_H + 20, "text-anchor=\"middle\" class=\"dim\"", sx.label[i]);
+        svg_text(f, x, top + PANEL_H + 20, "text-anchor=\"middle\" class=\"dim\"", sx.label[i]);
     }
     line(f, "axis", left, top + PANEL_H, left + PANEL_W, top + PANEL_H);
-    text(f, left + PANEL_W / 2.0, top + PANEL_H + 42, "text-anchor=\"middle\"", p->x_label);
+    svg_text(f, left + PANEL_W / 2.0, top + PANEL_H + 42, "text-anchor=\"middle\"", p->x_label);
     for (int i = 0; i < q->n_series; i++) draw_series(f, p, &q->series[i], i, &sx, &sy);
 }
 
@@ -278,8 +278,8 @@ const char *plot_write(const plot *p, FILE *f) {
             "<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" width=\"%d\" height=\"%d\" "
             "viewBox=\"0 0 %d %d\">\n%s<rect class=\"ground\" width=\"%d\" height=\"%d\"/>\n",
             width, height, width, height, style_sheet, width, height);
-    text(f, 20, 30, "class=\"h1\"", p->title);
-    text(f, 20, 51, "class=\"dim\"", p->subtitle);
+    svg_text(f, 20, 30, "class=\"h1\"", p->title);
+    svg_text(f, 20, 51, "class=\"dim\"", p->subtitle);
     for (int i = 0; i < p->n_panels; i++)
         draw_panel(f, p, &p->panel[i], LEFT + i * (PANEL_W + GAP), top);
     fputs("</svg>\n", f);

@@ -38,6 +38,9 @@ typedef struct plot {
     plot_panel panel[PLOT_PANELS];
 } plot;
 
+/* <text> at x, y with these attributes; s is escaped. */
+void svg_text(FILE *f, double x, double y, const char *attributes, const char *s);
+
 /* Writes the picture. NULL, or the reason why it cannot be drawn: an infinite value (or one
  * that is not positive on a logarithmic axis), more points than there is room for, a failed write.
  */
