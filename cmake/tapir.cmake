@@ -190,6 +190,9 @@ function(tapir_tests ops)
     if(tests_libs)
       target_link_libraries(${name} PRIVATE tapir_testlib)
     endif()
+    if(name STREQUAL "tape_page_test") # takes the training step of the commands
+      target_link_libraries(${name} PRIVATE tapir_trainer)
+    endif()
     if(name STREQUAL "nccl_test") # in place of CUDA and NCCL
       target_sources(nccl_test PRIVATE tests/fake_cuda.c dist/nccl.c)
       target_include_directories(nccl_test SYSTEM PRIVATE ${NCCL_INCLUDE_DIR}

@@ -54,6 +54,8 @@ for (const [at, of, g, v] of tape.grads) {
   grads[of].push([at, v]);
   if (g && !gradientOf[g].includes(of)) gradientOf[g].push(of);
 }
+const grown = calls.map(() => []); // by a call: tensors whose gradient it made or added to
+for (const [at, of] of tape.grads) if (at >= 0 && !grown[at].includes(of)) grown[at].push(of);
 const derivative = calls.map(() => []); // of a call: those that its vjp ran
 calls.forEach((k, i) => { if (k.of >= 0) derivative[k.of].push(i); });
 // The newest of a list of [at, values] not after call i.
@@ -74,7 +76,7 @@ calls.forEach((k, i) => {
 });
 const groupOf = new Map();
 groups.forEach(g => { for (let i = g.from; i < g.to; i++) groupOf.set(i, g); });
-let rows = [], cursor = 0, timer = 0;
+let rows = [], cursor = 0, timer = 0, address = 0;
 
 function layOut() {
   rows = [];
@@ -287,6 +289,11 @@ function showDetail() {
   parts.push(el("h3", {}, k.out.length + k.changed.length === 1 ? "Result" : "Results"));
   k.out.forEach((n, j) => parts.push(card(n, i, (k.savedOut >> j) & 1, "")));
   for (const n of k.changed) parts.push(card(n, i, false, "changed in place"));
+  const rest = grown[i].filter(n => !seen.has(n) && !k.out.includes(n));
+  if (rest.length) {
+    parts.push(el("h3", {}, rest.length === 1 ? "The gradient that has grown by it" : "The gradients that have grown by it"));
+    for (const n of rest) parts.push(card(n, i, false, ""));
+  }
   const facts = [];
   if (k.kernel) facts.push(`kernel ${k.kernel}`);
   if (k.high > k.memory) facts.push(`while it ran, up to ${bytes(k.high)} in use`);
@@ -337,7 +344,8 @@ function go(i) {
   $("where").textContent = `step ${cursor + 1} of ${calls.length}`;
   $("first").disabled = $("back").disabled = cursor === 0;
   $("last").disabled = $("step").disabled = cursor === last;
-  history.replaceState(null, "", "#" + (cursor + 1));
+  clearTimeout(address); // browsers allow few changes of the address in a short time
+  address = setTimeout(() => history.replaceState(null, "", "#" + (cursor + 1)), 300);
 }
 function pause() {
   clearInterval(timer);
