@@ -160,10 +160,9 @@ static FILE *open_file(tp_ctx *c, const char *path) {
 
 static tp_status close_file(tp_ctx *c, FILE *f, const char *path) {
     bool bad = ferror(f);
-    errno = bad ? EIO : 0;
-    if (fclose(f) || bad) return tp_fail(c, TP_EIO, "cannot write %s: %s", path, strerror(errno));
-    puts(path);
-    return TP_OK;
+    if (fclose(f) || bad) tp_fail(c, TP_EIO, "cannot write %s: %s", path, strerror(errno));
+    if (!tp_error_status(c)) puts(path);
+    return tp_error_status(c);
 }
 
 static tp_status draw(step *s, const char *path, const char *title,

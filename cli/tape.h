@@ -1,8 +1,8 @@
 /* What a recorded step was, for those who draw it: its calls in order, its tensors and, where
  * values are wanted, what was in them and in their gradients after each call. The engine is watched
  * while it works, so nothing here is computed a second time. */
-#ifndef TP_TAPE_LOG_H
-#define TP_TAPE_LOG_H
+#ifndef TP_CLI_TAPE_H
+#define TP_CLI_TAPE_H
 #include "autograd/autograd.h"
 #include "cli/trainer.h"
 #include <stdio.h>

@@ -2,7 +2,7 @@
  * derivative ran stands beside it on the right and comes up; the rungs are what is kept in between.
  * Arrows from one row to the next run straight, others through lanes at the sides. */
 #include "cli/svg.h"
-#include "cli/tape.h"
+#include "cli/tape_ladder.h"
 #include "core/ctx.h"
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +19,6 @@ enum {
     EDGE = 20,
     TOP = 112,
     MOST_LINES = 8,
-    FOLD_ABOVE = 64, /* calls of a forward pass */
     TEXT = 320
 };
 
@@ -52,137 +51,12 @@ static const char style_sheet[] =
     "markerHeight=\"7\" orient=\"auto\"><path class=\"tk\" d=\"M0 .8 7.5 4 0 7.2z\"/></marker>\n"
     "</defs>\n";
 
-typedef struct row {
-    int from, to; /* calls of the forward pass */
-    int blocks;   /* folded blocks that look alike; 0: one call */
-    int like;     /* the call where the block begins that they look like */
-    double y, h;  /* of its boxes */
-    bool opens;   /* a block begins here */
-    int lines[2]; /* of text in its boxes, forward and backward */
-} row;
-
-typedef struct bus { /* from a row's box along a lane to every row that reads it */
-    int from, to;    /* to: the furthest */
-    int lane;
-} bus;
-
-typedef struct ladder {
+typedef struct picture {
+    ladder *d;
     const tape_log *l;
     FILE *f;
-    int n, calls; /* rows; calls of the forward pass */
-    row *row;
-    int *of;       /* the row of each call, of both passes */
-    bool *edge[2]; /* [pass][from*n+to] */
-    bus *bus[2];   /* by row; lane -1: none */
-    int lanes[2];
     double x[2], width, height; /* left edges of both columns */
-} ladder;
-
-/* ---- rows ----------------------------------------------------------------------------------- */
-static int block_end(const ladder *d, int at) {
-    const char *scope = d->l->call[at].scope;
-    int n = tape_block(scope), to = at + 1;
-    for (; to < d->calls; to++) {
-        const char *s = d->l->call[to].scope;
-        if (*s && (tape_block(s) != n || strncmp(s, scope, (size_t)n) != 0)) break;
-    }
-    return to;
-}
-
-/* Whether two runs of calls are the same operations in the same parts of a block. */
-static bool alike(const ladder *d, int a, int a_end, int b, int b_end) {
-    if (a_end - a != b_end - b) return false;
-    for (int i = 0; i < a_end - a; i++) {
-        const tape_call *p = &d->l->call[a + i], *q = &d->l->call[b + i];
-        if (p->op != q->op ||
-            strcmp(p->scope + tape_block(p->scope), q->scope + tape_block(q->scope)))
-            return false;
-    }
-    return true;
-}
-
-/* An earlier block that [at, to) looks like; -1: none. */
-static int model_for(const ladder *d, int at, int to) {
-    if (d->calls <= FOLD_ABOVE || to - at < 4) return -1;
-    for (int b = 0; b < at; b = block_end(d, b))
-        if (alike(d, b, block_end(d, b), at, to)) return b;
-    return -1;
-}
-
-static void make_rows(ladder *d) {
-    for (int at = 0, to; at < d->calls; at = to) {
-        to = block_end(d, at);
-        int like = model_for(d, at, to);
-        row *last = d->n ? &d->row[d->n - 1] : NULL;
-        if (like >= 0 && last && last->blocks && last->like == like) {
-            last->to = to;
-            last->blocks++;
-        } else if (like >= 0) {
-            d->row[d->n++] = (row){.from = at, .to = to, .blocks = 1, .like = like, .opens = true};
-        } else {
-            for (int i = at; i < to; i++)
-                d->row[d->n++] = (row){.from = i, .to = i + 1, .opens = i == at};
-        }
-    }
-}
-
-/* A call of the walk back belongs beside the call whose vjp ran it; what a checkpoint computes
- * again, beside the checkpoint; what no vjp ran, beside what ran before it. */
-static void place_calls(ladder *d) {
-    for (int r = 0; r < d->n; r++)
-        for (int i = d->row[r].from; i < d->row[r].to; i++) d->of[i] = r;
-    int before = d->n - 1;
-    for (int i = d->calls; i < d->l->n_calls; i++) {
-        int of = d->l->call[i].of;
-        before = d->of[i] = of >= 0 ? d->of[of] : before;
-    }
-}
-
-/* ---- edges ---------------------------------------------------------------------------------- */
-static void find_edges(ladder *d) {
-    int *writer = tp_arena_alloc(d->l->c, (size_t)(d->l->n_tensors + 1) * sizeof *writer);
-    for (int i = 0; writer && i <= d->l->n_tensors; i++) writer[i] = -1;
-    for (int i = 0; writer && i < d->l->n_calls; i++) {
-        const tape_call *k = &d->l->call[i];
-        bool back = i >= d->calls;
-        for (int j = 0; j < k->nin; j++) {
-            int w = k->in[j] ? writer[k->in[j]] : -1;
-            if (w >= 0 && (w >= d->calls) == back && d->of[w] != d->of[i])
-                d->edge[back][d->of[w] * d->n + d->of[i]] = true;
-            if (k->in[j] && ((k->op->inplace >> j) & 1)) writer[k->in[j]] = i;
-        }
-        for (int j = 0; j < k->nout; j++) writer[k->out[j]] = i;
-    }
-}
-
-static bool overlap(const bus *a, const bus *b) {
-    int lo = a->from < a->to ? a->from : a->to, hi = a->from + a->to - lo;
-    int from = b->from < b->to ? b->from : b->to, to = b->from + b->to - from;
-    return lo < to && from < hi;
-}
-
-/* Short ones first and close to the boxes. */
-static void choose_lanes(ladder *d, int pass) {
-    int step = pass ? -1 : 1;
-    for (int r = 0; r < d->n; r++) {
-        d->bus[pass][r] = (bus){r, r, -1};
-        for (int t = r + 2 * step; t >= 0 && t < d->n; t += step)
-            if (d->edge[pass][r * d->n + t]) d->bus[pass][r].to = t;
-    }
-    for (int length = 2; length < d->n; length++)
-        for (int r = 0; r < d->n; r++) {
-            bus *b = &d->bus[pass][r];
-            if (abs(b->to - b->from) != length) continue;
-            bool taken = true;
-            for (b->lane = 0; taken; b->lane += taken) {
-                taken = false;
-                for (int o = 0; o < d->n; o++)
-                    taken |=
-                        o != r && d->bus[pass][o].lane == b->lane && overlap(b, &d->bus[pass][o]);
-            }
-            if (b->lane >= d->lanes[pass]) d->lanes[pass] = b->lane + 1;
-        }
-}
+} picture;
 
 /* ---- text ----------------------------------------------------------------------------------- */
 static void add(char *out, const char *s) {
@@ -224,17 +98,17 @@ static void size_text(char out[32], double bytes) {
 }
 
 /* What the calls of a row keep; their bytes. */
-static double kept(const ladder *d, const row *r, char *ids) {
+static double kept(const picture *p, const ladder_row *r, char *ids) {
     double bytes = 0;
-    bool *seen = tp_arena_alloc(d->l->c, (size_t)d->l->n_tensors + 1);
+    bool *seen = tp_arena_alloc(p->l->c, (size_t)p->l->n_tensors + 1);
     for (int i = r->from; i < r->to && seen; i++) {
-        const tape_call *k = &d->l->call[i];
+        const tape_call *k = &p->l->call[i];
         for (int j = 0; j < k->nin + k->nout; j++) {
             bool out = j >= k->nin;
             int at = out ? j - k->nin : j, id = out ? k->out[at] : k->in[at];
             if (!id || !(((out ? k->saved_out : k->saved_in) >> at) & 1) || seen[id]) continue;
             seen[id] = true;
-            bytes += (double)d->l->tensor[id].bytes;
+            bytes += (double)p->l->tensor[id].bytes;
             add_id(ids, id);
         }
     }
@@ -242,16 +116,16 @@ static double kept(const ladder *d, const row *r, char *ids) {
 }
 
 /* Which gradients call i, of the walk back, has made or added to: " ∂%3 ∂q_proj.weight". */
-static void gradients_text(const ladder *d, int i, char *out) {
-    const tape_call *k = &d->l->call[i];
-    for (int e = 0; e < d->l->n_grads; e++) {
-        const tape_event *g = &d->l->grad[e];
+static void gradients_text(const picture *p, int i, char *out) {
+    const tape_call *k = &p->l->call[i];
+    for (int e = 0; e < p->l->n_grads; e++) {
+        const tape_event *g = &p->l->grad[e];
         bool ours = false;
-        if (g->at < i || d->of[g->at] != d->of[i]) continue;
+        if (g->at < i || p->d->of[g->at] != p->d->of[i]) continue;
         for (int j = 0; j < k->nout; j++) ours |= k->out[j] == g->grad;
         for (int j = 0; j < k->nin; j++) ours |= k->in[j] == g->grad && ((k->op->inplace >> j) & 1);
         if (!ours) continue;
-        const tp_tensor *t = d->l->tensor[g->id].t;
+        const tp_tensor *t = p->l->tensor[g->id].t;
         char s[TEXT];
         if (t && t->name)
             snprintf(s, sizeof s, " \xe2\x88\x82%s", tail(t->name));
@@ -262,141 +136,141 @@ static void gradients_text(const ladder *d, int i, char *out) {
 }
 
 /* Whether what stands beside the name of a call of the walk back fits there. */
-static bool fits(const ladder *d, int i, char *text) {
-    double name = 7.3 * (double)strlen(d->l->call[i].op->name), wide = 0;
+static bool fits(const picture *p, int i, char *text) {
+    double name = 7.3 * (double)strlen(p->l->call[i].op->name), wide = 0;
     text[0] = 0;
-    gradients_text(d, i, text);
-    if (d->l->call[i].again) add(text, " computed again");
+    gradients_text(p, i, text);
+    if (p->l->call[i].again) add(text, " computed again");
     for (const char *s = text; *s; s++) wide += (*s & 0xc0) == 0x80 ? 0 : 6.6;
     return name + wide < RIGHT_W - 24;
 }
 
-static int back_calls(const ladder *d, int r) {
+static int back_calls(const picture *p, int r) {
     int n = 0;
-    for (int i = d->calls; i < d->l->n_calls; i++) n += d->of[i] == r;
+    for (int i = p->d->calls; i < p->l->n_calls; i++) n += p->d->of[i] == r;
     return n;
 }
 
-static bool is_parameter(const ladder *d, int id) {
-    return id && d->l->tensor[id].made < 0 && d->l->tensor[id].t && d->l->tensor[id].t->name;
+static bool is_parameter(const picture *p, int id) {
+    return id && p->l->tensor[id].made < 0 && p->l->tensor[id].t && p->l->tensor[id].t->name;
 }
 
-static void count_lines(ladder *d, int r) {
-    row *w = &d->row[r];
-    int n = back_calls(d, r);
+static void count_lines(picture *p, int r) {
+    ladder_row *w = &p->d->row[r];
+    int n = back_calls(p, r);
     w->lines[0] = 2;
     w->lines[1] = w->blocks ? 2 : n > MOST_LINES ? MOST_LINES : n;
-    for (int i = d->calls; i < d->l->n_calls && !w->blocks && n <= MOST_LINES; i++) {
+    for (int i = p->d->calls; i < p->l->n_calls && !w->blocks && n <= MOST_LINES; i++) {
         char s[TEXT];
-        w->lines[1] += d->of[i] == r && !fits(d, i, s);
+        w->lines[1] += p->d->of[i] == r && !fits(p, i, s);
     }
-    const tape_call *k = &d->l->call[w->from];
-    for (int j = 0; j < k->nin && !w->blocks; j++) w->lines[0] += is_parameter(d, k->in[j]);
+    const tape_call *k = &p->l->call[w->from];
+    for (int j = 0; j < k->nin && !w->blocks; j++) w->lines[0] += is_parameter(p, k->in[j]);
 }
 
 /* ---- drawing -------------------------------------------------------------------------------- */
-static void measure(ladder *d) {
+static void measure(picture *p) {
     double y = TOP;
-    for (int r = 0; r < d->n; r++) {
-        row *w = &d->row[r];
-        count_lines(d, r);
+    for (int r = 0; r < p->d->n; r++) {
+        ladder_row *w = &p->d->row[r];
+        count_lines(p, r);
         int lines = w->lines[0] > w->lines[1] ? w->lines[0] : w->lines[1];
         if (r) y += w->opens ? BLOCK_GAP + 12 : ROW_GAP;
         w->y = y;
         w->h = lines * LINE + PAD;
         y += w->h;
     }
-    d->height = y + EDGE + 18;
-    d->x[0] = EDGE + 16 + d->lanes[0] * LANE;
-    d->x[1] = d->x[0] + LEFT_W + RUNG_W;
-    d->width = d->x[1] + RIGHT_W + 16 + d->lanes[1] * LANE + EDGE;
+    p->height = y + EDGE + 18;
+    p->x[0] = EDGE + 16 + p->d->lanes[0] * LANE;
+    p->x[1] = p->x[0] + LEFT_W + RUNG_W;
+    p->width = p->x[1] + RIGHT_W + 16 + p->d->lanes[1] * LANE + EDGE;
 }
 
-static double box_height(const row *w, int pass) { return w->lines[pass] * LINE + PAD; }
+static double box_height(const ladder_row *w, int pass) { return w->lines[pass] * LINE + PAD; }
 
-static void draw_blocks(const ladder *d) {
-    for (int r = 0; r < d->n; r++) {
-        if (!d->row[r].opens) continue;
+static void draw_blocks(const picture *p) {
+    for (int r = 0; r < p->d->n; r++) {
+        if (!p->d->row[r].opens) continue;
         int to = r + 1;
-        while (to < d->n && !d->row[to].opens) to++;
-        double y = d->row[r].y - 26, end = d->row[to - 1].y + d->row[to - 1].h + 10;
-        fprintf(d->f,
+        while (to < p->d->n && !p->d->row[to].opens) to++;
+        double y = p->d->row[r].y - 26, end = p->d->row[to - 1].y + p->d->row[to - 1].h + 10;
+        fprintf(p->f,
                 "<rect class=\"block\" x=\"%d\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" "
                 "rx=\"9\"/>\n",
-                EDGE - 8, y, d->width - 2 * EDGE + 16, end - y);
-        const char *scope = d->l->call[d->row[r].from].scope;
+                EDGE - 8, y, p->width - 2 * EDGE + 16, end - y);
+        const char *scope = p->l->call[p->d->row[r].from].scope;
         char name[TEXT];
         snprintf(name, sizeof name, "%.*s", tape_block(scope), scope);
-        if (!d->row[r].blocks)
-            svg_text(d->f, d->x[0] + LEFT_W + RUNG_W / 2.0, y + 18,
+        if (!p->d->row[r].blocks)
+            svg_text(p->f, p->x[0] + LEFT_W + RUNG_W / 2.0, y + 18,
                      "class=\"b\" text-anchor=\"middle\"", name);
     }
 }
 
-static void draw_box(const ladder *d, int r, int pass) {
-    const row *w = &d->row[r];
+static void draw_box(const picture *p, int r, int pass) {
+    const ladder_row *w = &p->d->row[r];
     double width = pass ? RIGHT_W : LEFT_W;
-    fprintf(d->f,
+    fprintf(p->f,
             "<rect class=\"box %s\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" "
             "rx=\"6\"/>\n",
-            pass ? "g" : "f", d->x[pass], w->y, width, box_height(w, pass));
+            pass ? "g" : "f", p->x[pass], w->y, width, box_height(w, pass));
 }
 
-static void draw_call(const ladder *d, const row *w) {
-    const tape_call *k = &d->l->call[w->from];
-    double x = d->x[0] + 10, y = w->y + LINE;
+static void draw_call(const picture *p, const ladder_row *w) {
+    const tape_call *k = &p->l->call[w->from];
+    double x = p->x[0] + 10, y = w->y + LINE;
     char s[TEXT] = "";
-    svg_text(d->f, x, y, "class=\"m b tf\"", k->op->name);
+    svg_text(p->f, x, y, "class=\"m b tf\"", k->op->name);
     int first = k->nout ? k->out[0] : k->in[0];
     add_id(s, first);
-    if (d->l->tensor[first].t) add_shape(s, d->l->tensor[first].t);
+    if (p->l->tensor[first].t) add_shape(s, p->l->tensor[first].t);
     if (k->nout > 1) {
         char more[32];
         snprintf(more, sizeof more, " +%d", k->nout - 1);
         add(s, more);
     }
-    svg_text(d->f, x, y += LINE, "class=\"m dim\"", s);
+    svg_text(p->f, x, y += LINE, "class=\"m dim\"", s);
     for (int j = 0; j < k->nin; j++)
-        if (is_parameter(d, k->in[j]))
-            svg_text(d->f, x, y += LINE, "class=\"dim\"", tail(d->l->tensor[k->in[j]].t->name));
+        if (is_parameter(p, k->in[j]))
+            svg_text(p->f, x, y += LINE, "class=\"dim\"", tail(p->l->tensor[k->in[j]].t->name));
 }
 
-static void draw_back(const ladder *d, int r) {
-    const row *w = &d->row[r];
-    int n = back_calls(d, r), line = 0;
-    for (int i = d->calls; i < d->l->n_calls && line < w->lines[1]; i++) {
-        if (d->of[i] != r) continue;
-        const tape_call *k = &d->l->call[i];
+static void draw_back(const picture *p, int r) {
+    const ladder_row *w = &p->d->row[r];
+    int n = back_calls(p, r), line = 0;
+    for (int i = p->d->calls; i < p->l->n_calls && line < w->lines[1]; i++) {
+        if (p->d->of[i] != r) continue;
+        const tape_call *k = &p->l->call[i];
         char s[TEXT] = "";
-        double x = d->x[1] + 10, y = w->y + LINE * ++line;
+        double x = p->x[1] + 10, y = w->y + LINE * ++line;
         if (line == w->lines[1] && n > MOST_LINES) {
             snprintf(s, sizeof s, "and %d more", n - line + 1);
-            svg_text(d->f, x, y, "class=\"dim\"", s);
+            svg_text(p->f, x, y, "class=\"dim\"", s);
             return;
         }
-        svg_text(d->f, x, y, "class=\"m b tg\"", k->op->name);
-        if (!fits(d, i, s) && n <= MOST_LINES) y = w->y + LINE * ++line;
+        svg_text(p->f, x, y, "class=\"m b tg\"", k->op->name);
+        if (!fits(p, i, s) && n <= MOST_LINES) y = w->y + LINE * ++line;
         if (*s)
-            svg_text(d->f, d->x[1] + RIGHT_W - 10, y, "class=\"dim\" text-anchor=\"end\"", s + 1);
+            svg_text(p->f, p->x[1] + RIGHT_W - 10, y, "class=\"dim\" text-anchor=\"end\"", s + 1);
     }
 }
 
-static void draw_folded(const ladder *d, int r) {
-    const row *w = &d->row[r];
-    const tape_call *a = &d->l->call[w->from], *b = &d->l->call[w->to - 1],
-                    *like = &d->l->call[w->like];
+static void draw_folded(const picture *p, int r) {
+    const ladder_row *w = &p->d->row[r];
+    const tape_call *a = &p->l->call[w->from], *b = &p->l->call[w->to - 1],
+                    *like = &p->l->call[w->like];
     char s[TEXT];
     snprintf(s, sizeof s, w->blocks > 1 ? "%.*s \xe2\x80\xa6 %.*s" : "%.*s", tape_block(a->scope),
              a->scope, tape_block(b->scope), b->scope);
-    svg_text(d->f, d->x[0] + 10, w->y + LINE, "class=\"b tf\"", s);
+    svg_text(p->f, p->x[0] + 10, w->y + LINE, "class=\"b tf\"", s);
     snprintf(s, sizeof s, "as %.*s: %d operations%s", tape_block(like->scope), like->scope,
              (w->to - w->from) / w->blocks, w->blocks > 1 ? " each" : "");
-    svg_text(d->f, d->x[0] + 10, w->y + 2 * LINE, "class=\"dim\"", s);
-    svg_text(d->f, d->x[1] + 10, w->y + LINE, "class=\"b tg\"",
+    svg_text(p->f, p->x[0] + 10, w->y + 2 * LINE, "class=\"dim\"", s);
+    svg_text(p->f, p->x[1] + 10, w->y + LINE, "class=\"b tg\"",
              w->blocks > 1 ? "their derivatives" : "its derivative");
-    snprintf(s, sizeof s, "%d operations%s", back_calls(d, r) / w->blocks,
+    snprintf(s, sizeof s, "%d operations%s", back_calls(p, r) / w->blocks,
              w->blocks > 1 ? " each" : "");
-    svg_text(d->f, d->x[1] + 10, w->y + 2 * LINE, "class=\"dim\"", s);
+    svg_text(p->f, p->x[1] + 10, w->y + 2 * LINE, "class=\"dim\"", s);
 }
 
 static void shorten(char *ids, size_t most) {
@@ -407,107 +281,95 @@ static void shorten(char *ids, size_t most) {
     add(ids, " \xe2\x80\xa6");
 }
 
-static void draw_rung(const ladder *d, const row *w) {
+static void draw_rung(const picture *p, const ladder_row *w) {
     char ids[TEXT] = "", size[32];
-    double bytes = kept(d, w, ids), from = d->x[0] + LEFT_W, y = w->y + 26;
+    double bytes = kept(p, w, ids), from = p->x[0] + LEFT_W, y = w->y + 26;
     if (!(bytes > 0) || !w->lines[1]) return;
-    fprintf(d->f, "<path class=\"line k\" marker-end=\"url(#ak)\" d=\"M%.1f %.1fH%.1f\"/>\n",
-            from + 2, y, d->x[1] - 2);
+    fprintf(p->f, "<path class=\"line k\" marker-end=\"url(#ak)\" d=\"M%.1f %.1fH%.1f\"/>\n",
+            from + 2, y, p->x[1] - 2);
     size_text(size, bytes);
     shorten(ids, 18);
     if (!w->blocks)
-        svg_text(d->f, from + RUNG_W / 2.0, y - 5, "class=\"m tk\" text-anchor=\"middle\"", ids);
-    svg_text(d->f, from + RUNG_W / 2.0, y + 14, "class=\"dim\" text-anchor=\"middle\"", size);
+        svg_text(p->f, from + RUNG_W / 2.0, y - 5, "class=\"m tk\" text-anchor=\"middle\"", ids);
+    svg_text(p->f, from + RUNG_W / 2.0, y + 14, "class=\"dim\" text-anchor=\"middle\"", size);
 }
 
 /* From the lane's side of box a into that of box b. entry: how many have come in there before. */
-static void draw_bus(const ladder *d, int pass, int a, int b, int entry) {
-    const row *p = &d->row[a], *q = &d->row[b];
+static void draw_bus(const picture *p, int pass, int a, int b, int entry) {
+    const ladder_row *o = &p->d->row[a], *q = &p->d->row[b];
     int out = pass ? 1 : -1;
-    double x = pass ? d->x[1] + RIGHT_W : d->x[0];
-    double lane = x + out * (16 + LANE * d->bus[pass][a].lane), hp = box_height(p, pass);
-    double y1 = p->y + (pass ? 6 : hp - 6), down = pass ? -1 : 1;
+    double x = pass ? p->x[1] + RIGHT_W : p->x[0];
+    double lane = x + out * (16 + LANE * p->d->bus[pass][a].lane), hp = box_height(o, pass);
+    double y1 = o->y + (pass ? 6 : hp - 6), down = pass ? -1 : 1;
     double hq = box_height(q, pass), y2 = q->y + (pass ? hq - 13 - 6 * entry : 13 + 6 * entry);
-    fprintf(d->f,
+    fprintf(p->f,
             "<path class=\"line %s\" marker-end=\"url(#a%s)\" d=\"M%.1f %.1fH%.1fQ%.1f %.1f %.1f "
             "%.1fV%.1fQ%.1f %.1f %.1f %.1fH%.1f\"/>\n",
             pass ? "g" : "f", pass ? "g" : "f", x, y1, lane - out * 6, lane, y1, lane,
             y1 + down * 6, y2 - down * 6, lane, y2, lane - out * 6, y2, x + out * 2);
 }
 
-static void draw_edges(const ladder *d, int pass) {
+static void draw_edges(const picture *p, int pass) {
     int step = pass ? -1 : 1;
     const char *c = pass ? "g" : "f";
-    double x = d->x[pass] + (pass ? RIGHT_W : LEFT_W) / 2.0;
-    for (int b = 0; b < d->n; b++) {
+    double x = p->x[pass] + (pass ? RIGHT_W : LEFT_W) / 2.0;
+    for (int b = 0; b < p->d->n; b++) {
         int entries = 0;
-        for (int a = b - step; a >= 0 && a < d->n; a -= step) {
-            if (!d->edge[pass][a * d->n + b]) continue;
+        for (int a = b - step; a >= 0 && a < p->d->n; a -= step) {
+            if (!p->d->edge[pass][a * p->d->n + b]) continue;
             if (a != b - step) {
-                draw_bus(d, pass, a, b, entries++);
+                draw_bus(p, pass, a, b, entries++);
                 continue;
             }
-            const row *p = &d->row[a], *q = &d->row[b];
-            fprintf(d->f,
+            const ladder_row *o = &p->d->row[a], *q = &p->d->row[b];
+            fprintf(p->f,
                     "<path class=\"line %s\" marker-end=\"url(#a%s)\" d=\"M%.1f %.1fV%.1f\"/>\n", c,
-                    c, x, pass ? p->y : p->y + box_height(p, 0),
+                    c, x, pass ? o->y : o->y + box_height(o, 0),
                     pass ? q->y + box_height(q, 1) + 2 : q->y - 2);
         }
     }
 }
 
-static void draw(const ladder *d, const char *title) {
+static void draw(const picture *p, const char *title) {
     char s[TEXT], size[32];
-    fprintf(d->f,
+    fprintf(p->f,
             "<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" width=\"%.0f\" "
             "height=\"%.0f\" viewBox=\"0 0 %.0f %.0f\">\n<title>The tape of one training "
             "step</title>\n%s<rect class=\"ground\" width=\"%.0f\" height=\"%.0f\"/>\n",
-            d->width, d->height, d->width, d->height, style_sheet, d->width, d->height);
-    svg_text(d->f, EDGE - 8, 30, "class=\"h1\"", title);
-    size_text(size, (double)d->l->peak);
+            p->width, p->height, p->width, p->height, style_sheet, p->width, p->height);
+    svg_text(p->f, EDGE - 8, 30, "class=\"h1\"", title);
+    size_text(size, (double)p->l->peak);
     snprintf(s, sizeof s, "one micro-batch: %d operations forward, %d backward, %s at most",
-             d->calls, d->l->n_calls - d->calls, size);
-    svg_text(d->f, EDGE - 8, 50, "class=\"dim\"", s);
-    svg_text(d->f, d->x[0] + LEFT_W / 2.0, 76, "class=\"b tf\" text-anchor=\"middle\"",
+             p->d->calls, p->l->n_calls - p->d->calls, size);
+    svg_text(p->f, EDGE - 8, 50, "class=\"dim\"", s);
+    svg_text(p->f, p->x[0] + LEFT_W / 2.0, 76, "class=\"b tf\" text-anchor=\"middle\"",
              "forward \xe2\x86\x93");
-    svg_text(d->f, d->x[0] + LEFT_W + RUNG_W / 2.0, 76, "class=\"b tk\" text-anchor=\"middle\"",
+    svg_text(p->f, p->x[0] + LEFT_W + RUNG_W / 2.0, 76, "class=\"b tk\" text-anchor=\"middle\"",
              "kept \xe2\x86\x92");
-    svg_text(d->f, d->x[1] + RIGHT_W / 2.0, 76, "class=\"b tg\" text-anchor=\"middle\"",
+    svg_text(p->f, p->x[1] + RIGHT_W / 2.0, 76, "class=\"b tg\" text-anchor=\"middle\"",
              "\xe2\x86\x91 backward");
-    draw_blocks(d);
-    draw_edges(d, 0);
-    draw_edges(d, 1);
-    for (int r = 0; r < d->n; r++) {
-        const row *w = &d->row[r];
-        draw_box(d, r, 0);
-        if (w->lines[1]) draw_box(d, r, 1);
+    draw_blocks(p);
+    draw_edges(p, 0);
+    draw_edges(p, 1);
+    for (int r = 0; r < p->d->n; r++) {
+        const ladder_row *w = &p->d->row[r];
+        draw_box(p, r, 0);
+        if (w->lines[1]) draw_box(p, r, 1);
         if (w->blocks) {
-            draw_folded(d, r);
+            draw_folded(p, r);
         } else {
-            draw_call(d, w);
-            draw_back(d, r);
+            draw_call(p, w);
+            draw_back(p, r);
         }
-        draw_rung(d, w);
+        draw_rung(p, w);
     }
-    fputs("</svg>\n", d->f);
+    fputs("</svg>\n", p->f);
 }
 
 void tape_svg(const tape_log *l, FILE *f, const char *title) {
-    ladder d = {.l = l, .f = f};
-    while (d.calls < l->n_calls && !l->call[d.calls].backward) d.calls++;
-    d.row = tp_arena_alloc(l->c, (size_t)(d.calls + 1) * sizeof *d.row);
-    d.of = tp_arena_alloc(l->c, (size_t)(l->n_calls + 1) * sizeof *d.of);
-    if (!d.row || !d.of) return;
-    make_rows(&d);
-    place_calls(&d);
-    for (int pass = 0; pass < 2; pass++) {
-        d.edge[pass] = tp_arena_alloc(l->c, (size_t)d.n * (size_t)d.n + 1);
-        d.bus[pass] = tp_arena_alloc(l->c, (size_t)(d.n + 1) * sizeof *d.bus[pass]);
-    }
-    if (tp_error_status(l->c)) return;
-    find_edges(&d);
-    choose_lanes(&d, 0);
-    choose_lanes(&d, 1);
-    measure(&d);
-    if (!tp_error_status(l->c)) draw(&d, title);
+    ladder d;
+    if (!ladder_make(&d, l)) return;
+    picture p = {.d = &d, .l = l, .f = f};
+    measure(&p);
+    if (!tp_error_status(l->c)) draw(&p, title);
 }
