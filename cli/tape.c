@@ -7,8 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Values are shown of steps that take no more than this. */
-enum { VALUES_MB = 256, VALUES_IN_ALL = 200000, VALUES_LEAST = 16 };
+/* Values are shown of steps that take no more than this; the page keeps about so many numbers. */
+enum { VALUES_MB = 256, VALUES_CALLS = 10000, VALUES_IN_ALL = 200000, VALUES_LEAST = 16 };
 
 static char *words[256], *svg, *dot, *html;
 static int n_words;
@@ -22,7 +22,8 @@ static const struct argp_option options[] = {
      "Write a page, one file that needs no network, which steps through forward and backward: "
      "values, gradients as they grow, what is kept, memory, the formula of each operation. Values "
      "are of a real step on the CPU, with the weights as training begins and the first rows of "
-     "data.train (random tokens where it names none); of steps that take more than 256 MB shapes "
+     "data.train (random tokens where it names none); of steps that take more than 256 MB, or "
+     "10000 operations, shapes "
      "alone are shown",
      0},
     {"dot", 'd', "FILE", 0, "Write the graph for Graphviz, blocks as clusters", 0},
@@ -189,12 +190,13 @@ static tp_status write_page(step *s, const tp_config *cfg, const char *title, co
 
 /* v: where values go if they are to be shown. */
 static tp_status page(step *s, step *v, const tp_config *cfg, const char *title) {
-    if (s->log.peak > (size_t)VALUES_MB * 1000000)
+    if (s->log.peak > (size_t)VALUES_MB * 1000000 || s->log.n_calls > VALUES_CALLS)
         return write_page(s, cfg, title,
                           tp_arena_printf(s->c,
-                                          "Shapes only: this step takes %.0f MB, and values are "
-                                          "shown of steps up to %d MB.",
-                                          (double)s->log.peak / 1e6, VALUES_MB));
+                                          "Shapes only: this step takes %.0f MB and %d operations, "
+                                          "and values are shown of steps up to %d MB and %d.",
+                                          (double)s->log.peak / 1e6, s->log.n_calls, VALUES_MB,
+                                          VALUES_CALLS));
     tp_status st = values(v, cfg, &s->log);
     return st ? st : write_page(v, cfg, title, NULL);
 }

@@ -45,9 +45,9 @@ typedef struct tape_event {
     int at, id, grad, values;
 } tape_event;
 
-typedef struct tape_routes { /* of a routed block, (B,T) each */
+typedef struct tape_routes { /* of a routed block, (B,T) each: the first B sequences of `of` */
     const char *scope;
-    int64_t B, T;
+    int64_t B, T, of;
     int32_t *taken;
     double *score;
 } tape_routes;

@@ -168,7 +168,8 @@ static void put_routes(FILE *f, const tape_log *l) {
         int64_t n = r->B * r->T;
         fprintf(f, "%s{", comma(i));
         put_pair(f, "scope", r->scope);
-        fprintf(f, ",\"B\":%lld,\"T\":%lld,\"taken\":[", (long long)r->B, (long long)r->T);
+        fprintf(f, ",\"B\":%lld,\"T\":%lld,\"of\":%lld,\"taken\":[", (long long)r->B,
+                (long long)r->T, (long long)r->of);
         for (int64_t j = 0; j < n; j++) fprintf(f, "%s%d", j ? "," : "", r->taken[j]);
         fputs("],\"score\":[", f);
         for (int64_t j = 0; j < n; j++) {

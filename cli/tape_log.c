@@ -92,8 +92,10 @@ static int values_of(tape_log *l, const tp_tensor *t, int last) {
     tape_values v = {.count = tp_numel(t)};
     int64_t columns = t->ndim ? t->shape[t->ndim - 1] : 1, rows = columns ? v.count / columns : 0;
     bool whole = v.count <= l->whole;
-    v.columns = (int)(whole || columns < TAPE_COLUMNS ? columns : TAPE_COLUMNS);
-    v.rows = (int)(whole || rows < TAPE_ROWS ? rows : TAPE_ROWS);
+    int most_rows = l->whole < TAPE_ROWS * TAPE_COLUMNS ? 2 : TAPE_ROWS;
+    int most_columns = l->whole < TAPE_ROWS * TAPE_COLUMNS ? TAPE_COLUMNS / 2 : TAPE_COLUMNS;
+    v.columns = (int)(whole || columns < most_columns ? columns : most_columns);
+    v.rows = (int)(whole || rows < most_rows ? rows : most_rows);
     v.kept = tp_arena_alloc(l->c, (size_t)(v.rows * v.columns + 1) * sizeof *v.kept);
     if (!v.kept || !room(l, &l->values, &l->cap_values, l->n_values + 1, sizeof v)) return -1;
     bool dense = tp_contiguous(t);
@@ -153,10 +155,14 @@ static void wrote(tape_log *l, const tp_tensor *t, int at, int like) {
 }
 
 /* ---- routed blocks -------------------------------------------------------------------------- */
+/* At most so many tokens of a block, whole sequences. */
+enum { ROUTED = 16384 };
+
 static void routed(tape_log *l, const tp_call *k) {
     const tp_tensor *score = k->in[0], *member = k->out[2];
     if (!l->keep || !room(l, &l->route, &l->cap_routes, l->n_routes + 1, sizeof *l->route)) return;
-    tape_routes r = {.scope = k->scope, .B = score->shape[0], .T = score->shape[1]};
+    int64_t B = score->shape[0], T = score->shape[1], most = T < ROUTED ? ROUTED / T : 1;
+    tape_routes r = {.scope = k->scope, .B = B < most ? B : most, .T = T, .of = B};
     size_t n = (size_t)(r.B * r.T);
     r.taken = tp_arena_alloc(l->c, (n + 1) * sizeof *r.taken);
     r.score = tp_arena_alloc(l->c, (n + 1) * sizeof *r.score);

@@ -199,6 +199,11 @@ grep -q '(backward)' out || { echo "FAILED: the tape has no backward pass"; fail
 tape="$tapir tape $src/configs/tests/tiny.yaml data.train=train.h5"
 works $tape --svg tape.svg --dot tape.dot --html tape.html
 works xmllint --noout tape.svg
+# a box for each operation of the forward pass that the text has
+works $tape
+boxes=$(grep -c 'class="box f"' tape.svg)
+lines=$(grep -v '(backward)' out | grep -cE ' = [a-z_]+\(')
+[ "$boxes" = "$lines" ] || { failed=$((failed + 1)); echo "FAILED: $boxes boxes for $lines operations"; }
 has '^digraph tape' tape.dot
 has 'text: train.h5' tape.html
 works $tape model.layers=30 model.channels=512 model.context=512 --html shapes.html

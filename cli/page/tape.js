@@ -7,6 +7,8 @@ const firstBack = (() => {
   const i = calls.findIndex(k => k.pass > 0);
   return i < 0 ? calls.length : i;
 })();
+// The tokens come before any other whole numbers.
+const tokens = tensors.findIndex(t => t && t.made < 0 && t.dtype === "i32");
 const $ = id => document.getElementById(id);
 
 /* ---- words --------------------------------------------------------------------------------- */
@@ -188,7 +190,8 @@ function showMemory() {
 function grid(v, t, label) {
   const most = v.x.reduce((m, n) => (Number.isFinite(+n) ? Math.max(m, Math.abs(n)) : m), 0);
   const lead = t.shape.slice(0, -1), body = el("tbody", {});
-  const named = tape.pieces.length && t.made < 0 && t.dtype === "i32" && tape.pieces.length === v.n;
+  const real = /^(f|bf)/.test(t.dtype); // numbers of tokens are names: no colours
+  const named = tape.pieces.length && t === tensors[tokens];
   for (let r = 0; r < v.rows; r++) {
     const tr = el("tr", {}), index = [];
     for (let d = lead.length - 1, left = r; d >= 0; d--) { index.unshift(left % lead[d]); left = Math.floor(left / lead[d]); }
@@ -196,7 +199,7 @@ function grid(v, t, label) {
     for (let c = 0; c < v.columns; c++) {
       const n = +v.x[r * v.columns + c];
       const td = el("td", {"data-x": n, title: n, class: Number.isFinite(n) ? (n < 0 ? "minus" : "plus") : "bad"}, short(n));
-      if (most && Number.isFinite(n)) td.style.setProperty("--much", Math.round((Math.abs(n) / most) * 58) + "%");
+      if (most && real && Number.isFinite(n)) td.style.setProperty("--much", Math.round((Math.abs(n) / most) * 58) + "%");
       tr.append(td);
     }
     body.append(tr);
@@ -218,7 +221,10 @@ function grid(v, t, label) {
                   el("span", {}, `the first ${v.rows} of ${count(v.n / wide)} rows, ${v.columns} of ${wide} columns:`)));
   }
   parts.push(el("div", {class: "scroll"}, table));
-  if (named) parts.push(el("div", {class: "note piece"}, "“" + tape.pieces.join("·").slice(0, 400) + "”"));
+  for (let r = 0; named && r < v.rows; r++) { // an input's rows are sequences
+    const text = tape.pieces.slice(r * wide, r * wide + wide).join("·");
+    parts.push(el("div", {class: "piece"}, el("span", {class: "dim"}, `${r}  `), text.length > 150 ? text.slice(0, 150) + " …" : text));
+  }
   return parts;
 }
 function gradientSide(n, t) {
@@ -310,9 +316,9 @@ function showDetail() {
 /* ---- routed blocks ------------------------------------------------------------------------- */
 function showRoutes(b) {
   const T = tape.routes[0].T, B = tape.routes[0].B, roomy = T <= 64, pieces = tape.pieces.slice(b * T, b * T + T);
-  const tools = el("div", {class: "tools", role: "group", "aria-label": "Sequence"});
-  for (let i = 0; i < B && i < 64; i++)
-    tools.append(el("button", {type: "button", class: "quiet", "aria-pressed": i === b, onclick: () => showRoutes(i)}, `sequence ${i}`));
+  const tools = el("div", {class: "tools", role: "group", "aria-label": "Sequence"}, el("span", {}, "sequence"));
+  for (let i = 0; i < B; i++)
+    tools.append(el("button", {type: "button", class: "quiet", "aria-pressed": i === b, "aria-label": `sequence ${i}`, onclick: () => showRoutes(i)}, String(i)));
   const head = el("tr", {}, el("th", {}, ""));
   for (let t = 0; t < T && roomy; t++) head.append(el("th", {scope: "col"}, pieces[t] ?? String(t)));
   const body = el("tbody", {});
@@ -330,7 +336,8 @@ function showRoutes(b) {
   }
   $("routes").replaceChildren(
     el("details", {open: ""}, el("summary", {}, "Which tokens the routed blocks took"),
-    el("p", {}, "A row is a routed block, a column a token. Coloured: the block took the token, the darker the higher its router's logit; grey: the token passed the block by."),
+    el("p", {}, "A row is a routed block, a column a token. Coloured: the block took the token, the darker the higher its router's logit; grey: the token passed the block by."
+         + (B < tape.routes[0].of ? ` The first ${B} of ${tape.routes[0].of} sequences are here.` : "")),
     B > 1 ? tools : "", el("div", {class: "scroll"}, el("table", {class: `heat ${roomy ? "roomy" : ""}`}, el("thead", {}, head), body))));
 }
 
