@@ -108,6 +108,7 @@ static int values_of(tape_log *l, const tp_tensor *t, int last) {
     return l->n_values++;
 }
 
+/* The newest values of a tensor. */
 static int newest(const tape_log *l, int id) {
     return id > 0 && id <= l->n_tensors ? l->tensor[id].now : -1;
 }
@@ -148,7 +149,7 @@ static void push(tape_log *l, tape_event **events, int *n, int *cap, tape_event 
 
 /* Call `at` has written t; a view has the values of what it looks at. */
 static void wrote(tape_log *l, const tp_tensor *t, int at, int like) {
-    if (!t) return;
+    if (!t || l->c->status) return;
     int v = values_of(l, t, newest(l, like));
     l->tensor[t->id].now = v;
     push(l, &l->write, &l->n_writes, &l->cap_writes, (tape_event){at, t->id, 0, v});
