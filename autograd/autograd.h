@@ -67,6 +67,20 @@ tp_tensor *tp_checkpoint(tp_ctx *c, tp_fn fn, void *arg, tp_tensor *const in[], 
 tp_status tp_tape_trace(tp_ctx *c, bool on);
 /* One line per call, forward then backward, through `line` (no newline at its end). */
 void tp_tape_print(tp_ctx *c, void (*line)(void *arg, const char *text), void *arg);
+/* Sees every call right after it ran, and every gradient as it grows, while their bytes are there;
+ * what it needs later it copies. It may fail the ctx. After tp_tape_trace, so that all have ids. */
+typedef struct tp_tape_watch {
+    void *arg;
+    /* at: its place on the tape. of: the place of the call whose vjp ran it; -1: none did. saves:
+     * it holds what its op's saves_in and saves_out name until the walk back has passed it. */
+    void (*call)(void *arg, const tp_call *k, int at, int of, bool saves);
+    /* What t has gathered so far, after a vjp that gave it something. */
+    void (*grad)(void *arg, const tp_tensor *t, const tp_tensor *sum);
+} tp_tape_watch;
+void tp_tape_watch_by(tp_ctx *c,
+                      const tp_tape_watch *w); /* which must outlive the tape; NULL: off */
+/* A call's attributes as they are printed, "eps=1e-05, causal"; "" if it has none to tell. */
+void tp_call_attrs(const tp_call *k, char *out, size_t cap);
 
 /* ---- checking ------------------------------------------------------------------------------- */
 typedef tp_status (*tp_many_fn)(tp_ctx *c, void *arg, tp_tensor *const in[], int nin,

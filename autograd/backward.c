@@ -238,6 +238,8 @@ static tp_status run_vjp(tp_ctx *c, const tp_walk *w, int at) {
     char name[sizeof c->scope];
     int name_len = tp_scope_swap(c, k.scope, name);
     tp_scope s = tp_scope_open(c, "%s", "");
+    int walking = tape->walking;
+    tape->walking = at + 1;
     k.op->vjp(&k, dout, din);
     tp_tensor *keep[TP_MAXIN] = {0};
     for (int i = 0; i < k.nin && !c->status; i++)
@@ -249,6 +251,9 @@ static tp_status run_vjp(tp_ctx *c, const tp_walk *w, int at) {
     if (k.last) tp_node_drop(c, &tape->node[at]); /* what a leaf now keeps is no longer shared */
     for (int i = 0; i < k.nin && !c->status; i++)
         if (keep[i]) tp_gather(c, w, k.in[i], keep[i], k.op->name);
+    tape->walking = walking;
+    for (int i = 0; i < k.nin; i++)
+        if ((k.wants >> i) & 1) tp_tape_see_grad(c, k.in[i]);
     return c->status;
 }
 
@@ -315,7 +320,8 @@ static tp_status seed(tp_ctx *c, const tp_walk *w, tp_tensor *y, tp_tensor *dy) 
         dy = tp_full_like(c, y, 1);
     else
         dy = tp_tensor_view(c, dy);
-    return dy ? tp_gather(c, w, y, dy, made ? "backward" : "grad") : c->status;
+    if (dy && !tp_gather(c, w, y, dy, made ? "backward" : "grad")) tp_tape_see_grad(c, y);
+    return c->status;
 }
 
 static tp_status check_root(tp_ctx *c, const tp_tensor *y, bool scalar, const char *who) {

@@ -55,12 +55,14 @@ tp_status tp_checkpoint_walk(tp_ctx *c, const tp_walk *outer, int at) {
                        at);
     tp_node n = tape->node[at];
     int start = tape->n;
+    int walking = tape->walking;
     uint32_t stream = c->stream;
     tp_tensor *in[TP_MAXIN] = {0}, *keep[TP_MAXIN] = {0};
     if (tp_node_check(c, &n, at)) return c->status;
     char name[sizeof c->scope];
     int name_len = tp_scope_swap(c, n.call.scope, name);
     tp_scope s = tp_scope_open(c, "%s", "");
+    tape->walking = at + 1;
     for (int i = 0; i < n.call.nin; i++) {
         if (!n.call.in[i]) continue;
         if (!(in[i] = tp_tensor_view(c, n.call.in[i]))) return c->status;
@@ -96,6 +98,8 @@ tp_status tp_checkpoint_walk(tp_ctx *c, const tp_walk *outer, int at) {
     tp_scope_close_n(c, s, keep, n.call.nin);
     tp_scope_swap_back(c, name, name_len);
     for (int i = 0; i < n.call.nin && !c->status; i++)
-        if (keep[i]) tp_gather(c, outer, n.call.in[i], keep[i], "checkpoint");
+        if (keep[i] && !tp_gather(c, outer, n.call.in[i], keep[i], "checkpoint"))
+            tp_tape_see_grad(c, n.call.in[i]);
+    tape->walking = walking;
     return c->status;
 }

@@ -31,7 +31,7 @@ static void put_shape(text *t, const tp_tensor *x) {
 }
 
 static void put_attrs(text *t, const tp_call *k) {
-    const char *comma = k->nin ? ", " : "";
+    const char *comma = "";
     for (const tp_attr *a = k->op->attrs; a && a->type != TP_ATTR_END; a++) {
         const char *at = (const char *)k->attr + a->offset;
         size_t before = t->n;
@@ -97,8 +97,9 @@ static void print_call(const tp_call *k, void (*line)(void *, const char *), voi
         else
             put(&t, "-");
     }
-    put_attrs(&t, k);
-    put(&t, ")");
+    char attrs[512];
+    tp_call_attrs(k, attrs, sizeof attrs);
+    put(&t, "%s%s)", k->nin && *attrs ? ", " : "", attrs);
     pad(&t, 58);
     put(&t, "; %s", k->op->synopsis);
     if (k->scope && *k->scope) {
@@ -107,6 +108,12 @@ static void print_call(const tp_call *k, void (*line)(void *, const char *), voi
     }
     if (k->backward) put(&t, "  (backward)");
     line(arg, t.s);
+}
+
+void tp_call_attrs(const tp_call *k, char *out, size_t cap) {
+    text t = {.n = 0};
+    put_attrs(&t, k);
+    snprintf(out, cap, "%s", t.s);
 }
 
 void tp_tape_print(tp_ctx *c, void (*line)(void *arg, const char *text), void *arg) {

@@ -58,6 +58,27 @@ void tp_node_drop(tp_ctx *c, tp_node *n) {
         if (saves(k, true, i)) tp_storage_drop(c, k->out[i]->storage);
 }
 
+/* ---- watching ------------------------------------------------------------------------------- */
+void tp_tape_watch_by(tp_ctx *c, const tp_tape_watch *w) {
+    if (c->tape) ((tp_tape *)c->tape)->watch = w;
+}
+
+void tp_tape_see(tp_ctx *c, int at) {
+    const tp_tape *t = c->tape;
+    const tp_node *n = &t->node[at];
+    if (t->watch && t->watch->call)
+        t->watch->call(t->watch->arg, &n->call, at, t->walking - 1, n->differentiable);
+}
+
+void tp_tape_see_grad(tp_ctx *c, const tp_tensor *x) {
+    const tp_tape *t = c->tape;
+    if (!t->watch || !t->watch->grad || c->status) return;
+    const tp_tensor *sum = x->node >= 0 ? t->node[x->node].dout[x->out] : NULL;
+    for (int i = 0; i < t->nleaf && x->node < 0; i++)
+        if (t->leaf[i].t == x) sum = t->leaf[i].g;
+    if (sum) t->watch->grad(t->watch->arg, x, sum);
+}
+
 /* ---- recording ------------------------------------------------------------------------------ */
 tp_status tp_tape_append(tp_ctx *c, const tp_call *k, bool differentiable) {
     tp_tape *t = c->tape;
@@ -82,8 +103,8 @@ tp_status tp_tape_append(tp_ctx *c, const tp_call *k, bool differentiable) {
                 k->out[i]->out = i;
             }
     }
-    t->n++;
-    return TP_OK;
+    tp_tape_see(c, t->n++);
+    return c->status;
 }
 
 static tp_status record(tp_ctx *c, const tp_call *k) {
@@ -100,6 +121,8 @@ static void tape_end(tp_ctx *c) {
     for (int i = 0; i < t->n; i++) tp_node_drop(c, &t->node[i]);
     for (int i = 0; i < t->nnumbered; i++) t->numbered[i]->id = 0;
     t->n = t->nleaf = t->nnumbered = t->next_id = 0;
+    t->watch = NULL;
+    t->walking = 0;
 }
 
 static void tape_free(tp_ctx *c) {

@@ -30,6 +30,8 @@ typedef struct tp_tape {
     tp_tensor **numbered; /* leaves that were given an id for printing */
     int nnumbered, cap_numbered, next_id;
     const tp_grad_sink *sink;
+    const tp_tape_watch *watch;
+    int walking;         /* the call whose vjp is running, plus one; 0: none is */
     bool trace, to_grad; /* to_grad: a walk of tp_backward is under way */
 } tp_tape;
 
@@ -37,6 +39,9 @@ extern const tp_op op_checkpoint;
 tp_tape *tp_tape_of(tp_ctx *c); /* NULL before tp_tape_on */
 tp_status tp_tape_append(tp_ctx *c, const tp_call *k, bool differentiable);
 void tp_node_drop(tp_ctx *c, tp_node *n); /* lets go of what it saved */
+void tp_tape_see(tp_ctx *c, int at);      /* shows call `at` to the watch */
+/* Shows what t has gathered. */
+void tp_tape_see_grad(tp_ctx *c, const tp_tensor *t);
 /* Walks nodes [lo, hi) from the end. Leaves' sums are flushed when complete if `to_grad`. */
 typedef struct tp_walk {
     int lo, hi;

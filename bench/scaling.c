@@ -105,12 +105,9 @@ static tp_status train(measured *m, tp_ctx *c, const tp_config *cfg, int warmup,
     tp_trainer t = {0};
     tp_fake_batch f = {
         .of = tp_share_of(cfg, 0, 1), .T = cfg->model.context, .vocab = cfg->model.vocab};
-    int64_t n = 2 * f.of.rows * f.T;
     tp_status st = tp_trainer_new(&t, c, cfg, NULL);
-    if (!st && !(f.ids = tp_malloc(c, (size_t)n * sizeof *f.ids))) st = tp_error_status(c);
-    for (int64_t i = 0; i < n && !st; i++)
-        f.ids[i] = (int32_t)(tp_uniform(1, TP_RNG_TEST, 0, (uint64_t)i) * (double)f.vocab);
-    tp_step_in in = {.targets = n / 2, .next = tp_fake_next, .arg = &f};
+    if (!st) st = tp_fake_fill(&f, c);
+    tp_step_in in = {.targets = f.of.rows * f.T, .next = tp_fake_next, .arg = &f};
     for (int i = 0; i < warmup + steps && !st; i++) {
         tp_step_out out;
         in.step = i;

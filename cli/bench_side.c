@@ -2,17 +2,6 @@
 #include "cli/bench.h"
 #include "core/ctx.h"
 
-static tp_status fake(tp_ctx *c, const tp_config *cfg, const tp_comm *comm, tp_fake_batch *f) {
-    f->of = tp_share_of(cfg, tp_comm_rank(comm), tp_comm_size(comm));
-    f->T = cfg->model.context;
-    f->vocab = cfg->model.vocab;
-    int64_t n = 2 * f->of.rows * f->T;
-    if (!(f->ids = tp_malloc(c, (size_t)n * sizeof *f->ids))) return tp_error_status(c);
-    for (int64_t i = 0; i < n; i++)
-        f->ids[i] = (int32_t)(tp_uniform(1, TP_RNG_TEST, 0, (uint64_t)i) * (double)f->vocab);
-    return TP_OK;
-}
-
 /* By the rank where it began. */
 int tp_side_failed(const char *command, tp_side *s, tp_status st) {
     if (s->comm && tp_comm_failed_elsewhere(s->comm)) return EXIT_FAILED;
@@ -31,7 +20,10 @@ int tp_side_open(const char *command, tp_side *s, char *const words[], int n, bo
         st = tp_fail(s->c, st, "%s", error);
     if (!st) st = tp_plan_fits(s->c, &s->plan);
     if (!st) st = tp_trainer_new(&s->t, s->c, &s->cfg, s->comm);
-    if (!st) st = fake(s->c, &s->cfg, s->comm, &s->f);
+    s->f = (tp_fake_batch){.of = tp_share_of(&s->cfg, tp_comm_rank(s->comm), ranks),
+                           .T = s->cfg.model.context,
+                           .vocab = s->cfg.model.vocab};
+    if (!st) st = tp_fake_fill(&s->f, s->c);
     return st ? tp_side_failed(command, s, st) : EXIT_DONE;
 }
 

@@ -80,6 +80,14 @@ int tp_open_ranks(const char *command, const tp_config *cfg, tp_ctx **c, tp_comm
 tp_status tp_config_vocab(tp_ctx *c, tp_config *cfg);
 void tp_plan_print(FILE *f, const tp_config *cfg, const tp_plan *p);
 
+/* ---- ops ------------------------------------------------------------------------------------ */
+/* The comment at the head of the file that an op stands in: how its formulas come about. */
+typedef struct tp_derivation {
+    const char *op, *text;
+} tp_derivation;
+extern const tp_derivation tp_derivations[];  /* written by cmake; terminated by .op = NULL */
+const char *tp_derivation_of(const char *op); /* "" if there is none */
+
 /* ---- runs
  * -----------------------------------------------------------------------------------------------
  */

@@ -54,6 +54,12 @@ static void print_page(void) {
         printf("\n## %s\n`%s`\n\n%s\n", tp_ops[i]->name, tp_ops[i]->synopsis, tp_ops[i]->doc);
 }
 
+const char *tp_derivation_of(const char *op) {
+    for (const tp_derivation *d = tp_derivations; d->op; d++)
+        if (!strcmp(d->op, op)) return d->text;
+    return "";
+}
+
 static void print_one(const tp_op *op) {
     char k[512];
     kernels(k, sizeof k, op);
@@ -64,6 +70,7 @@ static void print_one(const tp_op *op) {
     for (const tp_sample *s = op->samples; s && s->name; s++)
         printf("  tested with: %s%s%s\n", s->name, s->refuse ? " -> refused: …" : "",
                s->refuse ? s->refuse : "");
+    printf("\n%s\n", tp_derivation_of(op->name));
 }
 
 int cmd_ops(int argc, char **argv) {

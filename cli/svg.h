@@ -48,7 +48,7 @@ const char *plot_write(const plot *p, FILE *f);
 /* The head of a picture in the colours of all of them; style: rules of its own, "" for none. */
 void svg_begin(FILE *f, int width, int height, const char *style, const char *title,
                const char *subtitle);
-/* s is any bytes: what cannot stand in XML becomes U+FFFD. */
+/* <text> at x, y with these attributes; s is any bytes: what cannot stand in XML becomes U+FFFD. */
 void svg_text(FILE *f, double x, double y, const char *attributes, const char *s);
 void svg_escape(FILE *f, const char *s); /* the same, for the inside of an element */
 const char *svg_end(FILE *f);            /* NULL, or the reason why it is not written */

@@ -243,15 +243,25 @@ static tp_batch rows_of(const tp_batch *b, int64_t T, int64_t from, int64_t n) {
     return part;
 }
 
-/* The language model's loss of rows of b, which lie at row `at` of what is staged, if they are. */
-static tp_model_out text_loss(tp_trainer *t, const tp_step_in *in, const tp_batch *b, int64_t at) {
-    loaded l = t->staged.ids ? staged_rows(t, at, b->rows) : load(t, b, true);
+static tp_model_out loss_of(tp_trainer *t, const loaded *l, int64_t targets) {
     double tokens = (double)t->cfg.train.batch * (double)t->cfg.model.context;
     tp_model_loss_opts o = {.z_loss = t->cfg.train.z_loss,
-                            .scale = 1.0 / (double)in->targets,
+                            .scale = 1.0 / (double)targets,
                             .gradient = true,
                             .aux_scale = t->cfg.mod.aux_coef / tokens};
-    return tp_model_loss(t->c, t->model, &l.in, l.targets, &o);
+    return tp_model_loss(t->c, t->model, &l->in, l->targets, &o);
+}
+
+tp_model_out tp_trainer_loss(tp_trainer *t, const tp_batch *b, int64_t targets) {
+    loaded l = load(t, b, true);
+    return loss_of(t, &l, targets);
+}
+
+/* The language model's loss of rows of b, which lie at row `at` of what is staged, if they are. */
+static tp_model_out text_loss(tp_trainer *t, const tp_step_in *in, const tp_batch *b, int64_t at) {
+    if (!t->staged.ids) return tp_trainer_loss(t, b, in->targets);
+    loaded l = staged_rows(t, at, b->rows);
+    return loss_of(t, &l, in->targets);
 }
 
 /* Each row's sums, so that they too are added in the order of rows. */
@@ -479,6 +489,14 @@ tp_status tp_trainer_eval(tp_trainer *t, const tp_batch *b, tp_mod_mode mode, do
 }
 
 /* ---- planning ------------------------------------------------------------------------------- */
+tp_status tp_fake_fill(tp_fake_batch *f, tp_ctx *c) {
+    int64_t n = 2 * f->of.rows * f->T;
+    if (!(f->ids = tp_malloc(c, (size_t)n * sizeof *f->ids))) return tp_error_status(c);
+    for (int64_t i = 0; i < n; i++)
+        f->ids[i] = (int32_t)(tp_uniform(1, TP_RNG_TEST, 0, (uint64_t)i) * (double)f->vocab);
+    return TP_OK;
+}
+
 tp_status tp_fake_next(void *arg, tp_ctx *c, tp_batch *out) {
     (void)c;
     tp_fake_batch *f = arg;

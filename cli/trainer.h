@@ -82,6 +82,8 @@ tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg, tp_comm
 /* Model only, for commands that do not train. */
 tp_status tp_trainer_model(tp_trainer *t, tp_ctx *c, const tp_config *cfg);
 void tp_trainer_clear(tp_trainer *t);
+/* The loss of the rows of b as a step records it; targets: that count in the whole batch. */
+tp_model_out tp_trainer_loss(tp_trainer *t, const tp_batch *b, int64_t targets);
 /* One step; every rank gets the same numbers out. */
 tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out);
 /* nll[r]: the sum of -log p over the targets of row r, without gradients. mode: of routed blocks.
@@ -108,5 +110,6 @@ typedef struct tp_fake_batch {
     int64_t T, vocab, taken; /* taken: rows handed out so far */
     int32_t *ids;            /* rows*T inputs, then rows*T targets; NULL under META */
 } tp_fake_batch;
+tp_status tp_fake_fill(tp_fake_batch *f, tp_ctx *c); /* ids, for tp_free */
 tp_status tp_fake_next(void *arg, tp_ctx *c, tp_batch *out);
 #endif

@@ -98,6 +98,46 @@ function(tapir_transports sources_var)
   set(TRANSPORT_LIBRARIES "${libraries}" PARENT_SCOPE)
 endfunction()
 
+# The page of `tapir tape --html` is written in cli/page/; the program carries it.
+function(tapir_page sources_var)
+  set(sources "${${sources_var}}")
+  foreach(part html css js)
+    set(from ${CMAKE_SOURCE_DIR}/cli/page/tape.${part})
+    set(to ${CMAKE_BINARY_DIR}/tape_page_${part}.c)
+    add_custom_command(OUTPUT ${to} VERBATIM DEPENDS ${from} ${CMAKE_SOURCE_DIR}/cmake/embed.cmake
+                       COMMAND ${CMAKE_COMMAND} -DOUT=${to} -DNAME=tape_page_${part} -DIN=${from}
+                               -P ${CMAKE_SOURCE_DIR}/cmake/embed.cmake)
+    list(APPEND sources ${to})
+  endforeach()
+  set(${sources_var} "${sources}" PARENT_SCOPE)
+endfunction()
+
+# What each op's source says at its head, its derivation, for those who look it up.
+function(tapir_derivations out)
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/ops/*/*.c)
+  set(rows "")
+  foreach(src ${sources})
+    file(STRINGS ${src} ops REGEX "^const tp_op op_[a-z0-9_]+ =")
+    if(NOT ops)
+      continue()
+    endif()
+    file(READ ${src} text)
+    string(FIND "${text}" "*/" end)
+    math(EXPR end "${end} - 2")
+    string(SUBSTRING "${text}" 2 ${end} text)
+    string(REGEX REPLACE "\n \\* ?" "\n" text "${text}")
+    string(STRIP "${text}" text)
+    string(REGEX REPLACE "([\"\\\\])" "\\\\\\1" text "${text}")
+    string(REPLACE "\n" "\\n\"\n     \"" text "${text}")
+    foreach(row ${ops})
+      string(REGEX REPLACE "^const tp_op op_([a-z0-9_]+) =.*" "\\1" name "${row}")
+      string(APPEND rows "    {\"${name}\",\n     \"${text}\"},\n")
+    endforeach()
+  endforeach()
+  file(CONFIGURE OUTPUT ${out} @ONLY CONTENT
+       "/* Written by cmake/tapir.cmake from the comments at the head of ops/. */\n#include \"cli/cli.h\"\nconst tp_derivation tp_derivations[] = {\n${rows}    {NULL, NULL}};\n")
+endfunction()
+
 # data/*.proto through protobuf-c.
 function(tapir_protobuf sources_var)
   file(GLOB protos CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/data/*.proto)
@@ -149,6 +189,9 @@ function(tapir_tests ops)
     target_link_libraries(${name} PRIVATE tapir PkgConfig::CMOCKA PkgConfig::TAPIR_DEPS hdf5::hdf5)
     if(tests_libs)
       target_link_libraries(${name} PRIVATE tapir_testlib)
+    endif()
+    if(name STREQUAL "tape_page_test") # takes the training step of the commands
+      target_link_libraries(${name} PRIVATE tapir_trainer)
     endif()
     if(name STREQUAL "nccl_test") # in place of CUDA and NCCL
       target_sources(nccl_test PRIVATE tests/fake_cuda.c dist/nccl.c)

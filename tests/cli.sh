@@ -278,6 +278,25 @@ for c in prepare train grpo replay generate chat eval tape plan ops bench plot r
 works $tapir --help
 works $tapir tape $src/configs/tests/tiny.yaml model.vocab=300
 grep -q '(backward)' out || { echo "FAILED: the tape has no backward pass"; failed=$((failed + 1)); }
+tape="$tapir tape $src/configs/tests/tiny.yaml data.train=train.h5"
+works $tape --svg tape.svg --dot tape.dot --html tape.html
+works xmllint --noout tape.svg
+# a box for each operation of the forward pass that the text has
+works $tape
+boxes=$(grep -c 'class="box f"' tape.svg)
+lines=$(grep -v '(backward)' out | grep -cE ' = [a-z_]+\(')
+[ "$boxes" = "$lines" ] || { failed=$((failed + 1)); echo "FAILED: $boxes boxes for $lines operations"; }
+has '^digraph tape' tape.dot
+has 'text: train.h5' tape.html
+works $tape model.layers=30 model.channels=512 model.context=512 --html shapes.html
+has '"whyNot":"Shapes only' shapes.html
+says 1 'cannot write nowhere/tape.svg' $tape --svg nowhere/tape.svg
+says 1 'cannot write nowhere/tape.html' $tape --html nowhere/tape.html
+[ ! -w /dev/full ] || says 1 'cannot write /dev/full' $tape --html /dev/full
+says 1 'gone.h5' $tapir tape $src/configs/tests/tiny.yaml model.vocab=300 data.train=gone.h5 --html tape.html
+says 1 'none.yaml' $tapir tape none.yaml --html tape.html
+says 1 'model.layrs' $tape model.layrs=3 --svg tape.svg
+says 2 'requires an argument' $tape --html
 works $tapir plan $src/configs/tests/tiny.yaml model.vocab=300 --json
 works $tapir train --keys
 # the plan is the truth, and steady steps ask the system for nothing
