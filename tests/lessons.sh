@@ -67,8 +67,13 @@ read_lesson() { # LESSON FOLDER
     }
     /^ +```/ { fail("a block that is indented would not be checked") }
     wanted && !/^```/ { fail("a block must follow the quote") }
-    wanted { print; split(wanted, w, " "); quote(w[1], w[2]); wanted = ""; fence = "quote"; next }
-    /^<!-- quote [^ ]+ [^ ]+ -->$/ { wanted = $3 " " $4 }
+    wanted { print; quote(wanted, name); wanted = ""; fence = "quote"; next }
+    /^<!-- quote [^ ]+ .+ -->$/ {
+        wanted = $3
+        name = substr($0, index($0, $3) + length($3) + 1)
+        sub(/ -->$/, "", name)
+    }
+    /^<!-- quote/ && !wanted { fail("a quote is written <!-- quote FILE NAME -->") }
     /^```sh$/ { fence = "sh"; n++; open = 1; printf "" >(to "/" n ".sh") }
     /^```text( ~([0-9]+%)?)?$/ {
         if (!open) fail("output of which command?")
@@ -174,13 +179,13 @@ mkdir "$tmp/src" "$tmp/empty"
 cat >"$tmp/src/code.c" <<'END'
 int before;
 /* lesson: first */
-/* lesson: both */
+/* lesson: both of them */
 int a;
     int b;
 /* end */
 END
 cat >"$tmp/good.md" <<'END'
-<!-- quote code.c both -->
+<!-- quote code.c both of them -->
 ```c
 int a;
     int b;
@@ -221,7 +226,7 @@ notices() { # WHAT SED-SCRIPT
     fi
 }
 notices "a changed quote" 's/^int a;$/int aa;/'
-notices "a quote that is not there" 's/ both -->/ neither -->/'
+notices "a quote that is not there" 's/ both of them -->/ neither -->/'
 notices "a file that is not there" 's/ code.c / nocode.c /'
 notices "a changed output" 's/^three$/four/'
 notices "a line less" '/^left$/d'
@@ -231,6 +236,8 @@ notices "other words beside a number that may be any" 's/^8 s left/8 ms left/'
 notices "a command that fails" 's/^echo two$/false/'
 notices "an output without a command" '/^```sh$/,/^```$/d'
 notices "an indented block" 's/^```sh$/ ```sh/'
+notices "a quote that is not written as one" "s/quote code.c/quotes code.c/"
+notices "a quote without a name" "s/ both of them -->/ -->/"
 mode=write
 sed 's/^int a;$/int c;/; s/took 100 /took 200 /' "$tmp/good.md" >"$tmp/bad.md"
 check "$tmp/bad.md" "$tmp/empty"
