@@ -127,7 +127,8 @@ agrees() { # EXPECTED GOT TOLERANCE
     }' "$1"
 }
 
-# A lesson's quotes, then its commands in order. FOLDER is the project's.
+# A lesson's quotes, then its commands in order, in one shell as in a reader's terminal. FOLDER is
+# the project's.
 check() { # LESSON FOLDER
     pieces=$(mktemp -d "$tmp/pieces.XXXX")
     read_lesson "$1" "$pieces" >"$pieces/lesson" || return 1
@@ -136,33 +137,39 @@ check() { # LESSON FOLDER
         diff "$1" "$pieces/lesson" | head -n 6
         return 1
     fi
-    n=1
-    while [ -e "$pieces/$n.sh" ]; do
-        if ! (cd "$2" && sh -e "$pieces/$n.sh" >"$pieces/$n.got" 2>&1 </dev/null); then
-            echo "${1##*/}: this fails:"
-            cat "$pieces/$n.sh"
-            tail -n 5 "$pieces/$n.got"
+    ok=yes
+    (cd "$2" && sh -ec 'piece=1
+        while [ -e "$0/$piece.sh" ]; do
+            . "$0/$piece.sh" >"$0/$piece.got" 2>&1
+            piece=$((piece + 1))
+        done' "$pieces") </dev/null || ok=no
+    commands=$(ls "$pieces" | grep -c 'got$' || :)
+    if [ $ok = no ]; then
+        echo "${1##*/}: this fails:"
+        cat "$pieces/$commands.sh"
+        tail -n 5 "$pieces/$commands.got"
+        return 1
+    fi
+    if [ "$mode" = write ]; then
+        read_lesson "$1" "$pieces" >"$pieces/lesson" && cat "$pieces/lesson" >"$1"
+        return
+    fi
+    for n in $(seq 1 "$commands"); do
+        [ -e "$pieces/$n.out" ] || continue
+        tolerance=$(cat "$pieces/$n.tolerance")
+        if ! agrees "$pieces/$n.out" "$pieces/$n.got" "$tolerance" >"$pieces/why"; then
+            echo "${1##*/}: another output than it shows, of"
+            cat "$pieces/$n.sh" "$pieces/why"
             return 1
         fi
-        if [ "$mode" = check ] && [ -e "$pieces/$n.out" ]; then
-            tolerance=$(cat "$pieces/$n.tolerance")
-            if ! agrees "$pieces/$n.out" "$pieces/$n.got" "$tolerance" >"$pieces/why"; then
-                echo "${1##*/}: another output than it shows, of"
-                cat "$pieces/$n.sh" "$pieces/why"
-                return 1
-            fi
-            sed '$s/$/x/' "$pieces/$n.out" >"$pieces/mutant"
-            printf 'one line more\n' >>"$pieces/mutant"
-            if agrees "$pieces/mutant" "$pieces/$n.got" "$tolerance" >"$pieces/why"; then
-                echo "${1##*/}: a wrong output would not be noticed, of"
-                cat "$pieces/$n.sh"
-                return 1
-            fi
+        sed '$s/$/x/' "$pieces/$n.out" >"$pieces/mutant"
+        printf 'one line more\n' >>"$pieces/mutant"
+        if agrees "$pieces/mutant" "$pieces/$n.got" "$tolerance" >"$pieces/why"; then
+            echo "${1##*/}: a wrong output would not be noticed, of"
+            cat "$pieces/$n.sh"
+            return 1
         fi
-        n=$((n + 1))
     done
-    [ "$mode" = check ] || { read_lesson "$1" "$pieces" >"$pieces/lesson" && cat "$pieces/lesson" >"$1"; }
-    commands=$((n - 1))
 }
 
 if [ -n "$number" ] && [ "$number" != short ]; then
