@@ -94,6 +94,7 @@ tp_status tp_matmul_oracle(const tp_call *k) {
     return TP_OK;
 }
 
+/* lesson: gradients */
 void tp_matmul_gradients(const tp_call *k, tp_tensor *dy, tp_tensor *din[]) {
     const tp_matmul_attr *attr = k->attr;
     tp_ctx *c = k->ctx;
@@ -122,6 +123,7 @@ void tp_matmul_gradients(const tp_call *k, tp_tensor *dy, tp_tensor *din[]) {
     if (tp_wants(k, 1) && attr->trans_b)
         din[1] = tp_matmul(c, dy, a, &(tp_matmul_opts){.trans_a = true, .trans_b = attr->trans_a});
 }
+/* end */
 
 static void matmul_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     tp_matmul_gradients(k, tp_cast(k->ctx, dout[0], k->in[0]->dtype), din);
