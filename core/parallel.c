@@ -3,6 +3,7 @@
 #include <omp.h>
 #include <time.h>
 
+/* lesson: parallel */
 void tp_parallel_for(tp_ctx *c, int64_t n, int64_t grain, tp_range_fn fn, void *arg) {
     if (n <= 0) return;
     if (grain < 1) grain = 1;
@@ -19,6 +20,7 @@ void tp_parallel_for(tp_ctx *c, int64_t n, int64_t grain, tp_range_fn fn, void *
     for (int64_t i = 0; i < chunks; i++)
         fn(arg, i * grain, (i + 1) * grain < n ? (i + 1) * grain : n);
 }
+/* end */
 
 double tp_now(void) {
     struct timespec t;
