@@ -32,14 +32,19 @@ static const char *ladder_decline(const tp_call *k) {
 }
 
 /* lesson: naive */
+/* Rows [i0,i1), columns [j0,n): element by element. */
+static void elements(const product *p, int64_t i0, int64_t i1, int64_t j0) {
+    for (int64_t i = i0; i < i1; i++)
+        for (int64_t j = j0; j < p->n; j++) {
+            float y = 0;
+            for (int64_t k = 0; k < p->k; k++) y = fmaf(p->a[i * p->k + k], p->b[k * p->n + j], y);
+            p->y[i * p->n + j] = y;
+        }
+}
+
 static tp_status naive_run(const tp_call *call) {
     product p = product_of(call);
-    for (int64_t i = 0; i < p.m; i++)
-        for (int64_t j = 0; j < p.n; j++) {
-            float y = 0;
-            for (int64_t k = 0; k < p.k; k++) y = fmaf(p.a[i * p.k + k], p.b[k * p.n + j], y);
-            p.y[i * p.n + j] = y;
-        }
+    elements(&p, 0, p.m, 0);
     return TP_OK;
 }
 /* end */
@@ -117,23 +122,13 @@ static void tile(const product *p, int64_t i, int64_t j) {
 }
 /* end */
 
-/* What no whole tile covers: rows [i0,i1), columns [j0,n). */
-static void edge(const product *p, int64_t i0, int64_t i1, int64_t j0) {
-    for (int64_t i = i0; i < i1; i++)
-        for (int64_t j = j0; j < p->n; j++) {
-            float y = 0;
-            for (int64_t k = 0; k < p->k; k++) y = fmaf(p->a[i * p->k + k], p->b[k * p->n + j], y);
-            p->y[i * p->n + j] = y;
-        }
-}
-
 static tp_status tile_run(const tp_call *call) {
     product p = product_of(call);
     int64_t rows = p.m / ROWS * ROWS, wide = TP_LANES * VECTORS, cols = p.n / wide * wide;
     for (int64_t j = 0; j < cols; j += wide)
         for (int64_t i = 0; i < rows; i += ROWS) tile(&p, i, j);
-    edge(&p, 0, rows, cols);
-    edge(&p, rows, p.m, 0);
+    elements(&p, 0, rows, cols); /* what no whole tile covers */
+    elements(&p, rows, p.m, 0);
     return TP_OK;
 }
 TP_CPU_KERNEL(matmul_tile_cpu, .decline = ladder_decline, .run = tile_run);

@@ -1,6 +1,6 @@
 /* What does a gradient cost? A model of 10.8 million parameters: its loss, and its loss with the
- * derivative of every parameter, timed in turns, the fastest of five; and one of these derivatives measured by moving
- * the weights.
+ * derivative of every parameter, timed in turns, the fastest of five; and one of these derivatives
+ * measured by moving the weights.
  *
  *   lesson_cost [TOKENS]    in each of 2 rows, 16 to 256; else 256 */
 #include "autograd/autograd.h"
