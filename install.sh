@@ -3,7 +3,7 @@
 set -eu
 want="cmake ninja-build gcc libc6-dev pkg-config libopenmpi-dev openmpi-bin libhdf5-dev libyaml-dev libcjson-dev libpcre2-dev
       libprotobuf-c-dev protobuf-c-compiler librandom123-dev bible-kjv"
-[ "${1-}" = --tests ] && want="$want libcmocka-dev g++ locales libxml2-utils procps chromium"
+[ "${1-}" = --tests ] && want="$want libcmocka-dev g++ locales libxml2-utils procps chromium gdb"
 missing=
 for p in $want; do
     dpkg-query -W -f='${db:Status-Status}' "$p" 2>/dev/null | grep -qx installed || missing="$missing $p"

@@ -290,6 +290,7 @@ tp_status tp_tape_walk(tp_ctx *c, const tp_walk *w) {
     tape->to_grad = w->to_grad && !w->create_graph;
     c->recording = w->create_graph;
     c->backward = true;
+    /* lesson: walk */
     for (int at = w->hi - 1; at >= w->lo && !st; at--) {
         if (!tape->node[at].differentiable) continue;
         bool any = false;
@@ -308,6 +309,7 @@ tp_status tp_tape_walk(tp_ctx *c, const tp_walk *w) {
         }
         if (!w->retain && !w->create_graph) tp_node_drop(c, &tape->node[at]);
     }
+    /* end */
     c->recording = was_recording;
     c->backward = was_backward;
     tape->to_grad = was_to_grad;

@@ -4,6 +4,7 @@
 #include "autograd/autograd.h"
 #include "core/ctx.h"
 
+/* lesson: node */
 typedef struct tp_node {
     tp_call call;
     tp_tensor *dout[TP_MAXOUT]; /* cotangents gathered so far */
@@ -14,6 +15,7 @@ typedef struct tp_node {
     void *replay_arg;
     uint32_t replay_stream;
 } tp_node;
+/* end */
 
 typedef struct tp_leaf {
     tp_tensor *t, *g; /* g: gathered in this walk */

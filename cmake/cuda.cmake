@@ -104,6 +104,15 @@ function(tapir_cuda_tests ops)
     tapir_cuda_test(cuda.${name} sh ${CMAKE_SOURCE_DIR}/tests/cuda/${name}.sh $<TARGET_FILE:${tapir_with_cuda}>
                     ${CMAKE_SOURCE_DIR} $<$<BOOL:${TAPIR_SANITIZE}>:short>)
   endforeach()
+  # docs/lessons/10-cuda.md: the kernel that its debugger stops in, with all its variables
+  if(NOT TAPIR_CUDA)
+    tapir_cuda_kernels_on_cpu(lesson_kernel ${CMAKE_SOURCE_DIR}/ops/attention/attention_sm80.cu)
+    target_compile_options(lesson_kernel PRIVATE -O0 -g)
+    add_executable(lesson_cuda_flash ${CMAKE_SOURCE_DIR}/docs/lessons/code/cuda/flash.c)
+    target_link_libraries(lesson_cuda_flash PRIVATE tapir lesson_kernel cuda_on_cpu
+      $<FILTER:$<TARGET_OBJECTS:cuda_emulated>,EXCLUDE,attention_sm80>)
+    set_target_properties(lesson_cuda_flash PROPERTIES LINKER_LANGUAGE CXX)
+  endif()
   add_test(NAME cuda.registers COMMAND sh ${CMAKE_SOURCE_DIR}/tests/cuda/registers.sh ${CMAKE_SOURCE_DIR})
   set_tests_properties(cuda.registers PROPERTIES SKIP_RETURN_CODE 77 LABELS slow)
   # bench/cuda/NAME.c is the program bench_cuda_NAME; on the CPU it only shows that it works.

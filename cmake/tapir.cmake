@@ -166,6 +166,7 @@ endfunction()
 
 # tests/NAME_test.c: one cmocka program, one CTest. tests/op_test.c: one CTest per op.
 # tests/*.sh: a CTest that gets the tapir binary's path as $1, the source folder, and "short" where it is slow. fuzz/NAME_fuzzer.c replays fuzz/NAME/.
+# docs/lessons/code/NAME.c is the program lesson_NAME, docs/lessons/NN-*.md the test lesson.NN.
 function(tapir_tests ops)
   pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
   file(GLOB tests CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/*_test.c)
@@ -243,5 +244,22 @@ function(tapir_tests ops)
     add_dependencies(example_${name} tapir_headers)
     target_link_libraries(example_${name} PRIVATE tapir)
     add_test(NAME example.${name} COMMAND example_${name})
+  endforeach()
+  file(GLOB codes CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/docs/lessons/code/*.c)
+  foreach(src ${codes})
+    get_filename_component(name ${src} NAME_WE)
+    add_executable(lesson_${name} ${src})
+    target_link_libraries(lesson_${name} PRIVATE tapir)
+  endforeach()
+  file(GLOB lessons CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/docs/lessons/[0-9][0-9]-*.md)
+  foreach(lesson ${lessons})
+    get_filename_component(name ${lesson} NAME_WE)
+    string(SUBSTRING ${name} 0 2 number)
+    if(number EQUAL 10 AND TAPIR_CUDA)
+      continue() # it steps through the emulator
+    endif()
+    add_test(NAME lesson.${number} COMMAND sh ${CMAKE_SOURCE_DIR}/tests/lessons.sh $<TARGET_FILE:tapir_bin>
+             ${CMAKE_SOURCE_DIR} ${number})
+    set_tests_properties(lesson.${number} PROPERTIES LABELS slow) # as readers build it
   endforeach()
 endfunction()

@@ -99,6 +99,7 @@ static known look(tp_ctx *c, const tp_model *m, int layer, tp_tensor *x, const t
 }
 
 /* Of each token (B,T); NULL where nothing is to be learnt. */
+/* lesson: decision loss */
 static tp_tensor *token_loss(tp_ctx *c, const tp_model *m, const known *k, tp_tensor *member) {
     const tp_mod_cfg *f = &m->cfg.mod;
     if (f->router != TP_MOD_LINEAR) return NULL;
@@ -107,6 +108,7 @@ static tp_tensor *token_loss(tp_ctx *c, const tp_model *m, const known *k, tp_te
     double q = 1 - (double)tp_mod_tokens(&m->cfg, member->shape[1]) / (double)member->shape[1];
     return tp_add(c, tp_scale(c, k->decision, q, 0), tp_relu(c, tp_scale(c, k->decision, -1, 0)));
 }
+/* end */
 
 /* ---- the choice ------------------------------------------------------------------------------ */
 static void watch(tp_ctx *c, int layer, const tp_model_in *in, tp_tensor *logit, tp_tensor *rows) {
@@ -235,6 +237,7 @@ static taken take(tp_ctx *c, const tp_model *m, int layer, tp_stream x, const tp
     return k;
 }
 
+/* lesson: forward */
 tp_stream tp_mod_forward(tp_ctx *c, tp_model *m, int layer, tp_stream x, const tp_model_in *in,
                          tp_mod_sums *sums) {
     taken k = take(c, m, layer, x, in, sums);
@@ -252,3 +255,4 @@ tp_stream tp_mod_forward(tp_ctx *c, tp_model *m, int layer, tp_stream x, const t
     tp_tensor *y = tp_put_tokens(c, k.sum, k.of.rows, f, k.r);
     return (tp_stream){tp_scope_close(c, s, y), NULL};
 }
+/* end */

@@ -145,6 +145,7 @@ static inline float tp_half_of(unsigned r, int i) {
 }
 
 /* Each element is one chain over k from c; products of bf16 are exact in f32. */
+/* lesson: mma */
 static inline void tp_mma_warp(void *const lane[32], void *) {
     float a[16][16], b[16][8], d[16][8];
     for (int l = 0; l < 32; l++) {
@@ -164,6 +165,7 @@ static inline void tp_mma_warp(void *const lane[32], void *) {
         for (int r = 0; r < 4; r++)
             ((const tp_mma_lane *)lane[l])->d[r] = d[l / 4 + 8 * (r >> 1)][2 * (l % 4) + (r & 1)];
 }
+/* end */
 
 static inline void tp_mma_bf16_16x8x16(float d[4], const unsigned a[4], const unsigned b[2],
                                        const float c[4]) {

@@ -90,6 +90,7 @@ static tp_status merge_last(tp_gradients *g, use *u) {
 }
 
 /* Takes sum over. */
+/* lesson: push */
 static tp_status push(tp_gradients *g, use *u, tp_tensor sum, int64_t samples) {
     if (!grow(g->c, (void **)&u->tree, &u->cap, u->n + 1, sizeof *u->tree)) {
         tp_release(g->c, &sum);
@@ -104,6 +105,7 @@ static tp_status push(tp_gradients *g, use *u, tp_tensor sum, int64_t samples) {
         st = merge_last(g, u);
     return st;
 }
+/* end */
 
 static tp_status fold(tp_gradients *g, use *u) {
     tp_status st = TP_OK;

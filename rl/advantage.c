@@ -44,6 +44,7 @@ static moments moments_of(const double *x, int64_t n) {
     return m;
 }
 
+/* lesson: advantages */
 void tp_advantages(const double *reward, int64_t groups, int64_t G, const tp_advantage_opts *o,
                    float *advantage) {
     moments all = moments_of(reward, groups * G);
@@ -60,6 +61,7 @@ void tp_advantages(const double *reward, int64_t groups, int64_t G, const tp_adv
                 varies && !isnan(r[i]) ? (float)((r[i] - m.mean) * factor) : 0.0f;
     }
 }
+/* end */
 
 double tp_overlong_punishment(int64_t length, int64_t max_length, int64_t buffer) {
     int64_t over = length - (max_length - buffer);

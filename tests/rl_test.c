@@ -383,6 +383,7 @@ typedef struct estimator {
 } estimator;
 
 /* Minus the expected gradient of the loss over groups of `size`, by enumeration of all groups. */
+/* lesson: expected */
 static void expected(const estimator *e, int size, double *g) {
     int groups = 1, index[3];
     memset(g, 0, PARAMETERS * sizeof *g);
@@ -418,6 +419,7 @@ static void expected(const estimator *e, int size, double *g) {
         }
     }
 }
+/* end */
 
 static void exact(bool truncated, double *g) {
     memset(g, 0, PARAMETERS * sizeof *g);

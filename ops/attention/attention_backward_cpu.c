@@ -153,6 +153,7 @@ static void load_chunk(pair *u) {
 }
 
 /* From scores in w and dp = do.v in ds: the weights and the gradients of the scores. */
+/* lesson: weights again */
 static void weigh_row_backward(float *restrict w, float *restrict ds, uint64_t mask, float lse,
                                float delta, float softcap) {
     float slope[TILE];
@@ -172,6 +173,7 @@ static void weigh_row_backward(float *restrict w, float *restrict ds, uint64_t m
         v16_store(ds + x, v16_select(sees, v16_load(ds + x), v16_zero()));
     }
 }
+/* end */
 
 /* Scores, weights and gradients of scores of a block of rows. Vectors of keys that no row of the
  * block sees are not computed: they become zero. */

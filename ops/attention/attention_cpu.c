@@ -68,6 +68,7 @@ static inline int64_t row_head(const flash_unit *u, int64_t i) {
 
 /* Turns a row's n vectors of scores into weights in place and moves its running maximum and sum;
  * returns the factor by which what was summed before must shrink. Bit j of mask: score j counts. */
+/* lesson: weigh a tile */
 static inline __attribute__((always_inline)) float
 weigh_vectors(const int n, float *s, uint64_t mask, float softcap, float *m, float *l) {
     const v16 none = v16_set1(-INFINITY);
@@ -92,6 +93,7 @@ weigh_vectors(const int n, float *s, uint64_t mask, float softcap, float *m, flo
     *m = m_new;
     return factor;
 }
+/* end */
 
 static __attribute__((noinline)) float weigh_row(int n, float *s, uint64_t mask, float softcap,
                                                  float *m, float *l) {

@@ -120,6 +120,7 @@ static __device__ __forceinline__ void forward_softmax(float (&s)[MT][NT][4], fl
 }
 
 /* o += P V: the weights, as they lie in the accumulators of Q K', are fragments of A. */
+/* lesson: values */
 template <int MT, int NT, int OT, int D>
 static __device__ __forceinline__ void
 forward_values(float (&o)[MT][OT][4], const float (&s)[MT][NT][4], tp_smem v, int lane) {
@@ -146,6 +147,7 @@ forward_values(float (&o)[MT][OT][4], const float (&s)[MT][NT][4], tp_smem v, in
         }
     }
 }
+/* end */
 
 /* o/l and lse of the warp's rows; its part of the queries' tile serves as the way out. */
 template <int MT, int OT, int D>

@@ -41,6 +41,7 @@ static inline float lce_block_sum(const float *e, int n) {
 }
 
 /* Takes entries s[0..n-1], 1 <= n <= LCE_BLOCK, into the row. */
+/* lesson: online */
 static inline void lce_row_block(lce_row *r, const float *s, int n, bool first) {
     float e[LCE_BLOCK], q[LCE_BLOCK], m = lce_block_max(s, n);
     if (!first && r->m > m) m = r->m;
@@ -60,6 +61,7 @@ static inline void lce_row_block(lce_row *r, const float *s, int n, bool first) 
     r->sum = sum;
     r->es = es;
 }
+/* end */
 
 /* Takes entries v0..v0+n-1 (v0 a multiple of LCE_BLOCK), whose scaled logits start at s. */
 static inline void lce_row_take(lce_row *r, const float *s, int64_t v0, int64_t n, int64_t target) {

@@ -27,6 +27,7 @@ static tp_status train_infer(tp_call *k) {
     return st ? st : tp_out(k, stats, k->in[LCE_W]->ndim, k->in[LCE_W]->shape);
 }
 
+/* lesson: gradient too */
 static tp_status train_oracle(const tp_call *k) {
     lce_dims d = lce_dims_of(k);
     const tp_tensor *coef = k->in[LCE_TRAIN_COEF];
@@ -56,6 +57,7 @@ static tp_status train_oracle(const tp_call *k) {
     tp_free(s);
     return TP_OK;
 }
+/* end */
 
 tp_lce_sum tp_linear_cross_entropy_train(tp_ctx *c, tp_tensor *x, tp_tensor *w, tp_tensor *targets,
                                          tp_tensor *coef, const tp_lce_opts *opts) {

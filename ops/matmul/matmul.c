@@ -13,6 +13,10 @@
 
 extern const tp_op op_matmul;
 TP_CPU_DECLARE(matmul_cpu);
+TP_CPU_DECLARE(matmul_naive_cpu); /* matmul_ladder_cpu.c */
+TP_CPU_DECLARE(matmul_rows_cpu);
+TP_CPU_DECLARE(matmul_blocks_cpu);
+TP_CPU_DECLARE(matmul_tile_cpu);
 TP_CUDA_DECLARE(matmul_cuda);
 
 tp_tensor *tp_matmul(tp_ctx *c, tp_tensor *a, tp_tensor *b, const tp_matmul_opts *o) {
@@ -94,6 +98,7 @@ tp_status tp_matmul_oracle(const tp_call *k) {
     return TP_OK;
 }
 
+/* lesson: gradients */
 void tp_matmul_gradients(const tp_call *k, tp_tensor *dy, tp_tensor *din[]) {
     const tp_matmul_attr *attr = k->attr;
     tp_ctx *c = k->ctx;
@@ -122,6 +127,7 @@ void tp_matmul_gradients(const tp_call *k, tp_tensor *dy, tp_tensor *din[]) {
     if (tp_wants(k, 1) && attr->trans_b)
         din[1] = tp_matmul(c, dy, a, &(tp_matmul_opts){.trans_a = true, .trans_b = attr->trans_a});
 }
+/* end */
 
 static void matmul_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     tp_matmul_gradients(k, tp_cast(k->ctx, dout[0], k->in[0]->dtype), din);
@@ -155,6 +161,7 @@ static const tp_sample matmul_samples[] = {
     {"batched, b transposed", {X(3, 4, 5), X(3, 2, 5)}, ATTR(0, 1)},
     {"batched, both transposed", {X(2, 5, 4), X(2, 3, 5)}, ATTR(1, 1)},
     {"larger than a tile", {X(17, 19), X(19, 37)}, ATTR(0, 0)},
+    {"larger than a block", {X(8, 50), X(50, 270)}, ATTR(0, 0), .no_grad = true},
     {"f32 sums", {X(2, 5, 7), X(3, 7)}, &(const tp_matmul_attr){.trans_b = true, .f32 = true}},
     {"f32 sums and a bias", {X(5, 7), X(7, 3), X(3)}, &(const tp_matmul_attr){.f32 = true},
      .refuse = "does not go with"},
@@ -188,7 +195,11 @@ const tp_op op_matmul = {
            "(…,K,M) and b as (…,N,K). bias (N) is optional. Each element is one chain of fused "
            "multiply-adds in the order of K, whatever the shape around it.",
     .infer = tp_matmul_infer,
-    .kernel = {[TP_CPU] = (const tp_kernel *const[]){&matmul_onednn, TP_CPU_LIST(matmul_cpu), NULL},
+    .kernel = {[TP_CPU] = (const tp_kernel *const[]){&matmul_onednn, TP_CPU_LIST(matmul_cpu),
+                                                     TP_CPU_LIST(matmul_tile_cpu),
+                                                     TP_CPU_LIST(matmul_blocks_cpu),
+                                                     TP_CPU_LIST(matmul_rows_cpu),
+                                                     TP_CPU_LIST(matmul_naive_cpu), NULL},
                [TP_CUDA] = TP_CUDA_LIST(&matmul_cuda)},
     .oracle = tp_matmul_oracle,
     .vjp = matmul_vjp,

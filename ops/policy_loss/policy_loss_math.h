@@ -24,6 +24,7 @@ static inline TP_HD float policy_cut(float x) {
 }
 
 /* L and dL/d(log r), given r, whether log r was cut, A and l. For cispo the slope is dL/dl. */
+/* lesson: surrogate */
 static inline TP_HD policy_term policy_surrogate(const tp_policy_opts *o, float r, bool cut,
                                                  float a, float l) {
     policy_term t;
@@ -46,6 +47,7 @@ static inline TP_HD policy_term policy_surrogate(const tp_policy_opts *o, float 
     }
     return t;
 }
+/* end */
 
 /* KL and its derivative; r: of the token, for the correction; free: log r was not cut. */
 static inline TP_HD policy_term policy_divergence(const tp_policy_opts *o, float l, float ref,

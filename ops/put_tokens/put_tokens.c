@@ -56,6 +56,7 @@ static tp_status put_oracle(const tp_call *k) {
     return st;
 }
 
+/* lesson: backward */
 static tp_status backward_oracle(const tp_call *k) {
     int64_t channels = k->in[0]->shape[2];
     const double *dy = tp_f64(k->in[0]), *src = tp_f64(k->in[2]);
@@ -72,6 +73,7 @@ static tp_status backward_oracle(const tp_call *k) {
     }
     return st;
 }
+/* end */
 
 tp_tensor *tp_put_tokens(tp_ctx *c, tp_tensor *x, tp_tensor *rows, tp_tensor *src,
                          tp_tensor *weight) {
