@@ -18,8 +18,8 @@
 #define HAPPENS_AFTER(mark) (void)(mark)
 #endif
 
-/* lesson: parallel */
 NOT_SANITIZED
+/* lesson: parallel */
 void tp_parallel_for(tp_ctx *c, int64_t n, int64_t grain, tp_range_fn fn, void *arg) {
     if (n <= 0) return;
     if (grain < 1) grain = 1;
