@@ -134,7 +134,7 @@ static void fill_series(plot_series *to, const task *t, int budget, int model) {
 static const char *draw(const task *t, FILE *f) {
     static plot g; /* large */
     char title[96], head[MAX_BUDGETS][96];
-    snprintf(title, sizeof title, "Equal operations: dense and Mixture-of-Depths, %s", t->name);
+    snprintf(title, sizeof title, "Dense and Mixture-of-Depths at equal FLOPs: %s", t->name);
     g = (plot){.title = title,
                .subtitle =
                    "validation loss, nats: the mean of three seeds, whiskers from the lowest "
