@@ -19,7 +19,10 @@ add_custom_target(tapir_headers ALL DEPENDS ${CMAKE_BINARY_DIR}/headers.stamp)
 function(tapir_install)
   install(TARGETS tapir EXPORT TapirTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
           INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-  set_target_properties(tapir_bin PROPERTIES INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")
+  # The same in the build folder: making room for a longer path later would leave an empty entry there,
+  # which means the current folder, whatever lies in it.
+  set_target_properties(tapir_bin PROPERTIES INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}"
+                        INSTALL_RPATH_USE_LINK_PATH ON BUILD_WITH_INSTALL_RPATH ON)
   install(TARGETS tapir_bin RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
   if(TARGET tapir_nccl)
     install(TARGETS tapir_nccl LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
