@@ -41,7 +41,7 @@ int tp_say_failure(const char *command, tp_ctx *c, tp_status st); /* 1, or 130 i
 
 /* ---- signals -------------------------------------------------------------------------------- */
 /* SIGINT, SIGTERM and SIGHUP ask the work to end after what it is doing; a second one ends it now.
- */
+ * Under nohup SIGHUP does nothing. */
 void tp_catch_signals(void);
 bool tp_interrupted(void);
 

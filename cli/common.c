@@ -48,11 +48,12 @@ static void on_signal(int sig) {
 }
 
 void tp_catch_signals(void) {
-    struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART}, hangup;
     sigemptyset(&a.sa_mask);
     sigaction(SIGINT, &a, NULL);
     sigaction(SIGTERM, &a, NULL);
-    sigaction(SIGHUP, &a, NULL);
+    if (!sigaction(SIGHUP, NULL, &hangup) && hangup.sa_handler != SIG_IGN) /* as nohup leaves it */
+        sigaction(SIGHUP, &a, NULL);
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is a failed write, reported like any other */
     signal(SIGXFSZ, SIG_IGN); /* and so is a file-size limit */
 }

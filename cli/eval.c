@@ -113,6 +113,12 @@ tp_status tp_evaluate(tp_trainer *t, const tp_source *s, int64_t max_batches, bo
     return st;
 }
 
+/* Targets without text have no bits per byte, and JSON has no NaN. */
+static const char *json_number(char out[24], double x) {
+    snprintf(out, 24, isfinite(x) ? "%.9g" : "null", x);
+    return out;
+}
+
 int cmd_eval(int argc, char **argv) {
     const struct argp argp = {.options = options,
                               .parser = parse,
@@ -140,11 +146,12 @@ int cmd_eval(int argc, char **argv) {
     code = st ? tp_say_failure(argv[0], c, st) : EXIT_DONE;
     bool routes = !code && tp_trainer_routes(&r.trainer);
     if (!code && json) {
-        printf("{\"step\":%lld,\"loss\":%.9g,\"perplexity\":%.9g,\"bpb\":%.9g,\"tokens\":%lld,"
+        char loss[24], ppl[24], bpb[24], causal[24];
+        printf("{\"step\":%lld,\"loss\":%s,\"perplexity\":%s,\"bpb\":%s,\"tokens\":%lld,"
                "\"bytes\":%lld",
-               (long long)r.step, e.loss, exp(e.loss), e.bpb, (long long)e.targets,
-               (long long)e.bytes);
-        printf(routes ? ",\"loss_causal\":%.9g}\n" : "}\n", e.loss_causal);
+               (long long)r.step, json_number(loss, e.loss), json_number(ppl, exp(e.loss)),
+               json_number(bpb, e.bpb), (long long)e.targets, (long long)e.bytes);
+        printf(routes ? ",\"loss_causal\":%s}\n" : "}\n", json_number(causal, e.loss_causal));
     } else if (!code) {
         printf(
             "loss %.4f nats per token   perplexity %.2f   %.4f bits per byte   (%lld tokens, %lld "

@@ -101,10 +101,12 @@ typedef struct tp_grpo_eval {
 } tp_grpo_eval;
 tp_status tp_grpo_evaluate(tp_grpo *g, tp_grpo_eval *out);
 
-/* ---- dump.c --------------------------------------------------------------------------------- */
+/* ---- dump.c, dump_read.c -------------------------------------------------------------------- */
 /* RUN/rollouts/step-00000001.jsonl: a line for each completion of g->now. */
+void tp_grpo_dump_file(char *out, size_t cap, const char *run, int64_t step);
 tp_status tp_grpo_dump(tp_grpo *g, int64_t step);
-tp_status tp_grpo_read_dump(tp_grpo *g, const char *dir, int64_t step);
+/* Into g->now, which has room for a step of g->cfg. */
+tp_status tp_grpo_read_dump(tp_grpo *g, const char *path);
 
 /* ---- grpo.c --------------------------------------------------------------------------------- */
 /* Model, optimizer, engine, task and rewards of the config; load: from this checkpoint, or NULL. */

@@ -75,7 +75,7 @@ static tp_status load(tp_grpo *g, tp_checkpoint_reader *from) {
 }
 
 static tp_status replay(tp_grpo *g, double *loss, double *recorded) {
-    char path[TP_CONFIG_TEXT + 32];
+    char path[TP_CONFIG_TEXT + 64];
     tp_checkpoint_reader *from = NULL;
     tp_status st = TP_OK;
     if (a.step > g->cfg.run.steps)
@@ -89,7 +89,8 @@ static tp_status replay(tp_grpo *g, double *loss, double *recorded) {
                     (long long)g->step);
     while (!st && g->step < a.step) {
         tp_update u;
-        st = tp_grpo_read_dump(g, a.run, g->step + 1);
+        tp_grpo_dump_file(path, sizeof path, a.run, g->step + 1);
+        st = tp_grpo_read_dump(g, path);
         if (!st) st = tp_grpo_update(g, &u);
         if (!st && u.interrupted) st = TP_EINTERRUPT;
         if (st) break;

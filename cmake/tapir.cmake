@@ -212,6 +212,8 @@ function(tapir_tests ops)
   endforeach()
   add_executable(dist_rank ${CMAKE_SOURCE_DIR}/tests/dist_rank.c) # what tests/mpirun.sh starts
   target_link_libraries(dist_rank PRIVATE tapir)
+  add_library(clock_jumps MODULE ${CMAKE_SOURCE_DIR}/tests/clock_jumps.c) # tests/hostile.sh preloads it
+  target_link_libraries(clock_jumps PRIVATE ${CMAKE_DL_LIBS})
   file(GLOB scripts CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/*.sh)
   if(TAPIR_SANITIZE OR TAPIR_TSAN OR TAPIR_COVERAGE) # an instrumented library is not to be installed
     list(FILTER scripts EXCLUDE REGEX "/outside\\.sh$")

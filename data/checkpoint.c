@@ -179,11 +179,15 @@ static bool put_dataset(hid_t file, const char *name, const char *type, tp_dtype
                                   H5P_DEFAULT)) >= 0 &&
                 put_attribute(set, "type", type) &&
                 (empty || H5Dwrite(set, memory_type(t), H5S_ALL, H5S_ALL, H5P_DEFAULT, data) >= 0);
+    if (good) { /* closing writes what HDF5 has kept back, and fails like a write */
+        good = H5Dclose(set) >= 0;
+        set = -1;
+    }
     /* After a failed write HDF5 must not write again: what it closes goes to memory from here on.
      */
     hid_t errors = good ? -1 : H5Eget_current_stack();
     if (!good) tp_h5_divert(file);
-    if (set >= 0 && H5Dclose(set) < 0) good = false;
+    if (set >= 0) H5Dclose(set);
     if (creation >= 0) H5Pclose(creation);
     if (space >= 0) H5Sclose(space);
     if (errors >= 0) H5Eset_current_stack(errors);

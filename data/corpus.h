@@ -75,8 +75,10 @@ tp_status tp_corpus_writer_new(tp_corpus_writer **out, tp_ctx *c, const char *pa
 /* Appends to the document being written; then ends it. `bytes`: of its text. */
 tp_status tp_corpus_writer_add(tp_corpus_writer *w, tp_ctx *c, const int32_t *ids, int64_t n);
 tp_status tp_corpus_writer_end_doc(tp_corpus_writer *w, tp_ctx *c, int64_t bytes);
-/* Flush, checksum, fsync, rename to the real name. `sha256` may be NULL. A corpus of no documents
- * is refused. */
+/* Flush, checksum, close: what can fail for want of space. `sha256` may be NULL. A corpus of no
+ * documents is refused. */
+tp_status tp_corpus_writer_seal(tp_corpus_writer *w, tp_ctx *c, char sha256[65]);
+/* The same if it was not done yet; then fsync, rename to the real name. */
 tp_status tp_corpus_writer_finish(tp_corpus_writer *w, tp_ctx *c, char sha256[65]);
 void tp_corpus_writer_free(tp_corpus_writer *w); /* without finish before: removes the .tmp */
 

@@ -158,11 +158,12 @@ static tp_status check_meta(tp_ctx *c, const tp_corpus_meta *m) {
 
 static tp_status create_file(tp_ctx *c, tp_corpus_writer *w) {
     tp_status st = TP_OK;
+    bool there = !access(w->tmp, F_OK); /* another program may be writing it: then it stays */
     tp_h5_lock();
     if ((w->file = tp_h5_create(w->tmp)) < 0)
         st = tp_h5_fail(c, TP_EIO, "corpus: cannot create %s", w->tmp);
     tp_h5_unlock();
-    w->created = !st;
+    w->created = !st || !there;
     return st;
 }
 
@@ -220,7 +221,7 @@ done:
 
 tp_status tp_corpus_writer_add(tp_corpus_writer *w, tp_ctx *c, const int32_t *ids, int64_t n) {
     column *col = &w->tok;
-    if (w->failed || w->finished)
+    if (w->failed || w->file < 0)
         return tp_fail(c, TP_ESTATE, "corpus: %s takes no more tokens", w->tmp);
     for (int64_t i = 0; i < n; i++) {
         if (ids[i] < 0 || ids[i] >= w->vocab)
@@ -238,7 +239,7 @@ tp_status tp_corpus_writer_add(tp_corpus_writer *w, tp_ctx *c, const int32_t *id
 
 tp_status tp_corpus_writer_end_doc(tp_corpus_writer *w, tp_ctx *c, int64_t bytes) {
     tp_status st;
-    if (w->failed || w->finished)
+    if (w->failed || w->file < 0)
         return tp_fail(c, TP_ESTATE, "corpus: %s takes no more documents", w->tmp);
     if (w->tokens == w->doc_start || bytes < 0)
         return w->failed =
@@ -267,10 +268,10 @@ static tp_status close_file(tp_ctx *c, tp_corpus_writer *w) {
     return st;
 }
 
-tp_status tp_corpus_writer_finish(tp_corpus_writer *w, tp_ctx *c, char sha256[65]) {
+tp_status tp_corpus_writer_seal(tp_corpus_writer *w, tp_ctx *c, char sha256[65]) {
     char hex[65];
     tp_status st;
-    if (w->failed || w->finished)
+    if (w->failed || w->file < 0)
         return tp_fail(c, TP_ESTATE, "corpus: %s cannot be finished", w->tmp);
     if (!w->docs)
         return w->failed = tp_fail(c, TP_EARG, "corpus: there is no text to write to %s", w->path);
@@ -290,11 +291,17 @@ tp_status tp_corpus_writer_finish(tp_corpus_writer *w, tp_ctx *c, char sha256[65
         (st = put_attribute(c, w, "vocab", NULL, w->vocab)) ||
         (st = put_attribute(c, w, "eos", NULL, w->eos)) ||
         (st = put_attribute(c, w, "bytes", NULL, w->bytes)) ||
-        (st = put_attribute(c, w, "sha256", hex, 0)) || (st = close_file(c, w)) ||
-        (st = tp_commit_file(c, w->tmp, w->path)))
+        (st = put_attribute(c, w, "sha256", hex, 0)) || (st = close_file(c, w)))
         return w->failed = st;
-    w->finished = true;
     if (sha256) memcpy(sha256, hex, sizeof hex);
+    return TP_OK;
+}
+
+tp_status tp_corpus_writer_finish(tp_corpus_writer *w, tp_ctx *c, char sha256[65]) {
+    bool sealed = w->file < 0 && !w->failed && !w->finished;
+    tp_status st = sealed ? TP_OK : tp_corpus_writer_seal(w, c, sha256);
+    if (st || (st = tp_commit_file(c, w->tmp, w->path))) return w->failed = st;
+    w->finished = true;
     return TP_OK;
 }
 

@@ -291,15 +291,18 @@ static tp_status open_writers(job *j, const char *train_path, const char *val_pa
     return tp_corpus_writer_new(&j->val.writer, j->c, val_path, &meta);
 }
 
-/* Validation first: when the training corpus is there, all is there. */
+/* Neither gets its name before both are written: a full disk must not leave one of each age.
+ * Validation first: when the training corpus is there, all is there. */
 static tp_status finish(job *j) {
     tp_status st = TP_OK;
     if (j->in.cut >= 0 && (!j->result->val.docs || !j->result->train.docs))
         return tp_fail(j->c, TP_EARG,
                        "prepare: %lld bytes of text are too few to hold out %g of it",
                        (long long)j->in.pos, j->opts->val_fraction);
-    if (j->val.writer) st = tp_corpus_writer_finish(j->val.writer, j->c, j->result->val.sha256);
-    if (!st) st = tp_corpus_writer_finish(j->train.writer, j->c, j->result->train.sha256);
+    if (j->val.writer) st = tp_corpus_writer_seal(j->val.writer, j->c, j->result->val.sha256);
+    if (!st) st = tp_corpus_writer_seal(j->train.writer, j->c, j->result->train.sha256);
+    if (j->val.writer && !st) st = tp_corpus_writer_finish(j->val.writer, j->c, NULL);
+    if (!st) st = tp_corpus_writer_finish(j->train.writer, j->c, NULL);
     return st;
 }
 

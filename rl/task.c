@@ -83,7 +83,7 @@ static tp_status read_file(tp_task *t, tp_ctx *c) {
         number++;
         if (line[strspn(line, " \t\r\n")]) st = read_line(t, c, line, number, &cap);
     }
-    if (!st && ferror(f)) st = tp_fail(c, TP_EIO, "cannot read %s: %s", t->o.name, strerror(errno));
+    if (!st && !feof(f)) st = tp_fail(c, TP_EIO, "cannot read %s: %s", t->o.name, strerror(errno));
     free(line);
     fclose(f);
     if (!st && !t->n) st = tp_fail(c, TP_EFORMAT, "%s has no lines", t->o.name);
