@@ -271,11 +271,11 @@ static void test_keys_chart_and_list(void **state) {
     browser_click(b, "#detail .links a"); /* and back */
     assert_int_equal(here(), 5);
     browser_key(b, " "); /* play */
-    browser_value(b, "new Promise(done => setTimeout(() => done(0), 2100))");
+    browser_number(b, "new Promise(done => setTimeout(() => done(0), 2100))");
     browser_key(b, " ");
     int played = here();
     assert_in_range(played, 6, 8);
-    browser_value(b, "new Promise(done => setTimeout(() => done(0), 1200))");
+    browser_number(b, "new Promise(done => setTimeout(() => done(0), 1200))");
     assert_int_equal(here(), played);
     browser_click(b, "#last");
     browser_click(b, "#fold");
