@@ -45,6 +45,7 @@ static void become_chromium(int in, int out, const char *folder, int width, int 
         execlp(name[i], name[i], "--headless=new", "--no-sandbox", "--disable-gpu",
                "--no-first-run", "--disable-extensions", "--disable-background-networking",
                "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+               "--disable-dev-shm-usage", /* small in containers */
                "--remote-debugging-pipe", profile, size, "about:blank", (char *)NULL);
     _exit(127);
 }
