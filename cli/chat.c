@@ -23,9 +23,7 @@ static const struct argp_option options[] = {
     {"temperature", 't', "X", 0, "0 takes the most likely token each time (0.8)", 0},
     {"top-p", 'p', "X", 0, "Choose among the most likely tokens that make up X (0.95)", 0},
     {"seed", 'S', "N", 0, "Another seed, other replies (1)", 0},
-    {"best", 'b', NULL, 0, "Use the checkpoint with the best validation loss", 0},
-    {"device", 'd', "NAME", 0, "cpu, or cuda for a GPU (cpu)", 0},
-    {"threads", 'j', "N", 0, "Threads (all cores)", 0},
+    TP_RUN_OPTIONS,
     {0}};
 
 static error_t parse(int key, char *arg, struct argp_state *s) {
@@ -48,15 +46,6 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
     case 'S':
         a.how.seed = (uint64_t)tp_integer_arg(s, "--seed", arg, 0, TP_MOST_SEED);
         break;
-    case 'b':
-        a.run.best = true;
-        break;
-    case 'd':
-        a.run.device = tp_device_arg(s, arg);
-        break;
-    case 'j':
-        a.run.threads = tp_integer_arg(s, "--threads", arg, 1, TP_MOST_THREADS);
-        break;
     case ARGP_KEY_ARG:
         if (a.run.path) argp_error(s, "one run only");
         a.run.path = arg;
@@ -65,7 +54,7 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
         argp_error(s, "which run?");
         break;
     default:
-        return ARGP_ERR_UNKNOWN;
+        return tp_run_option(&a.run, key, arg, s);
     }
     return 0;
 }

@@ -111,6 +111,14 @@ typedef struct tp_run_args {
     int64_t threads; /* 0: all cores */
 } tp_run_args;
 int tp_with_run(const char *command, const tp_run_args *a, tp_status (*fn)(tp_run *r));
+/* How such commands are told which checkpoint, device and threads; for the others' own options:
+ * ARGP_ERR_UNKNOWN. */
+#define TP_RUN_OPTIONS                                                                             \
+    {"best", 'b', NULL, 0, "Use the checkpoint with the best validation loss", 0},                 \
+        {"device", 'd', "NAME", 0, "cpu, or cuda for a GPU (cpu)", 0}, {                           \
+        "threads", 'j', "N", 0, "Threads (all cores)", 0                                           \
+    }
+error_t tp_run_option(tp_run_args *a, int key, const char *arg, struct argp_state *s);
 /* Parameter NAME is under/NAME of the file: "weights" are the model's. */
 tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p, const char *under);
 tp_status tp_save_weights(tp_ctx *c, tp_checkpoint_writer *w, const tp_params *p,

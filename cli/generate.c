@@ -33,9 +33,7 @@ static const struct argp_option options[] = {
      0},
     {"sinks", 'S', "N", 0, "… and to the first N (4)", 0},
     {"ignore-eos", 'e', NULL, 0, "Go on after the end-of-text token", 0},
-    {"best", 'b', NULL, 0, "Use the checkpoint with the best validation loss", 0},
-    {"device", 'd', "NAME", 0, "cpu, or cuda for a GPU (cpu)", 0},
-    {"threads", 'j', "N", 0, "Threads (all cores)", 0},
+    TP_RUN_OPTIONS,
     {0}};
 
 static error_t parse(int key, char *arg, struct argp_state *s) {
@@ -73,15 +71,6 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
     case 'e':
         a.to_end = true;
         break;
-    case 'b':
-        a.run.best = true;
-        break;
-    case 'd':
-        a.run.device = tp_device_arg(s, arg);
-        break;
-    case 'j':
-        a.run.threads = tp_integer_arg(s, "--threads", arg, 1, TP_MOST_THREADS);
-        break;
     case ARGP_KEY_ARG:
         if (!a.run.path)
             a.run.path = arg;
@@ -94,7 +83,7 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
         argp_error(s, "which run?");
         break;
     default:
-        return ARGP_ERR_UNKNOWN;
+        return tp_run_option(&a.run, key, arg, s);
     }
     return 0;
 }

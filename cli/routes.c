@@ -31,9 +31,7 @@ static const struct argp_option options[] = {
      "logit, "
      "chosen, causal",
      0},
-    {"best", 'b', NULL, 0, "Use the checkpoint with the best validation loss", 0},
-    {"device", 'd', "NAME", 0, "cpu, or cuda for a GPU (cpu)", 0},
-    {"threads", 'j', "N", 0, "Threads (all cores)", 0},
+    TP_RUN_OPTIONS,
     {0}};
 
 static error_t parse(int key, char *arg, struct argp_state *s) {
@@ -50,15 +48,6 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
     case 'J':
         a.json = true;
         break;
-    case 'b':
-        a.run.best = true;
-        break;
-    case 'd':
-        a.run.device = tp_device_arg(s, arg);
-        break;
-    case 'j':
-        a.run.threads = tp_integer_arg(s, "--threads", arg, 1, TP_MOST_THREADS);
-        break;
     case ARGP_KEY_ARG:
         if (!a.run.path)
             a.run.path = arg;
@@ -72,7 +61,7 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
         if (a.text && a.file) argp_error(s, "a text or --file, not both");
         break;
     default:
-        return ARGP_ERR_UNKNOWN;
+        return tp_run_option(&a.run, key, arg, s);
     }
     return 0;
 }

@@ -125,6 +125,22 @@ void tp_run_close(tp_run *r) {
     r->tokenizer = NULL;
 }
 
+error_t tp_run_option(tp_run_args *a, int key, const char *arg, struct argp_state *s) {
+    switch (key) {
+    case 'b':
+        a->best = true;
+        return 0;
+    case 'd':
+        a->device = tp_device_arg(s, arg);
+        return 0;
+    case 'j':
+        a->threads = tp_integer_arg(s, "--threads", arg, 1, TP_MOST_THREADS);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
 int tp_with_run(const char *command, const tp_run_args *a, tp_status (*fn)(tp_run *r)) {
     tp_catch_signals();
     tp_ctx *c;
