@@ -60,7 +60,14 @@ static tp_status get_ints(const line *l, const char *key, int64_t most, int64_t 
 static tp_status get_floats(const line *l, const char *key, int64_t n, float *to) {
     double *x;
     tp_status st = numbers(l, key, n, &n, &x);
-    for (int64_t i = 0; i < n && !st; i++) to[i] = (float)x[i];
+    for (int64_t i = 0; i < n && !st; i++) {
+        to[i] = (float)x[i];
+        if (!isfinite(to[i])) { /* a step never has one, and its loss would be no number */
+            char what[96];
+            snprintf(what, sizeof what, "\"%s\" holds a number that is too large", key);
+            st = wrong(l, what);
+        }
+    }
     tp_free(x);
     return st;
 }
@@ -69,6 +76,7 @@ static tp_status get_double(const line *l, const cJSON *o, const char *key, doub
     const cJSON *x = cJSON_GetObjectItemCaseSensitive(o, key);
     if (!cJSON_IsNumber(x) && !cJSON_IsNull(x)) return wrong(l, "a reward or advantage is missing");
     *to = cJSON_IsNull(x) ? NAN : x->valuedouble;
+    if (isinf(*to)) return wrong(l, "a reward or advantage is too large");
     return TP_OK;
 }
 
@@ -99,6 +107,7 @@ static tp_status get_row(const line *l) {
     if (!st) st = get_double(l, l->o, "reward", &r->total[row]);
     if (!st) st = get_double(l, l->o, "advantage", &advantage);
     r->advantage[row] = (float)advantage;
+    if (!st && !isfinite(r->advantage[row])) st = wrong(l, "\"advantage\" is no finite number");
     return st;
 }
 

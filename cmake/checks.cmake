@@ -1,9 +1,16 @@
 # Other ways to build, which find mistakes: ThreadSanitizer, line coverage, and `lint`, which reads the source only.
 option(TAPIR_TSAN "build with ThreadSanitizer" OFF)
+option(TAPIR_FUZZ "build fuzz/ for libFuzzer, with clang; the target fuzz runs every one for an hour" OFF)
 option(TAPIR_COVERAGE "count executed lines; the target coverage prints them" OFF)
 if(TAPIR_TSAN)
   add_compile_options(-fsanitize=thread -fno-omit-frame-pointer)
   add_link_options(-fsanitize=thread)
+endif()
+if(TAPIR_FUZZ)
+  if(NOT CMAKE_C_COMPILER_ID MATCHES "Clang")
+    message(FATAL_ERROR "TAPIR_FUZZ needs clang: Debian's packages clang, libclang-rt-dev and libomp-dev")
+  endif()
+  add_compile_options(-fsanitize=fuzzer-no-link)
 endif()
 if(TAPIR_COVERAGE)
   add_compile_options(--coverage -fprofile-update=atomic) # threads count as well

@@ -7,6 +7,7 @@
 #include "ops/gather_rows/gather_rows.h"
 #include "ops/paged_attention/paged_attention.h"
 #include "ops/reshape/reshape.h"
+#include "ops/transpose/transpose.h"
 #include <string.h>
 
 /* ---- the pools ------------------------------------------------------------------------------ */
@@ -35,12 +36,36 @@ static tp_status open_pool(tp_cache *k, tp_page_group *g, int64_t pages) {
     return TP_OK;
 }
 
+/* (pages of the group, page, Hkv, D) as they lie in memory, outermost first. On the CPU a head has
+ * its part of a page to itself, and keys are transposed: attention multiplies sixteen keys at a
+ * time, and so needs no copy of them. The kernels for GPUs read whole rows. */
+static const int rows_together[4] = {0, 1, 2, 3}, keys_by_head[4] = {0, 2, 3, 1},
+                 values_by_head[4] = {0, 2, 1, 3};
+static const int *key_order(const tp_ctx *c) { return c->backend ? rows_together : keys_by_head; }
+static const int *value_order(const tp_ctx *c) {
+    return c->backend ? rows_together : values_by_head;
+}
+
+static tp_tensor *open_pool_tensor(tp_cache *k, const int64_t shape[4], const int order[4]) {
+    const tp_model_cfg *f = tp_model_config(k->m);
+    int64_t lies[4];
+    for (int d = 0; d < 4; d++) lies[d] = shape[order[d]];
+    return tp_tensor_keep(k->c, type_of(f), 4, lies);
+}
+
+/* A pool as ops take it: (pages,page,Hkv,D). */
+static tp_tensor *as_rows(tp_ctx *c, tp_tensor *pool, const int order[4]) {
+    int perm[4];
+    for (int d = 0; d < 4; d++) perm[order[d]] = d;
+    return tp_permute(c, pool, perm);
+}
+
 static tp_status open_layer(tp_cache *k, int64_t i) {
     const tp_model_cfg *f = tp_model_config(k->m);
     tp_ctx *c = k->c;
-    int64_t shape[4] = {k->group[k->group_of[i]].pages, k->page, f->kv_heads, f->head_dim};
-    k->key[i] = tp_tensor_keep(c, type_of(f), 4, shape);
-    k->value[i] = tp_tensor_keep(c, type_of(f), 4, shape);
+    const int64_t shape[4] = {k->group[k->group_of[i]].pages, k->page, f->kv_heads, f->head_dim};
+    k->key[i] = open_pool_tensor(k, shape, key_order(c));
+    k->value[i] = open_pool_tensor(k, shape, value_order(c));
     if (!k->key[i] || !k->value[i]) return tp_error_status(c);
     /* Where a shorter row of a pass is filled up nothing was written, and tensor cores multiply
      * what a query does not see by 0. On the CPU, where they do not, memory stays untouched. */
@@ -289,11 +314,12 @@ static tp_tensor *attend(void *arg, tp_ctx *c, tp_tensor *q, tp_tensor *key, tp_
     tp_paged_attention_opts with = {
         .window = k->window ? k->window : o->window, .sinks = k->sinks, .softcap = o->softcap};
     placed at = k->group_of[o->layer] ? place(c, &k->pass->routed) : k->pass->dense;
-    if (tp_cache_write_(c, k->key[o->layer], key, at.slots) ||
-        tp_cache_write_(c, k->value[o->layer], value, at.slots))
+    tp_tensor *keys = as_rows(c, k->key[o->layer], key_order(c));
+    tp_tensor *values = as_rows(c, k->value[o->layer], value_order(c));
+    if (!keys || !values || tp_cache_write_(c, keys, key, at.slots) ||
+        tp_cache_write_(c, values, value, at.slots))
         return NULL;
-    return tp_paged_attention(c, q, k->key[o->layer], k->value[o->layer], at.tables, at.starts,
-                              &with);
+    return tp_paged_attention(c, q, keys, values, at.tables, at.starts, &with);
 }
 
 /* Those taken, a list for each sequence that has some. What fills a pass up is never taken. */

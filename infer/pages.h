@@ -45,10 +45,11 @@ typedef struct tp_cache {
     int64_t page; /* keys of a page */
     int64_t groups;
     tp_page_group *group;
-    int32_t *group_of;        /* (layers) */
-    tp_tensor **key, **value; /* of each layer: (pages of its group, page, Hkv, D), kept */
-    int64_t window, sinks;    /* 0: the model's window, no sinks */
-    struct tp_pass *pass;     /* that runs */
+    int32_t *group_of; /* (layers) */
+    tp_tensor **key,
+        **value; /* of each layer: (pages of its group, page, Hkv, D) in some order, kept */
+    int64_t window, sinks; /* 0: the model's window, no sinks */
+    struct tp_pass *pass;  /* that runs */
 } tp_cache;
 
 static inline int64_t tp_pages_for(int64_t page, int64_t keys) { return (keys + page - 1) / page; }

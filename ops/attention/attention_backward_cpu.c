@@ -29,7 +29,7 @@ typedef struct pair {
     float *kt, *vt, *k;            /* (D, TILE), (Dv, TILE), (TILE, Dp) scaled */
     float *dk, *dv;                /* (TILE, Dp), (TILE, Dvp) */
     float *w, *ds;                 /* (ROWS, TILE): weights, gradients of scores */
-    uint64_t mask[ROWS];
+    uint64_t mask[ROWS], seen;     /* keys that a row sees; that some row sees */
     int32_t seg[TILE];
 } pair;
 
@@ -126,14 +126,12 @@ static void load_tile(pair *u) {
     tile_segments(u->seg, &f->p, u->b, u->tile);
 }
 
-/* Sets the masks; false if no row of the chunk sees a key of the tile. */
-static bool load_masks(pair *u) {
-    uint64_t any = 0;
+static void load_masks(pair *u) {
+    u->seen = 0;
     for (int64_t i = 0; i < u->n; i++) {
         u->mask[i] = visible_bits(&u->f->p, u->b, row_time(u, i), u->tile, u->seg);
-        any |= u->mask[i];
+        u->seen |= u->mask[i];
     }
-    return any;
 }
 
 static void load_chunk(pair *u) {
@@ -152,28 +150,38 @@ static void load_chunk(pair *u) {
     }
 }
 
-/* From scores in w and dp = do.v in ds: the weights and the gradients of the scores. */
+/* From n vectors of scores in w and dp = do.v in ds: the weights and the gradients of the scores.
+ * Bit j of mask: key j is seen. */
 /* lesson: weights again */
-static void weigh_row_backward(float *restrict w, float *restrict ds, uint64_t mask, float lse,
-                               float delta, float softcap) {
+static void weigh_row_backward(int n, float *restrict w, float *restrict ds, uint64_t mask,
+                               float lse, float delta, float softcap) {
     float slope[TILE];
-    for (int j = 0; j < TILE && softcap > 0; j++) {
+    for (int j = 0; j < n * TP_LANES && softcap > 0; j++) {
         w[j] = attention_softcap(w[j], softcap);
         slope[j] = attention_softcap_dx(w[j], softcap);
     }
-    for (int j = 0; j < TILE; j++) {
-        w[j] = attention_weight(w[j], lse);
-        ds[j] = w[j] * (ds[j] - delta);
-    }
-    for (int j = 0; j < TILE && softcap > 0; j++) ds[j] *= slope[j];
-    if (!~mask) return;
-    for (int x = 0; x < TILE; x += TP_LANES) {
-        m16 sees = m16_of_bits(mask >> x);
-        v16_store(w + x, v16_select(sees, v16_load(w + x), v16_zero()));
-        v16_store(ds + x, v16_select(sees, v16_load(ds + x), v16_zero()));
+    for (int x = 0; x < n; x++)
+        for (int j = x * TP_LANES; j < (x + 1) * TP_LANES; j++) {
+            w[j] = attention_weight(w[j], lse);
+            ds[j] = w[j] * (ds[j] - delta);
+        }
+    for (int j = 0; j < n * TP_LANES && softcap > 0; j++) ds[j] *= slope[j];
+    for (int x = 0; x < n; x++, w += TP_LANES, ds += TP_LANES, mask >>= TP_LANES) {
+        m16 sees = m16_of_bits(mask & 0xffff);
+        v16_store(w, v16_select(sees, v16_load(w), v16_zero()));
+        v16_store(ds, v16_select(sees, v16_load(ds), v16_zero()));
     }
 }
 /* end */
+
+/* Zeros for the keys [from, to) of some rows: none of these sees them, but another row does. */
+static void no_weights(float *w, float *ds, int rows, int from, int to) {
+    for (int r = 0; r < rows; r++)
+        for (int j = from; j < to; j += TP_LANES) {
+            v16_store(w + r * TILE + j, v16_zero());
+            v16_store(ds + r * TILE + j, v16_zero());
+        }
+}
 
 /* Scores, weights and gradients of scores of a block of rows. Vectors of keys that no row of the
  * block sees are not computed: they become zero. */
@@ -184,23 +192,22 @@ static void block_weights(pair *u, int64_t first, int rows) {
     float *w = u->w + first * TILE, *ds = u->ds + first * TILE;
     uint64_t any = 0;
     for (int r = 0; r < rows; r++) any |= u->mask[first + r];
-    int x0 = any ? lowest_bit(any) / TP_LANES : 0;
-    int x1 = any ? (after_highest_bit(any) + TP_LANES - 1) / TP_LANES : 0;
-    if (x1 - x0 < TILE_VECTORS) {
-        memset(w, 0, (size_t)(rows * TILE) * sizeof *w);
-        memset(ds, 0, (size_t)(rows * TILE) * sizeof *ds);
-    }
+    int c0 = any ? lowest_bit(any) / TP_LANES * TP_LANES : 0;
+    int c1 = any ? (int)padded(after_highest_bit(any)) : 0;
+    no_weights(w, ds, rows, 0, c0);
+    no_weights(w, ds, rows, c1, (int)padded(after_highest_bit(u->seen)));
     if (!any) return;
-    int64_t c = TP_LANES * x0;
-    mm_rows(rows, x1 - x0,
-            &(mm){u->q + first * f->Dp, f->Dp, 1, u->kt + c, TILE, w + c, TILE, p->D, true});
-    mm_rows(rows, x1 - x0,
-            &(mm){u->d_o + first * f->Dvp, f->Dvp, 1, u->vt + c, TILE, ds + c, TILE, p->Dv, true});
+    mm_rows(rows, (c1 - c0) / TP_LANES,
+            &(mm){u->q + first * f->Dp, f->Dp, 1, u->kt + c0, TILE, w + c0, TILE, p->D, true});
+    mm_rows(
+        rows, (c1 - c0) / TP_LANES,
+        &(mm){u->d_o + first * f->Dvp, f->Dvp, 1, u->vt + c0, TILE, ds + c0, TILE, p->Dv, true});
     for (int r = 0; r < rows; r++) {
         int64_t t = row_time(u, first + r), h = row_head(u, first + r);
         float l = tp_f32(lse)[u->b * lse->stride[0] + h * lse->stride[1] + t * lse->stride[2]];
-        weigh_row_backward(w + r * TILE, ds + r * TILE, u->mask[first + r], l,
-                           f->delta[(u->b * p->H + h) * p->T + t], (float)p->softcap);
+        weigh_row_backward((c1 - c0) / TP_LANES, w + r * TILE + c0, ds + r * TILE + c0,
+                           u->mask[first + r] >> c0, l, f->delta[(u->b * p->H + h) * p->T + t],
+                           (float)p->softcap);
     }
 }
 
@@ -241,13 +248,14 @@ static inline void copy_row(float *to, const float *from, int64_t n) {
 
 static void run_pair(pair *u) {
     const flash_backward *f = u->f;
-    if (!load_masks(u)) return;
+    load_masks(u);
+    if (!u->seen) return;
     load_chunk(u);
     for (int64_t i = 0; i < u->n; i += MM_ROWS)
         block_weights(u, i, u->n - i < MM_ROWS ? (int)(u->n - i) : MM_ROWS);
     if (f->want_dkv)
-        for (int j = 0; j < TILE; j += MM_ROWS)
-            block_dkv(u, j, TILE - j < MM_ROWS ? TILE - j : MM_ROWS);
+        for (int j = 0, end = after_highest_bit(u->seen); j < end; j += MM_ROWS)
+            block_dkv(u, j, end - j < MM_ROWS ? end - j : MM_ROWS);
     if (!f->want_dq) return;
     for (int64_t i = 0; i < u->n; i += MM_ROWS)
         block_dq(u, i, u->n - i < MM_ROWS ? (int)(u->n - i) : MM_ROWS);

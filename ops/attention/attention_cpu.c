@@ -3,7 +3,9 @@
  * A row is one (query, head). Rows of the heads that share a key head lie together, so a unit of
  * work is (sequence, key head, chunk of rows); it walks the tiles of 64 keys from the first visible
  * one. Per tile: K is transposed and V copied once for the chunk, then blocks of six rows make
- * scores (rows x 64), weights p = exp(s - m) and o += p V.
+ * scores (rows x 64), weights p = exp(s - m) and o += p V. A unit of few rows, as in decoding,
+ * reads each key a few times only, and copying would cost more than it saves: it takes them from
+ * where they lie.
  *
  * Each row is on its own:
  *   s_j = chain over d of (scale q_d) k_jd;  m' = max(m, s);  f = exp(m - m');
@@ -15,6 +17,7 @@
 #include "ops/paged_attention/paged_attention_problem.h"
 
 enum { CHUNK_MAX = 256, CHUNK_MIN = 48 };
+enum { FEW_BLOCKS = 4 }; /* as many blocks of rows read values where they lie */
 
 typedef struct flash {
     const tp_call *call;
@@ -34,6 +37,11 @@ typedef struct flash_unit {
     float *m, *l;            /* (chunk) running maximum and sum */
     head_rows keys, values;
     int32_t seg[TILE];
+    struct { /* the tile at work: where each sixteen of its keys begin */
+        const float *k[TILE_VECTORS], *v[TILE_VECTORS];
+        int64_t ldk, ldv;
+        bool k_whole, v_whole; /* the sixteens follow each other: one product takes them all */
+    } at;
 } flash_unit;
 
 static flash flash_of(const tp_call *k) {
@@ -88,7 +96,8 @@ weigh_vectors(const int n, float *s, uint64_t mask, float softcap, float *m, flo
     float m_old = *m, m_tile = lanes_max(top), m_new = m_tile > m_old ? m_tile : m_old;
     for (int i = 0; i < n * TP_LANES; i++) s[i] = attention_weight(s[i], m_new);
     for (int x = 0; x < n; x++) sum = v16_add(sum, v16_load(s + TP_LANES * x));
-    float factor = m_old == m_new ? 1.0f : attention_weight(m_old, m_new);
+    bool first = m_old == -INFINITY; /* nothing was summed before: there is nothing to shrink */
+    float factor = first || m_old == m_new ? 1.0f : attention_weight(m_old, m_new);
     *l = fmaf(*l, factor, lanes_sum(sum));
     *m = m_new;
     return factor;
@@ -129,8 +138,8 @@ static void add_keys(float *o, const float *p, uint64_t bits, const float *v, in
 /* o += p V for a block of rows, keys in order. Keys that all rows see go through the register-tiled
  * product; those at the ragged ends (the causal edge, a window, another document) row by row. */
 static void add_values(const flash_unit *u, int64_t first, int rows, const float *p,
-                       const uint64_t *mask, const float *v, int64_t ldv) {
-    int64_t vectors = u->f->Dvp / TP_LANES, ldo = u->f->Dvp;
+                       const uint64_t *mask, const float *v) {
+    int64_t vectors = u->f->Dvp / TP_LANES, ldo = u->f->Dvp, ldv = u->at.ldv;
     float *o = u->o + first * ldo;
     uint64_t common = ~UINT64_C(0);
     for (int r = 0; r < rows; r++) common &= mask[r];
@@ -145,9 +154,19 @@ static void add_values(const flash_unit *u, int64_t first, int rows, const float
         add_keys(o + r * ldo, p + r * TILE, mask[r] & range_bits(to, TILE), v, ldv, vectors);
 }
 
+/* s = q k' for the vectors [x0, x1) of keys. */
+static void scores(const flash_unit *u, int64_t first, int rows, int x0, int x1, float *s) {
+    const flash *f = u->f;
+    mm g = {u->q + first * f->Dp, f->Dp, 1, NULL, u->at.ldk, NULL, TILE, f->p.D, true};
+    for (int x = x0; x < x1; x += u->at.k_whole ? x1 - x0 : 1) {
+        g.b = u->at.k[x];
+        g.c = s + TP_LANES * x;
+        mm_rows(rows, u->at.k_whole ? x1 - x0 : 1, &g);
+    }
+}
+
 /* Rows [first, first+rows) of the unit meet one tile. */
-static void block_tile(flash_unit *u, int64_t first, int rows, int64_t tile, const float *v,
-                       int64_t ldv) {
+static void block_tile(flash_unit *u, int64_t first, int rows, int64_t tile) {
     _Alignas(64) float s[MM_ROWS * TILE];
     uint64_t mask[MM_ROWS], any = 0;
     const flash *f = u->f;
@@ -157,9 +176,7 @@ static void block_tile(flash_unit *u, int64_t first, int rows, int64_t tile, con
     }
     if (!any) return;
     int x0 = lowest_bit(any) / TP_LANES, x1 = (after_highest_bit(any) + TP_LANES - 1) / TP_LANES;
-    mm_rows(rows, x1 - x0,
-            &(mm){u->q + first * f->Dp, f->Dp, 1, u->kt + TP_LANES * x0, TILE, s + TP_LANES * x0,
-                  TILE, f->p.D, true});
+    scores(u, first, rows, x0, x1, s);
     for (int r = 0; r < rows; r++) {
         if (!mask[r]) continue;
         float factor = weigh_row(x1 - x0, s + r * TILE + TP_LANES * x0, mask[r] >> (TP_LANES * x0),
@@ -168,7 +185,15 @@ static void block_tile(flash_unit *u, int64_t first, int rows, int64_t tile, con
         if (factor != 1.0f)
             for (int64_t d = 0; d < f->Dvp; d++) o[d] *= factor;
     }
-    add_values(u, first, rows, s, mask, v, ldv);
+    if (u->at.v_whole) {
+        add_values(u, first, rows, s, mask, u->at.v[0]);
+        return;
+    }
+    for (int x = x0; x < x1; x++) {
+        uint64_t sixteen[MM_ROWS];
+        for (int r = 0; r < rows; r++) sixteen[r] = mask[r] >> (TP_LANES * x) & 0xffff;
+        add_values(u, first, rows, s + TP_LANES * x, sixteen, u->at.v[x]);
+    }
 }
 
 static void start_rows(flash_unit *u) {
@@ -211,29 +236,41 @@ static head_rows key_rows(const flash *f, int i, int64_t b, int64_t head) {
     return r;
 }
 
+/* The keys and values of a tile, n of them: packed, or where they lie. */
+static void load_tile(flash_unit *u, int64_t tile, int64_t n) {
+    int64_t first = tile * TILE;
+    const head_rows *k = &u->keys, *v = &u->values;
+    /* behind the last key the rest of its sixteen may hold anything: masks keep it out */
+    bool k_there = u->n <= MM_ROWS && k->pages && k->time == 1;
+    bool v_there = u->n <= FEW_BLOCKS * MM_ROWS && v->step == 1 && v->width % TP_LANES == 0;
+    u->at.k_whole = !k_there;
+    u->at.v_whole = !v_there || !v->pages || v->page % TILE == 0;
+    u->at.ldk = k_there ? k->step : TILE;
+    u->at.ldv = v_there ? v->time : u->f->Dvp;
+    if (!k_there) pack_tile_transposed(u->kt, k, first, n);
+    if (!v_there) pack_tile(u->v, v, first, n, 1.0f);
+    for (int64_t j = 0; j < n; j += TP_LANES) {
+        u->at.k[j / TP_LANES] = k_there ? row_at(k, first + j) : u->kt + j;
+        u->at.v[j / TP_LANES] = v_there ? row_at(v, first + j) : u->v + j * u->f->Dvp;
+    }
+    tile_segments(u->seg, &u->f->p, u->b, tile);
+}
+
 static void run_unit(flash_unit *u) {
     const flash *f = u->f;
     const attention_problem *p = &f->p;
     int64_t first, last, end;
     u->keys = key_rows(f, ATTENTION_K, u->b, u->head);
     u->values = key_rows(f, ATTENTION_V, u->b, u->head);
-    /* A block of its own reads each value once: copying would cost more than it saves. */
-    bool whole = !u->values.pages || u->values.page % TILE == 0;
-    bool copy = u->n > MM_ROWS || u->values.step != 1 || p->Dv % TP_LANES || !whole;
     start_rows(u);
     visible_tiles(p, u->b, row_time(u, 0), row_time(u, u->n - 1), &first, &end);
     last = (end + TILE - 1) / TILE;
     int64_t sink_tiles = (p->sinks + TILE - 1) / TILE;
     for (int64_t tile = sink_tiles ? 0 : first; tile < last; tile++) {
         if (tile < first && tile >= sink_tiles) tile = first;
-        int64_t at = tile * TILE, n = end - at < TILE ? end - at : TILE;
-        pack_tile_transposed(u->kt, &u->keys, at, n);
-        if (copy) pack_tile(u->v, &u->values, at, n, 1.0f);
-        tile_segments(u->seg, p, u->b, tile);
-        const float *v = copy ? u->v : row_at(&u->values, at);
+        load_tile(u, tile, end - tile * TILE < TILE ? end - tile * TILE : TILE);
         for (int64_t i = 0; i < u->n; i += MM_ROWS)
-            block_tile(u, i, u->n - i < MM_ROWS ? (int)(u->n - i) : MM_ROWS, tile, v,
-                       copy ? f->Dvp : u->values.time);
+            block_tile(u, i, u->n - i < MM_ROWS ? (int)(u->n - i) : MM_ROWS, tile);
     }
     finish_rows(u);
 }

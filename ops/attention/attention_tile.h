@@ -134,26 +134,35 @@ static inline void fetch_row(const float *x, int64_t width) {
     for (int64_t d = 0; d < width; d += TP_LANES) __builtin_prefetch(x + d);
 }
 
-/* dst (TILE, padded(width)) = scale * rows [first, first+n); rows beyond n are zero. */
+/* dst (n, padded(width)) = scale * rows [first, first+n). */
 static void pack_tile(float *dst, const head_rows *rows, int64_t first, int64_t n, float scale) {
     int64_t ld = padded(rows->width);
     for (int64_t j = 0; j < n; j++) {
         if (j + ROWS_AHEAD < n) fetch_row(row_at(rows, first + j + ROWS_AHEAD), rows->width);
         pack_row(dst + j * ld, row_at(rows, first + j), rows->step, rows->width, scale);
     }
-    memset(dst + n * ld, 0, (size_t)((TILE - n) * ld) * sizeof *dst);
 }
 
-/* dst (width, TILE) = the transpose of rows [first, first+n); columns beyond n are zero. */
+/* dst (width, TILE) = the transpose of rows [first, first+n); the columns beyond n, up to the next
+ * sixteen, are zero. */
 static void pack_tile_transposed(float *dst, const head_rows *rows, int64_t first, int64_t n) {
+    if (rows->time == 1 && rows->step != 1) { /* it lies transposed */
+        for (int64_t j = 0; j < n; j += TP_LANES) {
+            int keys = n - j < TP_LANES ? (int)(n - j) : TP_LANES;
+            const float *x = row_at(rows, first + j);
+            for (int64_t d = 0; d < rows->width; d++, x += rows->step)
+                v16_store(dst + d * TILE + j, keys == TP_LANES ? v16_load(x) : v16_load_n(x, keys));
+        }
+        return;
+    }
     if (rows->step != 1) {
         for (int64_t d = 0; d < rows->width; d++)
-            for (int64_t j = 0; j < TILE; j++)
+            for (int64_t j = 0; j < padded(n); j++)
                 dst[d * TILE + j] = j < n ? row_at(rows, first + j)[d * rows->step] : 0;
         return;
     }
-    for (int64_t j = 0; j < TILE; j += TP_LANES) {
-        const float *x = j < n ? row_at(rows, first + j) : NULL;
+    for (int64_t j = 0; j < n; j += TP_LANES) {
+        const float *x = row_at(rows, first + j);
         for (int64_t d = 0; d < rows->width; d += TP_LANES) {
             int cols = rows->width - d < TP_LANES ? (int)(rows->width - d) : TP_LANES;
             v16 r[TP_LANES];

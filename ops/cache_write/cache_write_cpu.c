@@ -1,6 +1,14 @@
-/* cache_write_ on the CPU: one copy per head and row. */
+/* cache_write_ on the CPU. In the pool a head's values may lie apart: keys are kept transposed, as
+ * attention reads them. */
 #include "ops/cache_write/cache_write_check.h"
 #include <string.h>
+
+static void write_head(float *to, int64_t step, const float *from, int64_t n) {
+    if (step == 1)
+        memcpy(to, from, (size_t)n * sizeof *to);
+    else
+        for (int64_t d = 0; d < n; d++) to[d * step] = from[d];
+}
 
 static tp_status run(const tp_call *k) {
     const tp_tensor *pool = k->in[0], *x = k->in[1];
@@ -12,15 +20,13 @@ static tp_status run(const tp_call *k) {
         if (slot < 0) continue;
         float *to = tp_f32(pool) + slot / page * pool->stride[0] + slot % page * pool->stride[1];
         for (int64_t h = 0; h < H; h++)
-            memcpy(to + h * pool->stride[2], from + h * x->stride[2], (size_t)D * sizeof *to);
+            write_head(to + h * pool->stride[2], pool->stride[3], from + h * x->stride[2], D);
     }
     return st;
 }
 
 static const char *decline(const tp_call *k) {
-    for (int i = 0; i < 2; i++)
-        if (k->in[i]->stride[3] != 1 && k->in[i]->shape[3] > 1)
-            return "the values of a row lie apart";
+    if (k->in[1]->stride[3] != 1 && k->in[1]->shape[3] > 1) return "the values of a row lie apart";
     return tp_decline_unless_f32(k);
 }
 
