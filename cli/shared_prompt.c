@@ -13,7 +13,6 @@
 #include "core/ctx.h"
 #include "ops/attention/attention.h"
 #include "ops/concat/concat.h"
-#include "ops/copy/copy.h"
 #include "ops/gather_rows/gather_rows.h"
 #include "ops/reshape/reshape.h"
 #include "ops/slice/slice.h"
@@ -143,7 +142,6 @@ bool tp_packed_feed(tp_grpo *g, int64_t first, int64_t rows, tp_packed *f) {
 static tp_tensor *spread_out(tp_ctx *c, tp_tensor *x, tp_tensor *which, int64_t rows, int64_t T) {
     int64_t H = x->shape[2], D = x->shape[3];
     x = tp_reshape(c, x, TP_SHAPE(x->shape[0] * x->shape[1], H * D));
-    x = x ? tp_contiguous_of(c, x) : NULL; /* a part of qkv: its rows lie apart */
     x = x ? tp_gather_rows(c, x, which) : NULL;
     return x ? tp_reshape(c, x, TP_SHAPE(rows, T, H, D)) : NULL;
 }

@@ -33,7 +33,9 @@ static tp_status gather_oracle(const tp_call *k) {
 static tp_status gather_run(const tp_call *k) { return tp_index_rows(k, 1, "the index", k->in[0]); }
 
 static const char *gather_decline(const tp_call *k) {
-    return tp_contiguous(k->in[0]) && tp_contiguous(k->in[1]) ? NULL : "an input is strided";
+    const tp_tensor *x = k->in[0];
+    if (x->stride[1] != 1 && x->shape[1] > 1) return "the values of a row lie apart";
+    return tp_contiguous(k->in[1]) ? NULL : "idx is strided";
 }
 
 static tp_status scatter_infer(tp_call *k) {
