@@ -263,7 +263,8 @@ static tp_status reserve(tp_ctx *c, int32_t **data, int64_t *cap, int64_t need) 
 
 /* Encodes one round and appends its ids; *ends moves past the texts that ended. */
 static tp_status run_round(tp_encoder *e, tp_ids *out, int64_t **ends, int64_t bytes) {
-    tp_status st = reserve(e->c, &e->scratch, &e->cap_scratch, bytes);
+    /* one more: empty texts need a place to stand at, too */
+    tp_status st = reserve(e->c, &e->scratch, &e->cap_scratch, bytes + 1);
     if (st) return st;
     int32_t *at = e->scratch;
     for (int64_t i = 0; i < e->n_segments; at += e->segments[i++].n) e->segments[i].ids = at;
