@@ -95,7 +95,7 @@ static tp_status open_engine(tp_grpo *g) {
         while (lanes > 8 && (double)lanes * (double)sequence > (double)tp_pool_limit(g->c) / 4)
             lanes /= 2;
     }
-    return tp_engine_new(&g->engine, g->c, g->trainer.model, &(tp_engine_opts){.lanes = lanes});
+    return tp_crew_new(&g->crew, g->c, g->trainer.model, &(tp_engine_opts){.lanes = lanes});
 }
 
 tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load) {
@@ -127,7 +127,7 @@ tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load) {
 }
 
 void tp_grpo_close(tp_grpo *g) {
-    tp_engine_free(g->engine);
+    tp_crew_free(g->crew);
     tp_rollouts_free(&g->now);
     tp_rollouts_free(&g->draw);
     tp_free(g->weight);

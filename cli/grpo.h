@@ -4,7 +4,7 @@
 #include "cli/source.h"
 #include "data/metrics.h"
 #include "data/tfevents.h"
-#include "infer/engine.h"
+#include "infer/crew.h"
 #include "ops/policy_loss/policy_loss.h"
 #include "rl/advantage.h"
 #include "rl/reward.h"
@@ -37,7 +37,7 @@ typedef struct tp_grpo {
     tp_rewards *rewards;
     tp_trainer trainer;  /* its config counts updates, and rows of an update */
     tp_model *reference; /* NULL: beta is 0 */
-    tp_engine *engine;
+    tp_crew *crew;
     tp_rollouts now, draw; /* draw: only with dynamic sampling */
     int64_t step, steps;   /* done; in all */
     int64_t next_item;     /* the first that no step has drawn */

@@ -48,7 +48,7 @@ static tp_status run(tp_grpo *g, const tp_sampling *how, int64_t samples, double
     scores s = {.g = g, .item = item, .sum = sum};
     memset(sum, 0, (size_t)(2 + prompts) * sizeof *sum);
     tp_engine_calls calls = {.done = score, .interrupted = stopped, .arg = &s};
-    if (!st) st = tp_engine_run(g->engine, q, n, &calls);
+    if (!st) st = tp_crew_run(g->crew, q, n, &calls);
     if (!st) st = tp_grpo_sum(g, sum, 2 + prompts);
     tp_free(ids);
     tp_free(item);

@@ -21,7 +21,7 @@ void tp_grpo_describe(const tp_grpo_run *r) {
             (long long)f->rl.max_completion_length);
     fprintf(stderr, "key-value cache  %s bytes per token, %lld pages\n",
             tp_count(kv, (double)tp_kv_bytes_per_token(g->trainer.model)),
-            (long long)tp_engine_get_stats(g->engine).pages);
+            (long long)tp_crew_get_stats(g->crew).pages);
 }
 
 /* A few completions of the step, a line each: what the numbers stand for. */

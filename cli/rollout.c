@@ -172,7 +172,7 @@ static tp_status generate(tp_grpo *g, tp_rollouts *r, int64_t draw) {
     keeper k = {r, first * r->G, g};
     tp_engine_calls calls = {.done = keep, .interrupted = stopped, .arg = &k};
     double begin = tp_now();
-    if (!st) st = tp_engine_run(g->engine, q, share, &calls);
+    if (!st) st = tp_crew_run(g->crew, q, share, &calls);
     g->seconds_generate += tp_now() - begin;
     tp_free(q);
     return st;

@@ -94,6 +94,9 @@ typedef struct tp_tensor {
 tp_tensor *tp_tensor_new(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape);
 tp_tensor *tp_tensor_keep(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape);
 tp_tensor *tp_tensor_view(tp_ctx *c, tp_tensor *base);
+/* A header in c, until it ends, over the bytes of another ctx's tensor, which must outlive it: for
+ * a thread beside that ctx's, to read. */
+tp_tensor *tp_tensor_borrow(tp_ctx *c, const tp_tensor *of);
 int64_t tp_numel(const tp_tensor *t);
 int64_t tp_dim(const tp_tensor *t, int i); /* negative i counts from the end */
 bool tp_contiguous(const tp_tensor *t);

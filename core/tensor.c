@@ -165,6 +165,15 @@ tp_tensor *tp_tensor_view(tp_ctx *c, tp_tensor *base) {
     return t;
 }
 
+tp_tensor *tp_tensor_borrow(tp_ctx *c, const tp_tensor *of) {
+    tp_tensor *t = header(c, c->keep_arena, of->dtype, of->ndim, of->shape);
+    if (!t || !(t->storage = tp_storage_new(c, 0))) return NULL; /* 0: the pool has no part in it */
+    memcpy(t->stride, of->stride, sizeof t->stride);
+    t->storage->base = of->storage ? of->storage->base : NULL;
+    t->data = of->data;
+    return t;
+}
+
 void tp_release(tp_ctx *c, tp_tensor *t) {
     if (!t || t->released) return;
     t->released = true;

@@ -78,6 +78,51 @@ failed:
     return c->status;
 }
 
+/* The parameter of m that stands where `w` does in `of`. */
+static tp_tensor *twin(const tp_model *m, const tp_model *of, const tp_tensor *w) {
+    for (int i = 0; i < of->params.n; i++)
+        if (of->params.p[i].t == w) return m->params.p[i].t;
+    return NULL;
+}
+
+static tp_status share_params(tp_model *m, tp_ctx *c, const tp_model *of) {
+    int n = of->params.n;
+    m->params.p = tp_calloc(c, (size_t)n, sizeof *m->params.p);
+    if (!m->params.p) return c->status;
+    for (m->params.cap = n; m->params.n < n; m->params.n++) {
+        tp_param *p = &m->params.p[m->params.n];
+        *p = of->params.p[m->params.n];
+        p->t = tp_tensor_borrow(c, p->t);
+        p->name = p->t ? tp_strdup(c, p->name) : NULL;
+        if (!p->name) return c->status;
+        p->t->name = p->name;
+    }
+    return TP_OK;
+}
+
+tp_status tp_model_share(tp_model **out, tp_ctx *c, const tp_model *of) {
+    *out = NULL;
+    size_t layers = (size_t)of->cfg.layers, each = sizeof(tp_block) / sizeof(tp_tensor *);
+    tp_model *m = tp_calloc(c, 1, sizeof *m);
+    if (!m) return c->status;
+    m->cfg = of->cfg;
+    m->block = tp_calloc(c, layers, sizeof *m->block);
+    if (!m->block || share_params(m, c, of)) {
+        tp_model_free(m);
+        return c->status;
+    }
+    tp_tensor **to = (tp_tensor **)m->block;
+    tp_tensor *const *from = (tp_tensor *const *)of->block;
+    for (size_t i = 0; i < layers * each; i++) to[i] = twin(m, of, from[i]);
+    m->wte = twin(m, of, of->wte);
+    m->wpe = twin(m, of, of->wpe);
+    m->final_norm = twin(m, of, of->final_norm);
+    m->final_norm_bias = twin(m, of, of->final_norm_bias);
+    m->head = twin(m, of, of->head);
+    *out = m;
+    return TP_OK;
+}
+
 void tp_model_free(tp_model *m) {
     if (!m) return;
     for (int i = 0; i < m->params.n; i++) {

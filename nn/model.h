@@ -6,7 +6,8 @@
 #include "nn/nn.h"
 #include "ops/op.h"
 
-/* One block's parameters, in the order of the table; unused ones are NULL. */
+/* One block's parameters, in the order of the table, and nothing else: tp_model_share walks over
+ * them. Unused ones are NULL. */
 typedef struct tp_block {
     tp_tensor *norm1, *norm1_bias, *norm2, *norm2_bias;
     tp_tensor *qkv, *qkv_bias;                       /* GPT-2: one fused matrix (C,3C) */

@@ -48,6 +48,9 @@ typedef struct tp_model tp_model;
  * on (seed, name, index) only, so it does not change when another parameter is added. */
 tp_status tp_model_new(tp_model **out, tp_ctx *c, const tp_model_cfg *cfg);
 void tp_model_free(tp_model *m);
+/* The same model for another ctx, that is, another thread: it reads the weights of `of`, which must
+ * outlive it. For passes without gradients. */
+tp_status tp_model_share(tp_model **out, tp_ctx *c, const tp_model *of);
 const tp_model_cfg *tp_model_config(const tp_model *m);
 tp_params *tp_model_params(tp_model *m);
 const tp_param *tp_model_param(const tp_model *m, const char *name); /* NULL if there is none */

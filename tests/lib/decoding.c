@@ -6,6 +6,7 @@
 #include <cmocka.h>
 #include "decoding.h"
 #include "core/ctx.h"
+#include "infer/crew.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,10 +54,36 @@ static tp_status take(void *arg, const tp_completion *x) {
     return TP_OK;
 }
 
-static got *decode(const family *f, int threads, const tp_engine_opts *o, const tp_sampling *how,
-                   int first) {
+typedef struct way {
+    tp_engine_opts o;
+    int crew; /* > 1: as many engines, a thread each */
+} way;
+
+/* By one engine, or a crew of them. */
+typedef struct decoder {
+    tp_engine *e;
+    tp_crew *crew;
+} decoder;
+
+static decoder decoder_new(net *n, const way *w) {
+    decoder d = {NULL, NULL};
+    if (w->crew > 1) {
+        assert_int_equal(tp_crew_new(&d.crew, n->c, n->m, &w->o), 0);
+        assert_int_equal(tp_crew_engines(d.crew), w->crew);
+    } else
+        assert_int_equal(tp_engine_new(&d.e, n->c, n->m, &w->o), 0);
+    return d;
+}
+
+static tp_status decoder_run(decoder *d, const tp_request *r, got *g) {
+    tp_engine_calls calls = {.done = take, .arg = g};
+    return d->crew ? tp_crew_run(d->crew, r, PROMPTS, &calls)
+                   : tp_engine_run(d->e, r, PROMPTS, &calls);
+}
+
+static got *decode(const family *f, int threads, const way *w, const tp_sampling *how, int first) {
     static int32_t prompts[PROMPTS][CONTEXT];
-    net n = net_new(f, threads);
+    net n = net_new(f, w->crew > 1 ? w->crew : threads);
     got *g = calloc(1, sizeof *g);
     tp_request r[PROMPTS];
     make_prompts(prompts);
@@ -73,22 +100,21 @@ static got *decode(const family *f, int threads, const tp_engine_opts *o, const 
                             .stop = 7,
                             .want_sets = true};
     }
-    tp_engine *e;
-    assert_int_equal(tp_engine_new(&e, n.c, n.m, o), 0);
-    int st = tp_engine_run(e, r, PROMPTS, &(tp_engine_calls){.done = take, .arg = g});
+    decoder d = decoder_new(&n, w);
+    int st = decoder_run(&d, r, g);
     if (st) print_error("%s\n", tp_error(n.c));
     assert_int_equal(st, 0);
-    g->stats = tp_engine_get_stats(e);
+    g->stats = d.crew ? tp_crew_get_stats(d.crew) : tp_engine_get_stats(d.e);
     assert_int_equal(g->done, PROMPTS * SAMPLES);
     /* once more, with whatever the first run left in the pages */
     got *again = calloc(1, sizeof *again);
     again->first = first;
-    assert_int_equal(tp_engine_run(e, r, PROMPTS, &(tp_engine_calls){.done = take, .arg = again}),
-                     0);
+    assert_int_equal(decoder_run(&d, r, again), 0);
     assert_memory_equal(g->ids, again->ids, sizeof g->ids);
     assert_memory_equal(g->logprob, again->logprob, sizeof g->logprob);
     free(again);
-    tp_engine_free(e);
+    tp_engine_free(d.e);
+    tp_crew_free(d.crew);
     net_free(&n);
     return g;
 }
@@ -155,13 +181,15 @@ static double largest_difference(const got *g, float (*want)[ROW], int64_t *toke
 }
 
 void parity(const family *f, const tp_sampling *how) {
-    static const tp_engine_opts ways[] = {
-        {.lanes = 20},
-        {.lanes = 1},
-        {.lanes = 3, .prefill_chunk = 5},
-        {.lanes = 7, .page = 32},
-        {.lanes = 20, .page = 64, .prefill_chunk = 33},
-        {.lanes = 20, .pages = 20}, /* far too few for all: somebody has to wait */
+    static const way ways[] = {
+        {{.lanes = 20}, 0},
+        {{.lanes = 1}, 0},
+        {{.lanes = 3, .prefill_chunk = 5}, 0},
+        {{.lanes = 7, .page = 32}, 0},
+        {{.lanes = 20, .page = 64, .prefill_chunk = 33}, 0},
+        {{.lanes = 20, .pages = 20}, 0}, /* far too few for all: somebody has to wait */
+        {{.lanes = 20}, 2},
+        {{.lanes = 3, .prefill_chunk = 5}, 3},
     };
     double temperature = how->temperature > 0 ? how->temperature : 1;
     bool sets = tp_sampling_truncates(how);
@@ -183,7 +211,7 @@ void parity(const family *f, const tp_sampling *how) {
         assert_memory_equal(g->entropy, first->entropy, sizeof g->entropy);
         assert_memory_equal(g->set, first->set, sizeof g->set);
         assert_memory_equal(g->n, first->n, sizeof g->n);
-        if (ways[i].pages) assert_true(g->stats.evicted > 0);
+        if (ways[i].o.pages) assert_true(g->stats.evicted > 0);
         free(g);
     }
     if (how->temperature > 0) assert_memory_not_equal(first->ids[0][0], first->ids[0][1], 40);
