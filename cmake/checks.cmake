@@ -1,6 +1,6 @@
 # Other ways to build, which find mistakes: ThreadSanitizer, line coverage, and `lint`, which reads the source only.
 option(TAPIR_TSAN "build with ThreadSanitizer" OFF)
-option(TAPIR_FUZZ "build fuzz/ for libFuzzer, with clang; the target fuzz runs every one for an hour" OFF)
+option(TAPIR_FUZZ "build fuzz/ for libFuzzer, with clang; fuzz/run.sh does so and runs them" OFF)
 option(TAPIR_COVERAGE "count executed lines; the target coverage prints them" OFF)
 if(TAPIR_TSAN)
   add_compile_options(-fsanitize=thread -fno-omit-frame-pointer)
