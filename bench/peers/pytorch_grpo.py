@@ -1,15 +1,15 @@
 """The loop of `tapir grpo configs/grpo-chain8.yaml` in PyTorch, at its best settings on a CPU.
 
     python3 bench/peers/pytorch_grpo.py CHECKPOINT.h5 [--threads 1] [--steps 100] [--compile none|update|all]
-                                        [--attention own|sdpa] [--sampler invert|multinomial] [--compact 0.9] [--share]
+                                        [--attention own|sdpa] [--sampler invert|multinomial] [--compact 0.9] [--share] [--parts 1]
 
 CHECKPOINT.h5 is one of `tapir train configs/sft-chain8.yaml`, so that both begin with the same policy; needs torch and
 h5py. A step: 32 prompts of chain arithmetic are read once, their keys and values expanded to 16 samples each, all 512
 completions drawn side by side with a cache, and what has ended leaves the batch; rewards, advantages and the update
 are batched too, with no loop over sequences. The update is one forward and backward over padded rows, its head over
 completion tokens only; old log-probs are the update's own, detached (on policy their ratios are 1), so that none are
-computed twice. --share reads a prompt once for its group in the update as well, as rl.share_prompts does. Fused
-AdamW, clipping over all tensors at once, float32. Steps that warm up are taken back before the timed ones. Prints one
+computed twice. --share reads a prompt once for its group in the update as well, as rl.share_prompts does; --parts
+takes the update in so many parts, as train.micro_batches does, whose activations stay in the caches. Fused AdamW, clipping over all tensors at once, float32. Steps that warm up are taken back before the timed ones. Prints one
 JSON line. docs/peers.md says which environment is fair to PyTorch.
 """
 import argparse
@@ -202,27 +202,27 @@ def feed(prompts, ids, mask, advantage):
 
 def feed_shared(prompts, ids, mask, advantage):
     """Tokens of all prompts but their last ones, then what the completions feed, without padding."""
-    longest, before = int(mask.sum(1).max()), PROMPTS * (P - 1)
+    longest, before = int(mask.sum(1).max()), len(prompts) * (P - 1)
     m = mask[:, :longest]
     row, t = m.nonzero(as_tuple=True)
     fed = torch.cat([prompts[:, -1:].repeat_interleave(GROUP, 0), ids[:, : longest - 1]], 1)
     tokens = torch.cat([prompts[:, :-1].flatten(), fed[m]])
-    positions = torch.cat([torch.arange(P - 1).repeat(PROMPTS), P - 1 + t])
+    positions = torch.cat([torch.arange(P - 1).repeat(len(prompts)), P - 1 + t])
     own = torch.zeros(m.shape, dtype=torch.long)
     own[m] = before + torch.arange(len(row))
-    prompt = torch.arange(PROMPTS * (P - 1)).view(PROMPTS, P - 1).repeat_interleave(GROUP, 0)
+    prompt = torch.arange(before).view(-1, P - 1).repeat_interleave(GROUP, 0)
     return tokens, positions, torch.cat([prompt, own], 1), row * longest + t, ids[row, t], advantage[row]
 
 
 def loss_shared(model, tokens, positions, keys, answers, targets, advantage, epsilon=0.2):
     """keys (N,T): the tokens of each row; answers: where attention's rows have the completions' tokens."""
-    before, longest = PROMPTS * (P - 1), keys.shape[1] - P + 1
+    before, longest = len(keys) // GROUP * (P - 1), keys.shape[1] - P + 1
     sees = torch.ones(longest, keys.shape[1], dtype=torch.bool).tril(P - 1)
     x = model.wte(tokens) + model.wpe(positions)
     for b in model.blocks:
         qkv = b.qkv(b.ln1(x))
         a = F.scaled_dot_product_attention(
-            *qkv[:before].view(PROMPTS, P - 1, 3, HEADS, -1).permute(2, 0, 3, 1, 4).unbind(0), is_causal=True)
+            *qkv[:before].view(-1, P - 1, 3, HEADS, C // HEADS).permute(2, 0, 3, 1, 4).unbind(0), is_causal=True)
         rows = qkv.index_select(0, keys.flatten()).view(*keys.shape, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
         o = F.scaled_dot_product_attention(rows[0][:, :, P - 1 :], rows[1], rows[2], attn_mask=sees)
         o = o.transpose(1, 2).reshape(-1, C).index_select(0, answers)
@@ -240,6 +240,7 @@ class Loop:
         self.generate = Generator(self.model, a)
         self.feed, loss = (feed_shared, loss_shared) if a.share else (feed, loss_of)
         self.loss = torch.compile(loss) if a.compile != "none" else loss
+        self.parts = a.parts
         self.n = 0
 
     def step(self):
@@ -255,7 +256,12 @@ class Loop:
         for group in self.opt.param_groups:
             group["lr"] = 1e-4 * min(1, self.n / 5)
         self.opt.zero_grad(set_to_none=True)
-        self.loss(self.model, *self.feed(prompts, ids, mask, advantage)).backward()
+        for part in torch.arange(PROMPTS).chunk(self.parts):
+            rows = (part[:, None] * GROUP + torch.arange(GROUP)).flatten()
+            all_of = self.parts == 1
+            fed = (prompts, ids, mask, advantage) if all_of else (prompts[part], ids[rows], mask[rows], advantage[rows])
+            loss = self.loss(self.model, *self.feed(*fed))
+            (loss if all_of else loss * (fed[2].sum() / mask.sum())).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
         self.opt.step()
         marks.append((time.perf_counter(), time.process_time()))
@@ -272,6 +278,7 @@ def main():
     a.add_argument("--seed", type=int, default=1)
     a.add_argument("--compile", choices=["none", "update", "all"], default="none")
     a.add_argument("--share", action="store_true")
+    a.add_argument("--parts", type=int, default=1)
     a.add_argument("--attention", choices=["own", "sdpa"], default="sdpa")
     a.add_argument("--sampler", choices=["invert", "multinomial"], default="invert")
     a.add_argument("--compact", type=float, default=0.9, help="what has ended leaves when no more than this part goes on")
@@ -300,7 +307,7 @@ def main():
         "tokens_per_completion": round(statistics.mean(s[1] for s in steps), 2),
         "reward_first": round(steps[0][2], 3), "reward_last": round(statistics.mean(s[2] for s in last), 3),
         "tokens_last": round(statistics.mean(s[1] for s in last), 2),
-        "threads": a.threads, "compile": a.compile, "share": a.share, "attention": a.attention, "sampler": a.sampler,
+        "threads": a.threads, "compile": a.compile, "share": a.share, "parts": a.parts, "attention": a.attention, "sampler": a.sampler,
         "compact": a.compact, **used,
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1),
     }))
