@@ -95,7 +95,9 @@ static tp_status open_engine(tp_grpo *g) {
         while (lanes > 8 && (double)lanes * (double)sequence > (double)tp_pool_limit(g->c) / 4)
             lanes /= 2;
     }
-    return tp_crew_new(&g->crew, g->c, g->trainer.model, &(tp_engine_opts){.lanes = lanes});
+    tp_status st = tp_crew_new(&g->crew, g->c, g->trainer.model, &(tp_engine_opts){.lanes = lanes});
+    /* where a small model's samples are shared out among threads, passes are */
+    return st ? st : tp_trainer_side_by_side(&g->trainer, tp_crew_engines(g->crew));
 }
 
 tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load) {

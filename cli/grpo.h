@@ -90,9 +90,9 @@ typedef struct tp_packed { /* a pass over whole groups: see shared_prompt.c */
     tp_tensor *tokens;          /* (rows*R) the rows' completions */
 } tp_packed;
 tp_status tp_shared_prompt_check(const tp_grpo *g);
-bool tp_packed_feed(tp_grpo *g, int64_t first, int64_t rows, tp_packed *f);
+bool tp_packed_feed(tp_ctx *c, tp_grpo *g, int64_t first, int64_t rows, tp_packed *f);
 /* Log-probs and entropies (rows,R). f lives as long as the tape. */
-tp_model_out tp_packed_forward(tp_grpo *g, tp_model *m, tp_packed *f);
+tp_model_out tp_packed_forward(tp_ctx *c, tp_grpo *g, tp_model *m, tp_packed *f);
 
 /* ---- grpo_eval.c ---------------------------------------------------------------------------- */
 typedef struct tp_grpo_eval {

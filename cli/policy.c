@@ -32,26 +32,26 @@ static tp_tensor *ints(tp_ctx *c, const fed *f, const int32_t *from) {
 }
 
 /* Numbers of completion tokens, laid out where their targets are. */
-static tp_tensor *spread(tp_grpo *g, const fed *f, int64_t first, const float *from) {
+static tp_tensor *spread(tp_ctx *c, tp_grpo *g, const fed *f, int64_t first, const float *from) {
     const tp_rollouts *r = &g->now;
-    float *x = tp_arena_alloc(g->c, (size_t)(f->n * f->T) * sizeof *x);
+    float *x = tp_arena_alloc(c, (size_t)(f->n * f->T) * sizeof *x);
     if (!x) return NULL;
     memset(x, 0, (size_t)(f->n * f->T) * sizeof *x);
     for (int64_t i = 0; i < f->n; i++) {
         int64_t row = first + i, at = i * f->T + (f->shared ? 0 : r->n_prompt[row / r->G] - 1);
         for (int64_t t = 0; t < r->n[row]; t++) x[at + t] = from ? from[i * r->R + t] : 1.0f;
     }
-    return tp_tensor_from(g->c, TP_F32, TP_SHAPE(f->n, f->T), x);
+    return tp_tensor_from(c, TP_F32, TP_SHAPE(f->n, f->T), x);
 }
 
-static bool feed(tp_grpo *g, int64_t first, int64_t n, fed *f) {
+static bool feed(tp_ctx *c, tp_grpo *g, int64_t first, int64_t n, fed *f) {
     tp_rollouts *r = &g->now;
     *f = (fed){.n = n, .T = widest(r)};
     size_t cells = (size_t)(n * f->T);
-    int32_t *ids = tp_arena_alloc(g->c, cells * sizeof *ids);
-    int32_t *y = tp_arena_alloc(g->c, cells * sizeof *y);
+    int32_t *ids = tp_arena_alloc(c, cells * sizeof *ids);
+    int32_t *y = tp_arena_alloc(c, cells * sizeof *y);
     size_t words = r->set ? cells * (size_t)r->words : 0;
-    int32_t *set = words ? tp_arena_alloc(g->c, words * sizeof *set) : NULL;
+    int32_t *set = words ? tp_arena_alloc(c, words * sizeof *set) : NULL;
     if (!ids || !y || (words && !set)) return false;
     memset(ids, 0, cells * sizeof *ids);
     if (set) memset(set, -1, words * sizeof *set);
@@ -69,16 +69,16 @@ static bool feed(tp_grpo *g, int64_t first, int64_t n, fed *f) {
                        (size_t)r->words * sizeof *set);
         }
     }
-    f->ids = ints(g->c, f, ids);
-    f->targets = ints(g->c, f, y);
-    if (set) f->set = tp_tensor_from(g->c, TP_I32, TP_SHAPE(n, f->T, r->words), set);
+    f->ids = ints(c, f, ids);
+    f->targets = ints(c, f, y);
+    if (set) f->set = tp_tensor_from(c, TP_I32, TP_SHAPE(n, f->T, r->words), set);
     return f->ids && f->targets && (!set || f->set);
 }
 
 /* Not `training`: there is no dropout, and choices at random are those made while decoding. */
-static tp_model_out forward(tp_grpo *g, tp_model *m, const fed *f) {
+static tp_model_out forward(tp_ctx *c, tp_grpo *g, tp_model *m, const fed *f) {
     tp_model_in in = {.ids = f->ids, .mode = TP_MOD_CAUSAL};
-    return tp_model_logprob(g->c, m, &in, f->targets,
+    return tp_model_logprob(c, m, &in, f->targets,
                             &(tp_model_logprob_opts){g->cfg.rl.temperature, f->set});
 }
 
@@ -106,16 +106,16 @@ static tp_tensor *pass_loss(void *arg, tp_ctx *c, tp_model *m, const tp_batch *b
     tp_rollouts *r = &g->now;
     int64_t at = b->sample % g->B, first = g->minibatch * g->B + at, cells = first * r->R;
     fed f = {.n = b->rows, .shared = g->cfg.rl.share_prompts};
-    if (f.shared && !tp_packed_feed(g, first, b->rows, &f.packed)) return NULL;
-    if (!f.shared && !feed(g, first, b->rows, &f)) return NULL;
+    if (f.shared && !tp_packed_feed(c, g, first, b->rows, &f.packed)) return NULL;
+    if (!f.shared && !feed(c, g, first, b->rows, &f)) return NULL;
     if (f.shared) f.T = f.packed.R;
-    f.old = spread(g, &f, first, r->logprob + cells);
-    f.weight = spread(g, &f, first, g->weight + at * r->R);
-    f.mask = spread(g, &f, first, NULL);
+    f.old = spread(c, g, &f, first, r->logprob + cells);
+    f.weight = spread(c, g, &f, first, g->weight + at * r->R);
+    f.mask = spread(c, g, &f, first, NULL);
     f.advantage = tp_tensor_from(c, TP_F32, TP_SHAPE(b->rows), r->advantage + first);
-    if (g->reference) f.ref = spread(g, &f, first, r->ref + cells);
+    if (g->reference) f.ref = spread(c, g, &f, first, r->ref + cells);
     if (!f.old || !f.weight || !f.mask || !f.advantage || (g->reference && !f.ref)) return NULL;
-    tp_model_out y = f.shared ? tp_packed_forward(g, m, &f.packed) : forward(g, m, &f);
+    tp_model_out y = f.shared ? tp_packed_forward(c, g, m, &f.packed) : forward(c, g, m, &f);
     if (!y.logprob) return NULL;
     tp_policy_opts o = policy_options(g);
     tp_policy_in in = {y.logprob, f.old, f.ref, f.advantage, f.weight, f.mask, y.entropy};
@@ -130,7 +130,7 @@ static tp_status reference_rows(tp_grpo *g, int64_t first, int64_t n) {
     fed f;
     tp_model_out y = {0};
     float *got = NULL;
-    if (feed(g, first, n, &f)) y = forward(g, g->reference, &f);
+    if (feed(g->c, g, first, n, &f)) y = forward(g->c, g, g->reference, &f);
     if (y.logprob) got = tp_arena_alloc(g->c, (size_t)(n * f.T) * sizeof *got);
     if (got && !tp_download(g->c, y.logprob, got))
         for (int64_t i = 0; i < n; i++) {

@@ -81,11 +81,11 @@ static int32_t *room(tp_ctx *c, int64_t n, int byte) {
     return x;
 }
 
-static bool put_tokens(tp_grpo *g, int64_t first, tp_packed *f) {
+static bool put_tokens(tp_ctx *c, tp_grpo *g, int64_t first, tp_packed *f) {
     tp_rollouts *r = &g->now;
     int64_t cells = f->groups * f->N, W = r->words;
-    int32_t *ids = room(g->c, cells, 0), *at = room(g->c, cells, 0), *y = room(g->c, cells, 0);
-    int32_t *set = r->set ? room(g->c, cells * W, -1) : NULL;
+    int32_t *ids = room(c, cells, 0), *at = room(c, cells, 0), *y = room(c, cells, 0);
+    int32_t *set = r->set ? room(c, cells * W, -1) : NULL;
     if (!ids || !at || !y || (r->set && !set)) return false;
     for (int64_t i = 0; i < cells; i++) y[i] = TP_IGNORE;
     row x = {0};
@@ -100,18 +100,18 @@ static bool put_tokens(tp_grpo *g, int64_t first, tp_packed *f) {
             if (set) memcpy(set + cell * W, r->set + from * W, (size_t)W * sizeof *set);
         }
     }
-    f->ids = tp_tensor_from(g->c, TP_I32, TP_SHAPE(f->groups, f->N), ids);
-    f->positions = tp_tensor_from(g->c, TP_I32, TP_SHAPE(f->groups, f->N), at);
-    f->targets = tp_tensor_from(g->c, TP_I32, TP_SHAPE(f->groups, f->N), y);
-    f->set = set ? tp_tensor_from(g->c, TP_I32, TP_SHAPE(f->groups, f->N, W), set) : NULL;
+    f->ids = tp_tensor_from(c, TP_I32, TP_SHAPE(f->groups, f->N), ids);
+    f->positions = tp_tensor_from(c, TP_I32, TP_SHAPE(f->groups, f->N), at);
+    f->targets = tp_tensor_from(c, TP_I32, TP_SHAPE(f->groups, f->N), y);
+    f->set = set ? tp_tensor_from(c, TP_I32, TP_SHAPE(f->groups, f->N, W), set) : NULL;
     return f->ids && f->positions && f->targets && (!set || f->set);
 }
 
-static bool put_places(tp_grpo *g, int64_t first, tp_packed *f) {
+static bool put_places(tp_ctx *c, tp_grpo *g, int64_t first, tp_packed *f) {
     const tp_rollouts *r = &g->now;
     int64_t rows = f->groups * f->G, Q = f->T - f->first_query, own = f->N - f->P;
-    int32_t *key = room(g->c, rows * f->T, 0), *query = room(g->c, rows * Q, 0);
-    int32_t *answer = room(g->c, f->groups * own, 0), *token = room(g->c, rows * f->R, 0);
+    int32_t *key = room(c, rows * f->T, 0), *query = room(c, rows * Q, 0);
+    int32_t *answer = room(c, f->groups * own, 0), *token = room(c, rows * f->R, 0);
     if (!key || !query || !answer || !token) return false;
     row x = {0};
     for (int64_t i = 0; i < rows; i++) {
@@ -124,17 +124,17 @@ static bool put_places(tp_grpo *g, int64_t first, tp_packed *f) {
         for (int64_t t = 0; t < f->R; t++)
             token[i * f->R + t] = (int32_t)token_at(&x, x.np - 1 + t);
     }
-    f->keys = tp_tensor_from(g->c, TP_I32, TP_SHAPE(rows * f->T), key);
-    f->queries = tp_tensor_from(g->c, TP_I32, TP_SHAPE(rows * Q), query);
-    f->answers = tp_tensor_from(g->c, TP_I32, TP_SHAPE(f->groups * own), answer);
-    f->tokens = tp_tensor_from(g->c, TP_I32, TP_SHAPE(rows * f->R), token);
+    f->keys = tp_tensor_from(c, TP_I32, TP_SHAPE(rows * f->T), key);
+    f->queries = tp_tensor_from(c, TP_I32, TP_SHAPE(rows * Q), query);
+    f->answers = tp_tensor_from(c, TP_I32, TP_SHAPE(f->groups * own), answer);
+    f->tokens = tp_tensor_from(c, TP_I32, TP_SHAPE(rows * f->R), token);
     return f->keys && f->queries && f->answers && f->tokens;
 }
 
-bool tp_packed_feed(tp_grpo *g, int64_t first, int64_t rows, tp_packed *f) {
+bool tp_packed_feed(tp_ctx *c, tp_grpo *g, int64_t first, int64_t rows, tp_packed *f) {
     measure(&g->now, f);
     f->groups = rows / g->now.G;
-    return put_tokens(g, first, f) && put_places(g, first, f);
+    return put_tokens(c, g, first, f) && put_places(c, g, first, f);
 }
 
 /* ---- the pass ------------------------------------------------------------------------------- */
@@ -176,16 +176,16 @@ static tp_tensor *of_completions(tp_ctx *c, const tp_packed *f, tp_tensor *x) {
     return x ? tp_reshape(c, x, TP_SHAPE(f->groups * f->G, f->R)) : NULL;
 }
 
-tp_model_out tp_packed_forward(tp_grpo *g, tp_model *m, tp_packed *f) {
+tp_model_out tp_packed_forward(tp_ctx *c, tp_grpo *g, tp_model *m, tp_packed *f) {
     tp_model_in in = {.ids = f->ids,
                       .positions = f->positions,
                       .training = true,
                       .attend = attend,
                       .attend_arg = f};
-    tp_model_out y = tp_model_logprob(g->c, m, &in, f->targets,
+    tp_model_out y = tp_model_logprob(c, m, &in, f->targets,
                                       &(tp_model_logprob_opts){g->cfg.rl.temperature, f->set});
-    y.logprob = of_completions(g->c, f, y.logprob);
-    y.entropy = of_completions(g->c, f, y.entropy);
+    y.logprob = of_completions(c, f, y.logprob);
+    y.entropy = of_completions(c, f, y.entropy);
     if (!y.entropy) y.logprob = NULL;
     return y;
 }

@@ -1,6 +1,7 @@
 /* Owns the training step: micro-batches forward and backward, then one update. */
 #include "cli/trainer.h"
 #include "autograd/autograd.h"
+#include "cli/passes.h"
 #include "core/ctx.h"
 #include "core/device.h"
 #include "infer/engine.h"
@@ -172,7 +173,14 @@ tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg, tp_comm
     return open_stage(t);
 }
 
+tp_status tp_trainer_side_by_side(tp_trainer *t, int threads) {
+    tp_passes_free(t->side_by_side);
+    t->side_by_side = NULL;
+    return threads > 1 ? tp_passes_new(&t->side_by_side, t->c, t->model, threads) : TP_OK;
+}
+
 void tp_trainer_clear(tp_trainer *t) {
+    tp_passes_free(t->side_by_side);
     tp_gradients_free(t->gradients);
     tp_optim_free(t->optim);
     tp_model_free(t->model);
@@ -353,9 +361,40 @@ static tp_status take_batch(tp_trainer *t, const tp_step_in *in, tp_batch *b) {
 /* Another loss brings its own tensors, and may ask for numbers in between. */
 static bool stages(const tp_trainer *t, const tp_step_in *in) { return t->staged.ids && !in->loss; }
 
+/* Whether this step's passes run as many at a time as there are threads for. */
+static bool side_by_side(const tp_trainer *t, const tp_step_in *in) {
+    return t->side_by_side && in->loss && count_passes(t) > 1;
+}
+
+/* The passes of all micro-batches, in rounds. */
+static tp_status rounds(tp_trainer *t, const tp_step_in *in) {
+    tp_share s = tp_share_of(&t->cfg, t->rank, t->ranks);
+    int64_t most = tp_passes_at_a_time(t->side_by_side), have = 0;
+    tp_batch b, *round = tp_calloc(t->c, (size_t)most, sizeof *round);
+    tp_status st = round ? TP_OK : tp_error_status(t->c);
+    for (int64_t i = 0; i < t->cfg.train.micro_batches && !st; i++) {
+        if ((st = take_batch(t, in, &b))) break;
+        int64_t at = b.sample % t->cfg.train.batch % s.period - s.first, n;
+        for (int64_t done = 0; done < b.rows && !st; done += n) {
+            n = pass_rows(t, at + done, b.rows - done);
+            round[have++] = rows_of(&b, t->cfg.model.context, done, n);
+            if (have < most) continue;
+            st = tp_passes_run(t->side_by_side, t->gradients, in, round, have);
+            have = 0;
+        }
+    }
+    if (!st && have) st = tp_passes_run(t->side_by_side, t->gradients, in, round, have);
+    tp_free(round);
+    return st;
+}
+
 /* All passes of a step, each micro-batch as it comes. */
 static tp_status passes(tp_trainer *t, const tp_step_in *in) {
     tp_status st = tp_gradients_begin(t->gradients, in->step, count_passes(t));
+    if (!st && side_by_side(t, in)) {
+        st = rounds(t, in);
+        return st ? st : tp_gradients_end(t->gradients);
+    }
     for (int64_t i = 0; i < t->cfg.train.micro_batches && !st; i++) {
         tp_batch b;
         if (stages(t, in))

@@ -17,6 +17,7 @@ typedef struct tp_staged {
     tp_batch *batch;                 /* of each micro-batch; its pointers are not valid */
 } tp_staged;
 
+typedef struct tp_passes tp_passes; /* cli/passes.h */
 typedef struct tp_trainer {
     tp_ctx *c;
     tp_config cfg; /* resolved; model.vocab is known */
@@ -25,6 +26,7 @@ typedef struct tp_trainer {
     tp_gradients *gradients;
     tp_comm *comm; /* the ranks that train together; NULL: this process alone */
     int rank, ranks;
+    tp_passes *side_by_side; /* passes with a loss of their own run so; NULL: one by one */
     tp_staged staged;
     struct {             /* train.cuda_graph */
         int64_t steps;   /* without it, so far: the first finds plans and addresses */
@@ -55,7 +57,9 @@ typedef struct tp_step_in {
     void *arg;
     bool (*interrupted)(void); /* asked once a step; NULL: never */
     /* NULL: cross-entropy of the batch. Else the loss of a pass over the rows of b, recorded on the
-     * tape; the batch then needs no tokens, and no nll comes out. NULL returned: it failed. */
+     * tape of c; the batch then needs no tokens, and no nll comes out. NULL returned: it failed.
+     * Where passes run side by side, it is called from several threads, each with a ctx and a model
+     * of its own. */
     tp_tensor *(*loss)(void *loss_arg, tp_ctx *c, tp_model *m, const tp_batch *b);
     void *loss_arg;
 } tp_step_in;
@@ -82,6 +86,8 @@ tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg, tp_comm
 /* Model only, for commands that do not train. */
 tp_status tp_trainer_model(tp_trainer *t, tp_ctx *c, const tp_config *cfg);
 void tp_trainer_clear(tp_trainer *t);
+/* From here on, passes with a loss of their own run as many at a time, where a step has several. */
+tp_status tp_trainer_side_by_side(tp_trainer *t, int threads);
 /* The loss of the rows of b as a step records it; targets: that count in the whole batch. */
 tp_model_out tp_trainer_loss(tp_trainer *t, const tp_batch *b, int64_t targets);
 /* One step; every rank gets the same numbers out. */

@@ -74,7 +74,9 @@ tp_storage *tp_storage_new(tp_ctx *c, size_t bytes); /* refs = 1 */
 void tp_storage_retain(tp_storage *s);
 void tp_storage_drop(tp_ctx *c, tp_storage *s);
 void tp_release(tp_ctx *c, tp_tensor *t); /* this header's claim ends now */
-bool tp_alloc_fails(tp_ctx *c);           /* counts; true when fail_alloc_at strikes */
+tp_tensor
+tp_retained(const tp_tensor *t); /* another header for the same bytes, which are its too */
+bool tp_alloc_fails(tp_ctx *c);  /* counts; true when fail_alloc_at strikes */
 tp_tensor *tp_header_new(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape); /* no bytes yet */
 tp_status tp_tensor_bytes(tp_ctx *c, tp_tensor *t); /* give a header its storage */
 void tp_strides_set(tp_tensor *t);                  /* row-major, from shape */

@@ -174,6 +174,15 @@ tp_tensor *tp_tensor_borrow(tp_ctx *c, const tp_tensor *of) {
     return t;
 }
 
+tp_tensor tp_retained(const tp_tensor *t) {
+    tp_tensor h = *t;
+    h.node = -1;
+    h.requires_grad = h.released = false;
+    h.grad = h.grad_header = NULL;
+    tp_storage_retain(h.storage);
+    return h;
+}
+
 void tp_release(tp_ctx *c, tp_tensor *t) {
     if (!t || t->released) return;
     t->released = true;

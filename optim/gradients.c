@@ -70,16 +70,6 @@ static use *use_of(tp_gradients *g, int param, int number) {
     return &s->use[number];
 }
 
-/* Another header for the same bytes, which then belong to it too. */
-static tp_tensor retained(const tp_tensor *t) {
-    tp_tensor h = *t;
-    h.node = -1;
-    h.requires_grad = h.released = false;
-    h.grad = h.grad_header = NULL;
-    tp_storage_retain(h.storage);
-    return h;
-}
-
 /* ---- one tree -------------------------------------------------------------------------------- */
 static tp_status merge_last(tp_gradients *g, use *u) {
     subtree *right = &u->tree[--u->n], *left = &u->tree[u->n - 1];
@@ -172,7 +162,7 @@ static tp_status travel(tp_gradients *g, int param, int number, const tp_tensor 
     }
     b->parcel[b->n] = (parcel){.param = param, .use = number, .samples = g->samples};
     if (taken)
-        b->parcel[b->n].sum = retained(sum);
+        b->parcel[b->n].sum = tp_retained(sum);
     else
         b->parcel[b->n].sum.released = true; /* nothing to let go of */
     b->piece[b->n++] = (tp_piece){sum->data, *tp_optim_cut(g->o, param)};
@@ -204,10 +194,24 @@ static tp_status take(void *arg, tp_ctx *c, tp_tensor *leaf, int number, tp_tens
     if (g->ranks > 1 && g->zero_stage == 2) return travel(g, param, number, grad, true);
     use *u = use_of(g, param, number);
     if (!u) return c->status;
-    tp_status st = push(g, u, retained(grad), g->samples);
+    tp_status st = push(g, u, tp_retained(grad), g->samples);
     if (st || g->pass < g->passes || g->ranks == 1) return st;
     if ((st = fold(g, u))) return st;
     return travel(g, param, number, &u->tree[0].sum, false);
+}
+
+tp_status tp_gradients_give(tp_gradients *g, int param, int number, const tp_tensor *grad) {
+    tp_ctx *c = g->c;
+    if (c->status) return c->status;
+    tp_scope s = tp_scope_open(c, "sums");
+    tp_tensor *own = tp_tensor_new(c, grad->dtype, grad->ndim, grad->shape);
+    tp_status st = own ? TP_OK : c->status;
+    if (!st)
+        st = tp_copy_bytes(c, own->data, grad->data,
+                           (size_t)tp_numel(grad) * tp_dtype_size(grad->dtype));
+    if (!st) st = take(g, c, g->params->p[param].t, number, own);
+    tp_scope_close(c, s, NULL);
+    return st;
 }
 
 static tp_status done(void *arg, tp_ctx *c, tp_tensor *leaf) {

@@ -35,6 +35,9 @@ void tp_gradients_free(tp_gradients *g);
 tp_status tp_gradients_begin(tp_gradients *g, int64_t step, int64_t passes);
 /* Before each pass: the number of samples it holds. */
 void tp_gradients_pass(tp_gradients *g, int64_t samples);
+/* One of the pass's gradients, dense, if another context's tape made it (its bytes are copied):
+ * use number `use` of parameter number `param` (tp_grad_sink). For steps of several passes. */
+tp_status tp_gradients_give(tp_gradients *g, int param, int use, const tp_tensor *grad);
 /* After the last: every parameter's ->grad is what tp_optim_step wants. */
 tp_status tp_gradients_end(tp_gradients *g);
 /* Forgets the gradients; their bytes go back to the pool. Also after a failure. */

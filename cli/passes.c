@@ -1,0 +1,152 @@
+/* Owns the threads' contexts, and the way of their gradients to the sums. */
+#include "cli/passes.h"
+#include "autograd/autograd.h"
+#include "core/ctx.h"
+#include <string.h>
+
+typedef struct given { /* a gradient, in the order of the walk back */
+    int param, use;
+    tp_tensor grad;
+} given;
+
+typedef struct worker {
+    tp_ctx *c;
+    tp_model *m;
+    tp_grad_sink sink;
+    given *given;
+    int n, cap;
+} worker;
+
+struct tp_passes {
+    tp_ctx *c;
+    int n;
+    worker *w;
+    const tp_step_in *in; /* of the run */
+    const tp_batch *batch;
+};
+
+/* ---- a thread ------------------------------------------------------------------------------- */
+static int number_of(const worker *w, const tp_tensor *leaf) {
+    const tp_params *p = tp_model_params(w->m);
+    for (int i = 0; i < p->n; i++)
+        if (p->p[i].t == leaf) return i;
+    return -1;
+}
+
+static tp_status take(void *arg, tp_ctx *c, tp_tensor *leaf, int use, tp_tensor *grad) {
+    worker *w = arg;
+    int param = number_of(w, leaf);
+    if (param < 0)
+        return tp_fail(c, TP_ESTATE, "a leaf of %s is not in the parameter table",
+                       tp_shape_str(c, leaf));
+    if (w->n == w->cap) {
+        int cap = w->cap ? 2 * w->cap : 64;
+        given *grown = tp_realloc(c, w->given, (size_t)cap * sizeof *grown);
+        if (!grown) return tp_error_status(c);
+        w->given = grown;
+        w->cap = cap;
+    }
+    w->given[w->n++] = (given){param, use, tp_retained(grad)};
+    return TP_OK;
+}
+
+static void forget(worker *w) {
+    for (int i = 0; i < w->n; i++) tp_release(w->c, &w->given[i].grad);
+    w->n = 0;
+}
+
+static void run_one(worker *w, const tp_step_in *in, const tp_batch *b) {
+    tp_ctx *c = w->c;
+    tp_rng_at(c, (uint64_t)in->step, (uint64_t)b->sample);
+    if (!tp_tape_on(c)) {
+        tp_tensor *loss = in->loss(in->loss_arg, c, w->m, b);
+        if (loss) tp_backward_from(c, 1, &loss, NULL);
+    }
+    tp_tape_off(c);
+    tp_step_end(c);
+}
+
+static void run_range(void *arg, int64_t begin, int64_t end) {
+    tp_passes *p = arg;
+    for (int64_t i = begin; i < end; i++) run_one(&p->w[i], p->in, &p->batch[i]);
+}
+
+/* ---- all of them ---------------------------------------------------------------------------- */
+/* To the sums, unless something failed, which then p->c knows. */
+static void hand_over(tp_passes *p, worker *w, tp_gradients *g, const tp_batch *b) {
+    tp_status st = tp_error_status(w->c);
+    if (st) tp_fail(p->c, st, "%s", tp_error(w->c));
+    tp_clear(w->c);
+    p->c->flops += w->c->flops;
+    w->c->flops = 0;
+    if (!tp_error_status(p->c)) tp_gradients_pass(g, b->rows);
+    for (int i = 0; i < w->n && !tp_error_status(p->c); i++)
+        tp_gradients_give(g, w->given[i].param, w->given[i].use, &w->given[i].grad);
+    forget(w);
+}
+
+tp_status tp_passes_run(tp_passes *p, tp_gradients *g, const tp_step_in *in, const tp_batch *b,
+                        int64_t n) {
+    p->in = in;
+    p->batch = b;
+    if (tp_error_status(p->c)) return tp_error_status(p->c);
+    tp_parallel_for(p->c, n, 1, run_range, p);
+    for (int64_t i = 0; i < n; i++) hand_over(p, &p->w[i], g, &b[i]);
+    tp_step_end(p->c);
+    return tp_error_status(p->c);
+}
+
+int tp_passes_at_a_time(const tp_passes *p) { return p->n; }
+
+/* ---- life ----------------------------------------------------------------------------------- */
+static tp_status open_worker(tp_passes *p, worker *w, tp_model *m) {
+    tp_ctx *c = p->c;
+    char why[TP_WHY_BYTES] = "";
+    tp_ctx_opts o = {.fast = c->fast,
+                     .threads = 1,
+                     .memory_limit = tp_pool_limit(c),
+                     .seed = c->seed,
+                     .why = why};
+    tp_status st = tp_ctx_new(&w->c, &o);
+    if (st) return tp_fail(c, st, "%s", why);
+    w->c->as_decoded = c->as_decoded;
+    st = tp_model_share(&w->m, w->c, m);
+    const tp_params *of = tp_model_params(m);
+    for (int i = 0; i < of->n && !st; i++)
+        tp_model_params(w->m)->p[i].t->requires_grad = of->p[i].t->requires_grad;
+    if (!st) st = tp_tape_on(w->c); /* a sink wants a tape */
+    tp_tape_off(w->c);
+    w->sink = (tp_grad_sink){.arg = w, .take = take};
+    if (!st) tp_tape_sink(w->c, &w->sink);
+    return st ? tp_fail(c, st, "%s", tp_error(w->c)) : TP_OK;
+}
+
+tp_status tp_passes_new(tp_passes **out, tp_ctx *c, tp_model *m, int threads) {
+    *out = NULL;
+    tp_passes *p = tp_calloc(c, 1, sizeof *p);
+    if (!p) return tp_error_status(c);
+    p->c = c;
+    p->n = threads;
+    p->w = tp_calloc(c, (size_t)threads, sizeof *p->w);
+    tp_status st = p->w ? TP_OK : tp_error_status(c);
+    for (int i = 0; i < threads && !st; i++) st = open_worker(p, &p->w[i], m);
+    if (st) {
+        tp_passes_free(p);
+        return st;
+    }
+    *out = p;
+    return TP_OK;
+}
+
+void tp_passes_free(tp_passes *p) {
+    if (!p) return;
+    for (int i = 0; i < p->n && p->w; i++) {
+        worker *w = &p->w[i];
+        if (w->c) forget(w);
+        tp_free(w->given);
+        tp_model_free(w->m);
+        tp_ctx_free(w->c);
+    }
+    tp_free(p->w);
+    tp_free(p);
+}
