@@ -194,7 +194,7 @@ function(tapir_tests ops)
     if(tests_libs)
       target_link_libraries(${name} PRIVATE tapir_testlib)
     endif()
-    if(name STREQUAL "tape_page_test") # takes the training step of the commands
+    if(name MATCHES "^(tape_page|passes)_test$") # take the training step of the commands
       target_link_libraries(${name} PRIVATE tapir_trainer)
     endif()
     if(name STREQUAL "nccl_test") # in place of CUDA and NCCL
