@@ -369,7 +369,7 @@ static bool side_by_side(const tp_trainer *t, const tp_step_in *in) {
 /* The passes of all micro-batches, in rounds. */
 static tp_status rounds(tp_trainer *t, const tp_step_in *in) {
     tp_share s = tp_share_of(&t->cfg, t->rank, t->ranks);
-    int64_t most = tp_passes_at_a_time(t->side_by_side), have = 0;
+    int64_t most = tp_passes_in_a_run(t->side_by_side), have = 0;
     tp_batch b, *round = tp_calloc(t->c, (size_t)most, sizeof *round);
     tp_status st = round ? TP_OK : tp_error_status(t->c);
     for (int64_t i = 0; i < t->cfg.train.micro_batches && !st; i++) {
