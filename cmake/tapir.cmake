@@ -191,8 +191,8 @@ function(tapir_tests ops)
     if(tests_libs)
       target_link_libraries(${name} PRIVATE tapir_testlib)
     endif()
-    if(name STREQUAL "tape_page_test") # takes the training step of the commands
-      target_link_libraries(${name} PRIVATE tapir_trainer)
+    if(name MATCHES "^(tape_page|alloc)_test$") # take steps of the commands
+      target_link_libraries(${name} PRIVATE tapir_commands)
     endif()
     if(name STREQUAL "nccl_test") # in place of CUDA and NCCL
       target_sources(nccl_test PRIVATE tests/fake_cuda.c dist/nccl.c)

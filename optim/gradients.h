@@ -37,7 +37,8 @@ tp_status tp_gradients_begin(tp_gradients *g, int64_t step, int64_t passes);
 void tp_gradients_pass(tp_gradients *g, int64_t samples);
 /* After the last: every parameter's ->grad is what tp_optim_step wants. */
 tp_status tp_gradients_end(tp_gradients *g);
-/* Forgets the gradients; their bytes go back to the pool. Also after a failure. */
+/* Forgets the gradients; their bytes go back to the pool. After a failure too: the step may then be
+ * taken again. */
 void tp_gradients_clear(tp_gradients *g);
 
 #ifdef __cplusplus
