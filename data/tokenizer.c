@@ -42,11 +42,11 @@ size_t tp_utf8_put(char out[4], uint32_t cp) {
 }
 
 void tp_show(char out[64], const char *s) {
-    size_t i = 0;
-    for (; i < 48 && s[i]; i++) out[i] = (unsigned char)s[i] < ' ' || s[i] == 0x7F ? '?' : s[i];
-    if (s[i]) /* cut: not in the middle of a character */
-        while (i && ((unsigned char)s[i] & 0xC0) == 0x80) i--;
-    snprintf(out + i, 64 - i, "%s", s[i] ? "..." : "");
+    size_t n = strnlen(s, 48);
+    if (s[n]) /* cut: not in the middle of a character */
+        while (n && ((unsigned char)s[n] & 0xC0) == 0x80) n--;
+    for (size_t i = 0; i < n; i++) out[i] = (unsigned char)s[i] < ' ' || s[i] == 0x7F ? '?' : s[i];
+    snprintf(out + n, 64 - n, "%s", s[n] ? "..." : "");
 }
 
 /* ---- asking --------------------------------------------------------------------------------- */
