@@ -164,7 +164,10 @@ tp_status tp_tokenizer_load(tp_tokenizer **out, tp_ctx *c, const char *path) {
         goto done;
     }
     size_t n = (size_t)s.st_size;
-    if (!(text = tp_malloc(c, n + 1))) {
+    tp_scope name = tp_scope_open(c, "%s", path);
+    text = tp_malloc(c, n + 1);
+    tp_scope_close(c, name, NULL);
+    if (!text) {
         st = TP_ENOMEM;
         goto done;
     }

@@ -18,6 +18,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -449,10 +452,45 @@ static void test_mutants(void **state) {
     }
 }
 
+/* ---- address space --------------------------------------------------------------------------- */
+/* Where a process may have 1 GB more and a little, is there room for 64 MB beside the pool? The
+ * mutant takes all that it can get. */
+static bool room_beside_the_pool(bool mutant) {
+    const size_t pool = (size_t)1 << 30, other = (size_t)64 << 20, little = (size_t)8 << 20;
+    int status;
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (!pid) {
+        long pages = 0;
+        FILE *f = fopen("/proc/self/statm", "r");
+        if (!f || fscanf(f, "%ld", &pages) != 1) _exit(2);
+        fclose(f);
+        struct rlimit r = {.rlim_max = RLIM_INFINITY};
+        r.rlim_cur = (rlim_t)pages * (rlim_t)sysconf(_SC_PAGESIZE) + pool + little;
+        tp_ctx *c;
+        int how = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        if (setrlimit(RLIMIT_AS, &r)) _exit(2);
+        if (mutant ? mmap(NULL, pool, PROT_NONE, how, -1, 0) == MAP_FAILED
+                   : tp_ctx_new(&c, &(tp_ctx_opts){.threads = 1, .memory_limit = pool}) != TP_OK)
+            _exit(2);
+        _exit(mmap(NULL, other, PROT_NONE, how, -1, 0) == MAP_FAILED);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) < 2);
+    return WEXITSTATUS(status) == 0;
+}
+
+static void test_address_space(void **state) {
+    (void)state;
+    assert_true(room_beside_the_pool(false));
+    assert_false(room_beside_the_pool(true));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_scenes),
         cmocka_unit_test(test_mutants),
+        cmocka_unit_test(test_address_space),
     };
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
     if (!mkdtemp(dir)) return 1;
