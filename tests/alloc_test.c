@@ -224,13 +224,16 @@ static uint64_t mixed(uint64_t h, const void *bytes, size_t n) { /* FNV-1a */
 static uint64_t state_of(rig *r) {
     const tp_params *p = tp_model_params(r->t->model);
     uint64_t h = UINT64_C(0xcbf29ce484222325);
-    for (int i = 0; i < p->n; i++)
-        h = mixed(h, p->p[i].t->data, (size_t)tp_numel(p->p[i].t) * sizeof(float));
+    char whole[1 << 14];
+    for (int i = 0; i < p->n; i++) {
+        size_t n = (size_t)tp_numel(p->p[i].t) * sizeof(float);
+        assert_in_range(n, 1, sizeof whole);
+        assert_int_equal(tp_download(r->c, p->p[i].t, whole), 0);
+        h = mixed(h, whole, n);
+    }
     for (int i = 0; i < tp_optim_state_count(r->t->optim); i++) {
         const tp_tensor *of = p->p[tp_optim_state_param(r->t->optim, i)].t;
-        char whole[1 << 14];
         size_t n = (size_t)tp_numel(of) * tp_dtype_size(tp_optim_state_dtype(r->t->optim, i));
-        assert_in_range(n, 1, sizeof whole);
         assert_int_equal(tp_optim_state_get(r->t->optim, i, whole), 0);
         h = mixed(h, whole, n);
     }
