@@ -479,10 +479,11 @@ tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out)
     out->skipped = r.skipped;
     out->bad_in_a_row = r.bad_in_a_row;
     out->bad_total = r.bad_total;
+    if (st) return give_up(t, st);
     if (!t->graph.targets) tp_gradients_clear(t->gradients);
     tp_step_end(c);
     if (t->graph.targets) t->graph.used = tp_memory_used(c);
-    return st;
+    return TP_OK;
 }
 
 tp_status tp_trainer_eval(tp_trainer *t, const tp_batch *b, tp_mod_mode mode, double nll[]) {
