@@ -147,6 +147,7 @@ tp_status tp_pool_take(tp_ctx *c, size_t bytes, size_t *at, void **mem) {
 void tp_pool_give(tp_ctx *c, size_t at, size_t bytes) {
     tp_pool *p = c->pool;
     size_t want = rounded(bytes), i = p->nhole;
+    if (p->backend) p->backend->send(c); /* it may read these bytes */
     p->used -= want;
 #if defined(TP_POISON)
     if (p->base && !p->backend) memset(p->base + at, 0xff, want - REDZONE);
