@@ -177,7 +177,8 @@ int cmd_prepare(int argc, char **argv) {
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_catch_signals();
     tp_ctx *c;
-    tp_status st = tp_ctx_new(&c, &(tp_ctx_opts){.threads = (int)a.threads});
+    tp_ctx_opts no_tensors = {.meta = true, .threads = (int)a.threads};
+    tp_status st = tp_ctx_new(&c, &no_tensors);
     if (st) return tp_say_failure(argv[0], NULL, st);
     double start = tp_now();
     bar b = {0};

@@ -188,7 +188,7 @@ static void draw_band(const routes_picture *p, FILE *f, int64_t from, int64_t n,
         y -= routed ? CELL_H : DENSE_H;
         if (routed) {
             snprintf(name, sizeof name, "layer %lld", (long long)layer);
-            svg_text(f, LEFT - 8, y + CELL_H / 2 + 4, "class=\"t\" text-anchor=\"end\"", name);
+            svg_text(f, LEFT - 8, y + CELL_H / 2.0 + 4, "class=\"t\" text-anchor=\"end\"", name);
             cells(p, f, block++, from, n, y);
         } else
             fprintf(f, "<rect class=\"b\" x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\"/>\n", LEFT,

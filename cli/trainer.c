@@ -487,6 +487,14 @@ static tp_mod_report mod_report(const tp_trainer *t) {
                            .aux_loss = sum[TP_ROUTE_LOSS] / n};
 }
 
+/* With several ranks everything stays: the communicator may still be writing to it. */
+static tp_status give_up(tp_trainer *t, tp_status st) {
+    t->graph.targets = 0;
+    if (t->ranks == 1) tp_gradients_clear(t->gradients);
+    tp_step_end(t->c);
+    return st;
+}
+
 tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out) {
     tp_ctx *c = t->c;
     int64_t B = t->cfg.train.batch;
@@ -498,7 +506,7 @@ tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out)
     tp_status st = step_passes(t, in);
     t->nll[B + 1] = in->interrupted && in->interrupted();
     if (!st && t->ranks > 1) st = tp_comm_sum_f64(t->comm, c, t->nll, numbers(t));
-    if (st) return st;
+    if (st) return give_up(t, st);
     if (tp_trainer_routes(t)) out->mod = mod_report(t);
     for (int64_t i = 0; i < B; i++) out->nll += t->nll[i];
     out->bytes = (int64_t)t->nll[B];
@@ -510,10 +518,11 @@ tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out)
     out->skipped = r.skipped;
     out->bad_in_a_row = r.bad_in_a_row;
     out->bad_total = r.bad_total;
+    if (st) return give_up(t, st);
     if (!t->graph.targets) tp_gradients_clear(t->gradients);
     tp_step_end(c);
     if (t->graph.targets) t->graph.used = tp_memory_used(c);
-    return st;
+    return TP_OK;
 }
 
 tp_status tp_trainer_eval(tp_trainer *t, const tp_batch *b, tp_mod_mode mode, double nll[]) {

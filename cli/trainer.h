@@ -90,7 +90,8 @@ void tp_trainer_clear(tp_trainer *t);
 tp_status tp_trainer_side_by_side(tp_trainer *t, int threads);
 /* The loss of the rows of b as a step records it; targets: that count in the whole batch. */
 tp_model_out tp_trainer_loss(tp_trainer *t, const tp_batch *b, int64_t targets);
-/* One step; every rank gets the same numbers out. */
+/* One step; every rank gets the same numbers out. What failed on a single rank may be done again:
+ * it leaves nothing behind, save what was moved if the update had begun. */
 tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out);
 /* nll[r]: the sum of -log p over the targets of row r, without gradients. mode: of routed blocks.
  */

@@ -2,6 +2,7 @@
 option(TAPIR_TSAN "build with ThreadSanitizer" OFF)
 option(TAPIR_FUZZ "build fuzz/ for libFuzzer, with clang; fuzz/run.sh does so and runs them" OFF)
 option(TAPIR_COVERAGE "count executed lines; the target coverage prints them" OFF)
+set(TAPIR_TEST_TIMEOUT 1800 CACHE STRING "seconds after which a test is taken to hang")
 if(TAPIR_TSAN)
   add_compile_options(-fsanitize=thread -fno-omit-frame-pointer)
   add_link_options(-fsanitize=thread)
@@ -17,7 +18,7 @@ if(TAPIR_COVERAGE)
   add_link_options(--coverage)
 endif()
 
-# After tests are known. coverage: their programs, the ones that need no GPU and no long run, then a
+# After tests are known. None may hang. coverage: their programs, those that need no GPU and no long run, then a
 # line per folder. lint: what .clang-tidy and cppcheck find; both are optional Debian packages.
 function(tapir_checks)
   if(TAPIR_COVERAGE AND TAPIR_TESTS)
@@ -30,6 +31,10 @@ function(tapir_checks)
     target_link_libraries(tsan_race PRIVATE tapir)
     add_test(NAME tsan_race COMMAND tsan_race)
     set_tests_properties(tsan_race PROPERTIES PASS_REGULAR_EXPRESSION "ThreadSanitizer: data race")
+  endif()
+  get_property(tests DIRECTORY PROPERTY TESTS)
+  if(tests) # ctest ends one that hangs, and what it has started
+    set_tests_properties(${tests} PROPERTIES TIMEOUT ${TAPIR_TEST_TIMEOUT})
   endif()
   add_custom_target(lint COMMAND sh ${CMAKE_SOURCE_DIR}/tests/lib/lint.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR}
                     DEPENDS tapir USES_TERMINAL VERBATIM)

@@ -230,6 +230,7 @@ extern "C" const tp_backend tp_cuda_backend = {
     .download = cuda_download,
     .copy = cuda_copy,
     .fill = cuda_fill,
+    .send = tp_cuda_send,
     .sync = cuda_sync,
     .record_begin = cuda_record_begin,
     .record_end = cuda_record_end,

@@ -25,6 +25,8 @@ typedef struct tp_backend {
     tp_status (*download)(tp_ctx *c, void *host, const void *from, size_t bytes);
     tp_status (*copy)(tp_ctx *c, void *to, const void *from, size_t bytes);
     tp_status (*fill)(tp_ctx *c, void *to, int byte, size_t bytes);
+    /* Kernels may be held back, to go together: now they are asked for. */
+    tp_status (*send)(tp_ctx *c);
     tp_status (*sync)(tp_ctx *c); /* waits for every kernel so far and reports what they met */
     /* Kernels and copies asked for between begin and end are recorded; end runs them once, replay
      * again, with the same addresses and arguments. Nothing may wait in between. discard: after a

@@ -51,13 +51,18 @@ static bool reserve(tp_ctx *c, tp_pool *p) {
     }
     p->poison = true;
     if (!p->limit) p->limit = machine_memory();
-    /* NORESERVE: address space, not memory; a tight RLIMIT_AS is met by asking for less. */
-    for (size_t want = p->limit; want >= (1u << 20); want /= 2) {
-        void *m = mmap(NULL, want + HUGE_PAGE, PROT_READ | PROT_WRITE,
+    /* NORESERVE: address space, not memory. A tight RLIMIT_AS is met by asking for less, and a
+     * quarter of what fits is given back: the process needs room for all else. */
+    size_t want = p->limit < SIZE_MAX / 4 ? p->limit : SIZE_MAX / 4;
+    for (; want >= (1u << 20); want /= 2) {
+        size_t mine = (want + 2 * HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+        size_t other = want / 3 / HUGE_PAGE * HUGE_PAGE;
+        char *m = mmap(NULL, mine + other, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (m == MAP_FAILED) continue;
+        if (other) munmap(m + mine, other);
         p->map = m;
-        p->map_bytes = want + HUGE_PAGE;
+        p->map_bytes = mine;
         p->limit = want;
         size_t off = (size_t)(uintptr_t)m % HUGE_PAGE;
         p->base = p->map + (off ? HUGE_PAGE - off : 0);
@@ -142,6 +147,7 @@ tp_status tp_pool_take(tp_ctx *c, size_t bytes, size_t *at, void **mem) {
 void tp_pool_give(tp_ctx *c, size_t at, size_t bytes) {
     tp_pool *p = c->pool;
     size_t want = rounded(bytes), i = p->nhole;
+    if (p->backend) p->backend->send(c); /* it may read these bytes */
     p->used -= want;
 #if defined(TP_POISON)
     if (p->base && !p->backend) memset(p->base + at, 0xff, want - REDZONE);

@@ -80,7 +80,9 @@ static tp_status fill(tp_text_source *s, tp_ctx *c, int64_t want) {
     if (s->lo) memmove(s->buf, s->buf + s->lo, (size_t)(s->hi - s->lo));
     s->hi -= s->lo;
     s->lo = 0;
+    tp_scope name = tp_scope_open(c, "%s", f->path);
     tp_status st = reserve(c, &s->buf, &s->cap, want);
+    tp_scope_close(c, name, NULL);
     if (st) return st;
     while (s->hi < want) {
         ssize_t n = pread(s->fd, s->buf + s->hi, (size_t)(s->cap - s->hi), (off_t)s->offset);

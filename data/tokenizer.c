@@ -42,11 +42,11 @@ size_t tp_utf8_put(char out[4], uint32_t cp) {
 }
 
 void tp_show(char out[64], const char *s) {
-    size_t i = 0;
-    for (; s[i] && i < 48; i++) out[i] = (unsigned char)s[i] < ' ' || s[i] == 0x7F ? '?' : s[i];
-    if (s[i]) /* cut: not in the middle of a character */
-        while (i && ((unsigned char)s[i] & 0xC0) == 0x80) i--;
-    snprintf(out + i, 64 - i, "%s", s[i] ? "..." : "");
+    size_t n = strnlen(s, 48);
+    if (s[n]) /* cut: not in the middle of a character */
+        while (n && ((unsigned char)s[n] & 0xC0) == 0x80) n--;
+    for (size_t i = 0; i < n; i++) out[i] = (unsigned char)s[i] < ' ' || s[i] == 0x7F ? '?' : s[i];
+    snprintf(out + n, 64 - n, "%s", s[n] ? "..." : "");
 }
 
 /* ---- asking --------------------------------------------------------------------------------- */
@@ -164,7 +164,10 @@ tp_status tp_tokenizer_load(tp_tokenizer **out, tp_ctx *c, const char *path) {
         goto done;
     }
     size_t n = (size_t)s.st_size;
-    if (!(text = tp_malloc(c, n + 1))) {
+    tp_scope name = tp_scope_open(c, "%s", path);
+    text = tp_malloc(c, n + 1);
+    tp_scope_close(c, name, NULL);
+    if (!text) {
         st = TP_ENOMEM;
         goto done;
     }

@@ -9,15 +9,12 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include "cli/cli.h"
 #include "cli/grpo.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { PROMPTS = 2, GROUP = 2, CONTEXT = 16, MOST = 8, VOCAB = 257 };
 static char folder[] = "/tmp/tapir-dump-fuzzer-XXXXXX"; /* made at the first input, then kept */
-
-bool tp_interrupted(void) { return false; } /* the command's signals are not part of this program */
 
 static void remove_folder(void) {
     char path[sizeof folder + 64];

@@ -25,12 +25,14 @@ tp_status optim_measure(tp_optim *o, int i) {
     optim_state *s = &o->state[i];
     tp_tensor *g = optim_grad(o, i);
     s->measured = true;
-    if (!g || !s->own.n) return TP_OK;
+    if (!s->own.n) return TP_OK;
+    tp_tensor mine = *o->sums;
+    mine.shape[0] = (s->own.n + TP_SQUARES_CHUNK - 1) / TP_SQUARES_CHUNK;
+    if (mine.data) mine.data = tp_f64(&mine) + o->chunk[i] + s->own.first / TP_SQUARES_CHUNK;
+    if (!g) return tp_zero(c, &mine); /* there may be one of another step */
     tp_scope scope = tp_scope_open(c, "%s", "grad_norm");
     tp_tensor *y = tp_sum_squares(c, g);
-    if (y && y->data)
-        tp_copy_bytes(c, tp_f64(o->sums) + o->chunk[i] + s->own.first / TP_SQUARES_CHUNK, y->data,
-                      (size_t)tp_numel(y) * sizeof(double));
+    if (y && y->data) tp_copy_bytes(c, mine.data, y->data, (size_t)tp_numel(y) * sizeof(double));
     tp_scope_close(c, scope, NULL);
     return c->status;
 }

@@ -321,6 +321,8 @@ void tp_gradients_clear(tp_gradients *g) {
         g->bucket[b].bytes = 0;
     }
     g->retired = g->opened;
+    tp_optim_forget(g->o);
+    tp_tape_sink(g->c, NULL);
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */
@@ -348,7 +350,6 @@ tp_status tp_gradients_new(tp_gradients **out, tp_ctx *c, tp_optim *o,
 void tp_gradients_free(tp_gradients *g) {
     if (!g) return;
     tp_gradients_clear(g);
-    tp_tape_sink(g->c, NULL);
     for (int i = 0; i < g->params->n; i++) {
         for (int j = 0; j < g->sums[i].cap; j++) tp_free(g->sums[i].use[j].tree);
         tp_free(g->sums[i].use);

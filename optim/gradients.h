@@ -40,7 +40,8 @@ void tp_gradients_pass(tp_gradients *g, int64_t samples);
 tp_status tp_gradients_give(tp_gradients *g, int param, int use, const tp_tensor *grad);
 /* After the last: every parameter's ->grad is what tp_optim_step wants. */
 tp_status tp_gradients_end(tp_gradients *g);
-/* Forgets the gradients; their bytes go back to the pool. Also after a failure. */
+/* Forgets the gradients; their bytes go back to the pool. After a failure too: the step may then be
+ * taken again. */
 void tp_gradients_clear(tp_gradients *g);
 
 #ifdef __cplusplus

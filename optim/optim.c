@@ -216,6 +216,12 @@ tp_status tp_optim_measure(tp_optim *o, int i) {
     return st;
 }
 
+void tp_optim_forget(tp_optim *o) {
+    for (int i = 0; i < o->params->n; i++) o->state[i].measured = o->state[i].moved = false;
+    o->ngather = 0;
+    o->gather_bytes = 0;
+}
+
 void tp_optim_measured(tp_optim *o) {
     for (int i = 0; i < o->params->n; i++) o->state[i].measured = true;
 }
@@ -250,8 +256,7 @@ tp_status tp_optim_step(tp_optim *o, int64_t step, tp_optim_report *r) {
     record_fn record = unrecorded(c);
     tp_status st = move_all(o, step, r);
     c->record = record;
-    for (int i = 0; i < o->params->n; i++) o->state[i].measured = o->state[i].moved = false;
-    tp_zero(c, o->sums);
+    tp_optim_forget(o);
     r->bad_in_a_row = o->counters.bad_in_a_row;
     r->bad_total = o->counters.bad_total;
     return st;

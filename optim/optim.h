@@ -55,6 +55,8 @@ tp_status tp_optim_measure(tp_optim *o, int i);
 tp_status tp_optim_move(tp_optim *o, int64_t step, int i);
 /* The lengths of all gradients were measured by a recorded step that was replayed. */
 void tp_optim_measured(tp_optim *o);
+/* What was measured or moved belongs to a step that was given up. */
+void tp_optim_forget(tp_optim *o);
 /* How parameter i is cut among the ranks, and what of it this rank moves. */
 const tp_cut *tp_optim_cut(const tp_optim *o, int i);
 tp_range tp_optim_own(const tp_optim *o, int i);

@@ -255,8 +255,8 @@ small() {
     shift
     says 1 "$pattern" soon "$@"
 }
-soon() { # sanitizers reserve more than all memory
-    [ "$length" != whole ] || ulimit -v 2000000
+soon() { # a tree takes 64 bytes a bracket; sanitizers reserve more than all memory
+    [ "$length" != whole ] || ulimit -v $((2000000 + deep * 4000))
     exec timeout $((10 + deep / 20)) "$@"
 }
 run_of '[' >deep.jsonl

@@ -326,10 +326,18 @@ static void test_absent_and_wrong_gradients(void **state) {
     open_ok(&r, &plain);
     tp_optim_report rep;
     set_grads(&r, 0);
+    tp_tensor *present = r.p[1].t->grad;
     r.p[1].t->grad = NULL; /* zero: decay alone moves it */
     float before = tp_f32(r.p[1].t)[7];
     assert_int_equal(tp_optim_step(r.o, 0, &rep), TP_OK);
     assert_true(fabs((double)tp_f32(r.p[1].t)[7] - (double)before * (1 - 1e-3)) <= 1e-7);
+    double norm = rep.grad_norm;
+    r.p[1].t->grad = present;
+    assert_int_equal(tp_optim_step(r.o, 0, &rep), TP_OK);
+    assert_true(rep.grad_norm > norm);
+    r.p[1].t->grad = NULL; /* and what it was in the step before does not count */
+    assert_int_equal(tp_optim_step(r.o, 0, &rep), TP_OK);
+    assert_true(rep.grad_norm == norm);
     r.p[1].t->grad = r.p[0].t->grad;
     assert_int_equal(tp_optim_step(r.o, 1, &rep), TP_ESHAPE);
     assert_non_null(strstr(tp_error(r.c), "the gradient of qkv is f32[8,24] for f32[24,48]"));

@@ -50,7 +50,7 @@ static inline attention_problem attention_problem_of(const tp_call *k, const tp_
         .D = q->shape[3],
         .Dv = v->shape[3],
     };
-    p.G = p.Hkv ? p.H / p.Hkv : 0;
+    p.G = p.Hkv ? p.H / p.Hkv : 1; /* no heads: never divided by */
     p.q_offset = a->q_offset_given ? a->q_offset : p.S - p.T;
     p.window = a->window > 0 ? a->window : INT64_MAX / 4;
     p.causal = a->causal;

@@ -31,7 +31,7 @@ static inline attention_problem paged_attention_problem(const tp_call *k) {
         .pages = pages,
         .page = key->shape[1],
     };
-    p.G = p.Hkv ? p.H / p.Hkv : 0;
+    p.G = p.Hkv ? p.H / p.Hkv : 1; /* no heads: never divided by */
     p.scale = a->scale != 0 ? a->scale : p.D ? 1 / sqrt((double)p.D) : 1;
     return p;
 }

@@ -30,9 +30,9 @@ static tp_status route_infer(tp_call *k) {
         return tp_refuse(k, TP_EARG, "k must be 0 to %lld for scores %s, got %lld",
                          (long long)s->shape[1], tp_shape_str(k->ctx, s), (long long)a->k);
     int64_t some[2] = {s->shape[0], a->k};
-    if ((st = tp_out(k, TP_I32, 2, some)) || (st = tp_out(k, TP_I32, 2, some)) ||
-        (st = tp_out(k, TP_I32, 2, s->shape)))
-        return st;
+    for (int i = 0; i < 2; i++) /* rows, positions */
+        if ((st = tp_out(k, TP_I32, 2, some))) return st;
+    if ((st = tp_out(k, TP_I32, 2, s->shape))) return st;
     return k->in[2] ? tp_out(k, TP_I32, 2, some) : TP_OK;
 }
 
