@@ -123,15 +123,8 @@ int tp_passes_in_a_run(const tp_passes *p) { return p->n * IN_A_RUN; }
 /* ---- life ----------------------------------------------------------------------------------- */
 static tp_status open_worker(tp_passes *p, worker *w, tp_model *m) {
     tp_ctx *c = p->c;
-    char why[TP_WHY_BYTES] = "";
-    tp_ctx_opts o = {.fast = c->fast,
-                     .threads = 1,
-                     .memory_limit = tp_pool_limit(c),
-                     .seed = c->seed,
-                     .why = why};
-    tp_status st = tp_ctx_new(&w->c, &o);
-    if (st) return tp_fail(c, st, "%s", why);
-    w->c->as_decoded = c->as_decoded;
+    tp_status st = tp_ctx_beside(&w->c, c);
+    if (st) return st;
     st = tp_model_share(&w->m, w->c, m);
     const tp_params *of = tp_model_params(m);
     for (int i = 0; i < of->n && !st; i++)

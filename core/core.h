@@ -42,6 +42,9 @@ typedef struct tp_ctx_opts {
     char *why;           /* NULL, or TP_WHY_BYTES that get the sentence if no ctx can be made */
 } tp_ctx_opts;
 tp_status tp_ctx_new(tp_ctx **out, const tp_ctx_opts *opts); /* on failure *out is NULL */
+/* For a thread beside c's: one thread, else as c. A failure is c's. c may be in use meanwhile; what
+ * the other computes with must be its own (tp_tensor_borrow). */
+tp_status tp_ctx_beside(tp_ctx **out, tp_ctx *c);
 void tp_ctx_free(tp_ctx *c);
 
 /* ---- errors --------------------------------------------------------------------------------- */

@@ -67,6 +67,20 @@ tp_status tp_ctx_new(tp_ctx **out, const tp_ctx_opts *opts) {
     return TP_OK;
 }
 
+tp_status tp_ctx_beside(tp_ctx **out, tp_ctx *c) {
+    char why[TP_WHY_BYTES] = "";
+    tp_status st = tp_ctx_new(out, &(tp_ctx_opts){.device = c->device,
+                                                  .meta = c->meta,
+                                                  .fast = c->fast,
+                                                  .threads = 1,
+                                                  .memory_limit = tp_pool_limit(c),
+                                                  .seed = c->seed,
+                                                  .why = why});
+    if (st) return tp_fail(c, st, "%s", why);
+    (*out)->as_decoded = c->as_decoded;
+    return TP_OK;
+}
+
 void tp_ctx_free(tp_ctx *c) {
     if (!c) return;
     if (c->step_arena && c->keep_arena && c->pool) tp_step_end(c);

@@ -40,19 +40,13 @@ static int engines_for(const tp_ctx *c, const tp_model *m) {
 
 static tp_status open_worker(tp_crew *crew, worker *w, tp_model *m, const tp_engine_opts *opts) {
     tp_ctx *c = crew->c;
-    char why[TP_WHY_BYTES] = "";
     w->crew = crew;
     if (crew->n == 1) {
         w->c = c;
         return tp_engine_new(&w->e, c, m, opts);
     }
-    tp_ctx_opts o = {.fast = c->fast,
-                     .threads = 1,
-                     .memory_limit = tp_pool_limit(c),
-                     .seed = c->seed,
-                     .why = why};
-    tp_status st = tp_ctx_new(&w->c, &o);
-    if (st) return tp_fail(c, st, "%s", why);
+    tp_status st = tp_ctx_beside(&w->c, c);
+    if (st) return st;
     st = tp_model_share(&w->m, w->c, m);
     if (!st) st = tp_engine_new(&w->e, w->c, w->m, opts);
     return st ? tp_fail(c, st, "%s", tp_error(w->c)) : TP_OK;
