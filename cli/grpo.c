@@ -81,23 +81,26 @@ static tp_config update_config(const tp_grpo *g) {
     return f;
 }
 
-/* More lanes than this push each other's keys and values out of the core's caches
- * (docs/benchmarks.md); a cache of at most a quarter of the memory. */
-enum { LANES = 64 };
-
-static tp_status open_engine(tp_grpo *g) {
+/* More lanes than 64 push each other's keys and values out of a core's caches
+ * (docs/benchmarks.md); threads that decode apart want 16 each. A cache of at most a quarter of the
+ * memory. */
+static int64_t choose_lanes(const tp_grpo *g, int apart) {
     const tp_config *f = &g->cfg;
-    int64_t lanes = f->rl.lanes,
-            sequence = tp_kv_bytes_per_token(g->trainer.model) * f->model.context;
-    if (!lanes) {
-        lanes = f->rl.prompts_per_step * f->rl.num_generations / g->ranks;
-        if (lanes > LANES) lanes = LANES;
-        while (lanes > 8 && (double)lanes * (double)sequence > (double)tp_pool_limit(g->c) / 4)
-            lanes /= 2;
-    }
+    int64_t sequence = tp_kv_bytes_per_token(g->trainer.model) * f->model.context;
+    int64_t lanes = f->rl.prompts_per_step * f->rl.num_generations / g->ranks;
+    int64_t most = 16 * apart > 64 ? 16 * apart : 64;
+    if (lanes > most) lanes = most;
+    while (lanes > 8 && (double)lanes * (double)sequence > (double)tp_pool_limit(g->c) / 4)
+        lanes /= 2;
+    return lanes;
+}
+
+/* Where a small model's samples are shared out among threads, so are the passes of an update. */
+static tp_status open_threads(tp_grpo *g) {
+    int apart = tp_threads_apart(g->c, g->trainer.model);
+    int64_t lanes = g->cfg.rl.lanes ? g->cfg.rl.lanes : choose_lanes(g, apart);
     tp_status st = tp_crew_new(&g->crew, g->c, g->trainer.model, &(tp_engine_opts){.lanes = lanes});
-    /* where a small model's samples are shared out among threads, passes are */
-    return st ? st : tp_trainer_side_by_side(&g->trainer, tp_crew_engines(g->crew));
+    return st ? st : tp_trainer_side_by_side(&g->trainer, apart);
 }
 
 tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load) {
@@ -119,7 +122,7 @@ tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load) {
         if (!st) st = tp_begin_weights(g->c, &f, tp_model_params(g->reference));
     }
     if (!st && load) st = tp_load_weights(g->c, load, tp_model_params(g->trainer.model), "weights");
-    if (!st) st = open_engine(g);
+    if (!st) st = open_threads(g);
     if (!st) st = tp_rollouts_new(&g->now, g);
     if (!st && g->cfg.rl.dynamic_sampling) st = tp_rollouts_new(&g->draw, g);
     if (st) return st;

@@ -213,7 +213,8 @@ const tp_key tp_config_keys[] = {
     I64(rl.max_completion_length, "64", 1, 1 << 24, "tokens",
         "a completion ends here at the latest"),
     I64(rl.lanes, "0", 0, 1 << 16, "",
-        "sequences that are decoded side by side; 0: as many as do well, 64 at most; same bits"),
+        "sequences that are decoded side by side; 0: as many as do well, 64 or 16 a thread; same "
+        "bits"),
     F64(rl.temperature, "1", 0, OPEN, INFINITY, OPEN, "",
         "of sampling, and of the loss's log-probs"),
     I64(rl.top_k, "0", 0, INT32_MAX, "tokens", "draw from the k likeliest only; 0: off"),

@@ -32,7 +32,7 @@ struct tp_crew {
 };
 
 /* ---- life ----------------------------------------------------------------------------------- */
-static int engines_for(const tp_ctx *c, const tp_model *m) {
+int tp_threads_apart(const tp_ctx *c, const tp_model *m) {
     const tp_model_cfg *f = tp_model_config(m);
     if (c->meta || c->backend) return 1;
     return (size_t)tp_model_numel(m) * tp_dtype_size(f->dtype) > most_weights ? 1 : c->threads;
@@ -59,14 +59,15 @@ tp_status tp_crew_new(tp_crew **out, tp_ctx *c, tp_model *m, const tp_engine_opt
     if (!crew) return tp_error_status(c);
     pthread_mutex_init(&crew->lock, NULL);
     crew->c = c;
-    crew->n = engines_for(c, m);
+    crew->n = tp_threads_apart(c, m);
+    if (o.lanes > 0) {
+        int64_t most = o.lanes / FEWEST_LANES;
+        if (crew->n > most) crew->n = most > 1 ? (int)most : 1;
+        o.lanes = (o.lanes + crew->n - 1) / crew->n;
+    }
+    if (o.pages > 0) o.pages = (o.pages + crew->n - 1) / crew->n;
     crew->w = tp_calloc(c, (size_t)crew->n, sizeof *crew->w);
     tp_status st = crew->w ? TP_OK : tp_error_status(c);
-    if (crew->n > 1 && o.lanes > 0) {
-        o.lanes = (o.lanes + crew->n - 1) / crew->n;
-        if (o.lanes < FEWEST_LANES) o.lanes = FEWEST_LANES;
-    }
-    if (crew->n > 1 && o.pages > 0) o.pages = (o.pages + crew->n - 1) / crew->n;
     for (int i = 0; i < crew->n && !st; i++) st = open_worker(crew, &crew->w[i], m, &o);
     if (st) {
         tp_crew_free(crew);

@@ -12,10 +12,13 @@
 extern "C" {
 #endif
 
-typedef struct tp_crew tp_crew;
-/* As tp_engine_new. opts->lanes and opts->pages are the crew's: its engines share them, and have at
- * least 16 lanes each. One engine, which uses c's threads within its ops, where c has one thread or
+/* How many threads of c do better with work of their own than with parts of ops: all, but 1 where c
  * is no CPU, and for weights of more than 16 MiB. */
+int tp_threads_apart(const tp_ctx *c, const tp_model *m);
+
+typedef struct tp_crew tp_crew;
+/* As tp_engine_new, with as many engines as there are threads apart, if each has 16 of opts->lanes,
+ * which they share like opts->pages; one engine alone uses all of c's threads within its ops. */
 tp_status tp_crew_new(tp_crew **out, tp_ctx *c, tp_model *m, const tp_engine_opts *opts);
 void tp_crew_free(tp_crew *w);
 /* As tp_engine_run. Calls come from any thread, but one at a time, and in no certain order. */

@@ -166,6 +166,14 @@ static void test_one_engine_and_none(void **state) {
     assert_int_equal(tp_crew_engines(crew), 1);
     tp_crew_free(crew);
     net_free(&n);
+    static const int64_t lanes[] = {1, 31, 32, 47, 48, 1000}, engines[] = {1, 1, 2, 2, 3, 3};
+    for (int i = 0; i < 6; i++) { /* few lanes are not cut into shares of a few */
+        n = net_new(&small, ENGINES);
+        assert_int_equal(tp_crew_new(&crew, n.c, n.m, &(tp_engine_opts){.lanes = lanes[i]}), 0);
+        assert_int_equal(tp_crew_engines(crew), engines[i]);
+        tp_crew_free(crew);
+        net_free(&n);
+    }
     n = net_new(&small, ENGINES);
     assert_true(
         fails(tp_crew_new(&crew, n.c, n.m, &(tp_engine_opts){.page = 24}), &n, "multiple of 16"));

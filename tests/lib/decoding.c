@@ -188,8 +188,8 @@ void parity(const family *f, const tp_sampling *how) {
         {{.lanes = 7, .page = 32}, 0},
         {{.lanes = 20, .page = 64, .prefill_chunk = 33}, 0},
         {{.lanes = 20, .pages = 20}, 0}, /* far too few for all: somebody has to wait */
-        {{.lanes = 20}, 2},
-        {{.lanes = 3, .prefill_chunk = 5}, 3},
+        {{.lanes = 33}, 2},
+        {{.lanes = 48, .prefill_chunk = 5}, 3},
     };
     double temperature = how->temperature > 0 ? how->temperature : 1;
     bool sets = tp_sampling_truncates(how);
