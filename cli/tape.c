@@ -120,6 +120,7 @@ static tp_status begin(step *s, const tp_config *cfg, bool meta) {
                      .fast = cfg->numerics == TP_CFG_FAST,
                      .seed = (uint64_t)cfg->seed};
     tp_status st = tp_ctx_new(&s->c, &o);
+    if (!st) st = tp_trainer_check_split(s->c, cfg, 1);
     if (!st) st = tp_trainer_model(&s->t, s->c, cfg);
     return st;
 }

@@ -151,6 +151,19 @@ static double *routes_of(const tp_trainer *t, int64_t sample) {
     return t->nll + B + 2 + sample % B * TP_ROUTE_STATS;
 }
 
+tp_status tp_trainer_check_split(tp_ctx *c, const tp_config *cfg, int ranks) {
+    long long batch = cfg->train.batch, micro = cfg->train.micro_batches;
+    char at[TP_CONFIG_TEXT];
+    if (batch % (micro * ranks) == 0) return TP_OK;
+    if (ranks == 1)
+        return tp_fail(c, TP_EARG, "%s: %lld does not divide the %lld rows of an update",
+                       tp_config_where(at, sizeof at, cfg, "train.micro_batches"), micro, batch);
+    return tp_fail(c, TP_EARG,
+                   "train.batch (%lld) must be a multiple of ranks times train.micro_batches (%d "
+                   "times %lld)",
+                   batch, ranks, micro);
+}
+
 tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg, tp_comm *comm) {
     tp_status st = tp_trainer_model(t, c, cfg);
     t->comm = comm;
@@ -158,12 +171,7 @@ tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg, tp_comm
         t->rank = tp_comm_rank(comm);
         t->ranks = tp_comm_size(comm);
     }
-    int64_t parts = cfg->train.micro_batches * t->ranks;
-    if (!st && cfg->train.batch % parts)
-        return tp_fail(c, TP_EARG,
-                       "train.batch (%lld) must be a multiple of ranks times train.micro_batches "
-                       "(%d times %lld)",
-                       (long long)cfg->train.batch, t->ranks, (long long)cfg->train.micro_batches);
+    if (!st) st = tp_trainer_check_split(c, cfg, t->ranks);
     if (!st && cfg->train.optimizer_in_bwd && t->ranks > 1)
         return tp_fail(c, TP_EARG, "train.optimizer_in_bwd is for one rank, there are %d",
                        t->ranks);

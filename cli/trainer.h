@@ -81,6 +81,9 @@ typedef struct tp_step_out {
     tp_mod_report mod; /* zeros without routed blocks, and where `loss` is given */
 } tp_step_out;
 
+/* Refuses a batch that does not go into micro-batches and ranks. tapir grpo's is not train.batch.
+ */
+tp_status tp_trainer_check_split(tp_ctx *c, const tp_config *cfg, int ranks);
 /* comm: the ranks that train together, which must outlive the trainer; NULL: none. */
 tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg, tp_comm *comm);
 /* Model only, for commands that do not train. */

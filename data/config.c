@@ -138,10 +138,6 @@ tp_status tp_config_check(tp_ctx *c, const tp_config *cfg) {
             "%s: needs train.max_grad_norm: 0 and train.micro_batches: 1, got %g and %lld",
             tp_config_where(at, sizeof at, cfg, "train.optimizer_in_bwd"), cfg->train.max_grad_norm,
             (long long)cfg->train.micro_batches);
-    if (cfg->train.batch % cfg->train.micro_batches)
-        return tp_fail(c, TP_EARG, "%s: %lld does not divide train.batch = %lld",
-                       tp_config_where(at, sizeof at, cfg, "train.micro_batches"),
-                       (long long)cfg->train.micro_batches, (long long)cfg->train.batch);
     if (cfg->train.batch > TOKENS_MOST / cfg->model.context)
         return tp_fail(c, TP_EARG, "%s: %lld rows of %lld tokens; a step has at most %lld tokens",
                        tp_config_where(at, sizeof at, cfg, "train.batch"),

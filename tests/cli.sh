@@ -95,7 +95,8 @@ says 1 'model.layers' $train model.layers=many
 says 1 'model.layers' $train model.layers=999999999999999999999
 says 1 'train.optimizer' $train train.optimizer=adam
 says 1 'heads' $train model.heads=5
-says 1 'micro_batches' $train train.micro_batches=3
+says 1 'train.micro_batches: 3 does not divide the' $train train.micro_batches=3
+says 1 'train.micro_batches: 64 does not divide the' "$tapir" tape "$src/configs/tests/tiny.yaml" model.vocab=300 train.micro_batches=64
 "$tapir" version | grep -q '^cuda *not built in' && says 1 'without CUDA' $train device=cuda
 says 1 'train.cuda_graph: needs device: cuda' $train train.cuda_graph=true
 says 1 'mod.capacity must be a number >= 0 and <= 1' $train mod.capacity=1.5

@@ -318,7 +318,6 @@ static void test_checks(void **state) {
         {"model:\n  heads: 6\n", "t.yaml:2: model.heads: 6 does not divide model.channels = 128"},
         {"model:\n  kv_heads: 3\n", "t.yaml:2: model.kv_heads: 3 does not divide model.heads = 4"},
         {"model:\n  family: llama\n  head_dim: 33\n", "t.yaml:3: model.head_dim"},
-        {"train:\n  micro_batches: 3\n", "t.yaml:2: train.micro_batches: 3 does not divide"},
         {"mod:\n  capacity: 0.5\nmodel:\n  sliding_window: 8\n",
          "t.yaml:2: mod.capacity: does not go with model.sliding_window"},
         {"mod:\n  capacity: 0.5\n  every: 5\n",

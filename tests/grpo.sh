@@ -174,6 +174,7 @@ says 'needs a weight' rl.reward_program=cat
 says 'must be 1' rl.repetition_penalty=1.1
 says 'must divide' rl.steps_per_generation=5
 says 'does not go with mod' rl.share_prompts=true mod.capacity=0.5 model.init_from=
+says 'train.micro_batches: 5 does not divide the 32 rows of an update' train.micro_batches=5
 says 'whole groups in every pass' rl.share_prompts=true train.micro_batches=16
 says 'no power of two' rl.share_prompts=true rl.num_generations=3 train.micro_batches=2
 says 'activation_checkpointing' rl.share_prompts=true model.activation_checkpointing=true
