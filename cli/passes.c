@@ -19,7 +19,8 @@ typedef struct worker {
     tp_ctx *c;
     tp_model *m;
     tp_grad_sink sink;
-    pass *pass; /* at work */
+    pass *pass;     /* at work */
+    int last_param; /* where the search for a leaf begins */
 } worker;
 
 /* Passes whose gradients wait to be added, for each thread: enough that none waits long for the
@@ -38,19 +39,13 @@ struct tp_passes {
 };
 
 /* ---- a thread ------------------------------------------------------------------------------- */
-static int number_of(const worker *w, const tp_tensor *leaf) {
-    const tp_params *p = tp_model_params(w->m);
-    for (int i = 0; i < p->n; i++)
-        if (p->p[i].t == leaf) return i;
-    return -1;
-}
-
 static tp_status take(void *arg, tp_ctx *c, tp_tensor *leaf, int use, tp_tensor *grad) {
     worker *w = arg;
-    int param = number_of(w, leaf);
+    int param = tp_params_find(tp_model_params(w->m), leaf, w->last_param);
     if (param < 0)
         return tp_fail(c, TP_ESTATE, "a leaf of %s is not in the parameter table",
                        tp_shape_str(c, leaf));
+    w->last_param = param;
     pass *p = w->pass;
     if (p->n == p->cap) {
         int cap = p->cap ? 2 * p->cap : 64;
@@ -126,9 +121,6 @@ static tp_status open_worker(tp_passes *p, worker *w, tp_model *m) {
     tp_status st = tp_ctx_beside(&w->c, c);
     if (st) return st;
     st = tp_model_share(&w->m, w->c, m);
-    const tp_params *of = tp_model_params(m);
-    for (int i = 0; i < of->n && !st; i++)
-        tp_model_params(w->m)->p[i].t->requires_grad = of->p[i].t->requires_grad;
     if (!st) st = tp_tape_on(w->c); /* a sink wants a tape */
     tp_tape_off(w->c);
     w->sink = (tp_grad_sink){.arg = w, .take = take};

@@ -80,9 +80,8 @@ failed:
 
 /* The parameter of m that stands where `w` does in `of`. */
 static tp_tensor *twin(const tp_model *m, const tp_model *of, const tp_tensor *w) {
-    for (int i = 0; i < of->params.n; i++)
-        if (of->params.p[i].t == w) return m->params.p[i].t;
-    return NULL;
+    int at = tp_params_find(&of->params, w, of->params.n - 1);
+    return at < 0 ? NULL : m->params.p[at].t;
 }
 
 static tp_status share_params(tp_model *m, tp_ctx *c, const tp_model *of) {
@@ -92,7 +91,9 @@ static tp_status share_params(tp_model *m, tp_ctx *c, const tp_model *of) {
     for (m->params.cap = n; m->params.n < n; m->params.n++) {
         tp_param *p = &m->params.p[m->params.n];
         *p = of->params.p[m->params.n];
+        bool requires_grad = p->t->requires_grad;
         p->t = tp_tensor_borrow(c, p->t);
+        if (p->t) p->t->requires_grad = requires_grad;
         p->name = p->t ? tp_strdup(c, p->name) : NULL;
         if (!p->name) return c->status;
         p->t->name = p->name;

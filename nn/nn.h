@@ -49,7 +49,7 @@ typedef struct tp_model tp_model;
 tp_status tp_model_new(tp_model **out, tp_ctx *c, const tp_model_cfg *cfg);
 void tp_model_free(tp_model *m);
 /* The same model for another ctx, that is, another thread: it reads the weights of `of`, which must
- * outlive it. For passes without gradients. */
+ * outlive it. Gradients go where the tape of c has its sink (tp_tape_sink). */
 tp_status tp_model_share(tp_model **out, tp_ctx *c, const tp_model *of);
 const tp_model_cfg *tp_model_config(const tp_model *m);
 tp_params *tp_model_params(tp_model *m);

@@ -23,6 +23,9 @@ typedef struct tp_params {
     tp_param *p;
     int n, cap;
 } tp_params;
+/* The number of the parameter that t is, -1 if it is none; looked for from `begin` downwards, as a
+ * walk back meets them. */
+int tp_params_find(const tp_params *p, const tp_tensor *t, int begin);
 #ifdef __cplusplus
 }
 #endif

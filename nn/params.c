@@ -68,6 +68,14 @@ static tp_status init(tp_ctx *c, const tp_model *m, tp_init kind, tp_tensor *t) 
     return st;
 }
 
+int tp_params_find(const tp_params *p, const tp_tensor *t, int begin) {
+    for (int i = 0; i < p->n; i++) {
+        int at = (begin - i + p->n) % p->n;
+        if (p->p[at].t == t) return at;
+    }
+    return -1;
+}
+
 tp_tensor *tp_model_add(tp_ctx *c, tp_model *m, const tp_param_spec *s, const char *fmt, ...) {
     if (c->status) return NULL;
     char name[128];

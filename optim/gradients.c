@@ -171,14 +171,10 @@ static tp_status travel(tp_gradients *g, int param, int number, const tp_tensor 
 }
 
 /* ---- the sink -------------------------------------------------------------------------------- */
-/* Leaves come in about the opposite order of the table. -1: no parameter. */
 static int find(tp_gradients *g, const tp_tensor *leaf) {
-    int n = g->params->n;
-    for (int i = 0; i < n; i++) {
-        int at = (g->last_param - i + n) % n;
-        if (g->params->p[at].t == leaf) return g->last_param = at;
-    }
-    return -1;
+    int at = tp_params_find(g->params, leaf, g->last_param);
+    if (at >= 0) g->last_param = at;
+    return at;
 }
 
 /* One pass on one rank: sums grow in place, and are complete when the leaf is done. */

@@ -10,22 +10,7 @@
 #include "infer/crew.h"
 #include <string.h>
 
-static const family small = {"gpt2",
-                             {.family = TP_FAMILY_GPT2,
-                              .layers = 2,
-                              .heads = 2,
-                              .kv_heads = 2,
-                              .channels = 24,
-                              .head_dim = 12,
-                              .ffn = 50,
-                              .context = CONTEXT,
-                              .vocab = V,
-                              .norm_eps = 1e-5,
-                              .init_std = 0.3,
-                              .tie_embeddings = true,
-                              .attention_bias = true,
-                              .mlp_bias = true},
-                             NULL};
+static const family small = SMALL_GPT2;
 
 enum { ENGINES = 3, REQUESTS = 4, MOST = 40, LENGTH = 6 };
 static const int64_t samples_of[REQUESTS] = {1, 0, 37, 4}; /* shares begin and end within one */

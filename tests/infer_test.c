@@ -13,21 +13,7 @@
 #include <string.h>
 
 static const family families[] = {
-    {"gpt2",
-     {.family = TP_FAMILY_GPT2,
-      .layers = 2,
-      .heads = 2,
-      .kv_heads = 2,
-      .channels = 24,
-      .head_dim = 12,
-      .ffn = 50,
-      .context = CONTEXT,
-      .vocab = V,
-      .norm_eps = 1e-5,
-      .init_std = 0.3,
-      .tie_embeddings = true,
-      .attention_bias = true,
-      .mlp_bias = true}},
+    SMALL_GPT2,
     {"llama",
      {.family = TP_FAMILY_LLAMA,
       .layers = 2,

@@ -18,7 +18,7 @@ typedef struct tp_paged_attention_opts {
  * sequence b is row j % page of page pages[b, j / page]; starts i32 (B): query t of sequence b
  * stands at position starts[b] + t and sees the keys up to its own -> (B,T,H,D). The cache must
  * hold those keys already (finite ones, also where only another query of the call sees them), and
- * what lies behind them is never read. A query has the bits that
+ * what lies behind them never counts. A query has the bits that
  * tp_attention gives it in a forward pass over the whole sequence. No gradient. */
 tp_tensor *tp_paged_attention(tp_ctx *c, tp_tensor *q, tp_tensor *key, tp_tensor *value,
                               tp_tensor *pages, tp_tensor *starts,

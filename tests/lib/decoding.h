@@ -13,6 +13,16 @@ typedef struct family {
     void (*prepare)(tp_model *m); /* changes what it began with; may be NULL */
 } family;
 
+/* A model that has everything of GPT-2 and takes milliseconds. */
+#define SMALL_GPT2                                                                                 \
+    {                                                                                              \
+        "gpt2", {                                                                                  \
+            .family = TP_FAMILY_GPT2, .layers = 2, .heads = 2, .kv_heads = 2, .channels = 24,      \
+            .head_dim = 12, .ffn = 50, .context = CONTEXT, .vocab = V, .norm_eps = 1e-5,           \
+            .init_std = 0.3, .tie_embeddings = true, .attention_bias = true, .mlp_bias = true      \
+        }                                                                                          \
+    }
+
 typedef struct net {
     tp_ctx *c;
     tp_model *m;
