@@ -3,108 +3,180 @@
 # compute-sanitizer on the kernels, then the benchmarks beside PyTorch, and prints one table. What is
 # built already is not built again.
 #
-#     bench/gpu_check.sh [--no-build] [--quick]
+#     bench/gpu_check.sh [--no-build] [PART…]
+#     bench/gpu_check.sh --pack FILE.tar.xz
 #
-# --no-build: take build-cuda/ as it is (built elsewhere). --quick: no benchmarks. Exits with 1 if a
-# test failed.
+# PART: tests, sanitize, attention, loss, step, gemm, curve; without one, all of them, in this order.
+# --no-build: take build-cuda/ as it is. --pack: only builds, on any machine with nvcc, and packs the
+# programs, the libraries they need, and the text of `curve`. Unpacked in a checkout on a machine that
+# has a GPU and CUDA's runtime but none of the packages, --no-build works there.
+# Logs go to $OUT (build-cuda/gpu-check). Exits with 1 if anything failed; a check that hangs is ended.
 set -u
 cd "$(dirname "$0")/.."
 build=build-cuda
 out=${OUT:-$build/gpu-check}
-mkdir -p "$out"
-make=yes bench=yes
-for a in "$@"; do
-    case $a in
+usage() { sed -n '2,15p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
+make=yes pack= parts=
+while [ $# -gt 0 ]; do
+    case $1 in
     --no-build) make=no ;;
-    --quick) bench=no ;;
-    *) sed -n '2,10p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2 ;;
+    --pack) [ $# = 2 ] || usage; pack=$2; shift ;;
+    tests | sanitize | attention | loss | step | gemm | curve) parts="$parts $1" ;;
+    *) usage ;;
     esac
+    shift
 done
+mkdir -p "$out"
 table="$out/table.txt"
 : >"$table"
 failed=0
 row() { printf '%-34s %-8s %s\n' "$1" "$2" "$3" >>"$table"; }
-# check NAME COMMAND…: one row; the output goes to a file.
+# check NAME SECONDS COMMAND…: one row; the output goes to a file.
 check() {
-    name=$1
-    shift
+    name=$1 limit=$2
+    shift 2
     log="$out/$(echo "$name" | tr ' /' '__').log"
     start=$(date +%s)
-    if "$@" >"$log" 2>&1; then
-        verdict=ok
-    else
-        verdict=FAILED
-        failed=1
-        tail -n 15 "$log"
-    fi
+    timeout -k 5 "$limit" "$@" >"$log" 2>&1
+    case $? in
+    0) verdict=ok ;;
+    77) verdict=skipped ;;
+    124 | 137) verdict=HANGS failed=1 ;;
+    *) verdict=FAILED failed=1 ;;
+    esac
+    case $verdict in ok | skipped) ;; *) tail -n 15 "$log" ;; esac
     row "$name" $verdict "$(($(date +%s) - start)) s   $(tail -n 1 "$log" | cut -c1-90)"
     echo "$verdict  $name"
 }
-
-command -v nvidia-smi >/dev/null || { echo "gpu_check: there is no nvidia-smi, so no GPU" >&2; exit 1; }
-card=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1)
-echo "$card, $(date +%F)"
-
-# ---- build
-if [ $make = yes ]; then
-    check "build" sh -c "cmake --preset cuda && cmake --build $build -j \$(nproc)"
-    [ $failed = 0 ] || exit 1
-fi
-
-# ---- the ops, on the device
-ops=$("$build/tapir" ops | awk '{print $1}')
-each_op() {
-    bad=0
-    for op in $ops; do
-        "$build/cuda_op_test" "$op" || { bad=1; echo "FAILED $op"; }
-    done
-    return $bad
+# each NAME JOBS SECONDS COMMAND: COMMAND with every line of the input behind it, JOBS at a time; one row.
+each() {
+    name=$1 log="$out/$(echo "$1" | tr ' ' '_').log" start=$(date +%s)
+    xargs -P "$2" -I@ sh -c 'o=$(timeout -k 5 '"$3 $4"' @ 2>&1) || echo "FAILED @ ($?)"; echo "$o"' >"$log"
+    bad=$(grep -c '^FAILED .* ([0-9]*)$' "$log")
+    verdict=ok
+    [ "$bad" = 0 ] || { verdict=FAILED failed=1; grep -A 12 '^FAILED .* ([0-9]*)$' "$log" | head -n 60; }
+    row "$name" $verdict "$(($(date +%s) - start)) s   $bad failed $(grep -o '^FAILED [^(]*' "$log" | tr '\n' ' ' | cut -c1-80)"
+    echo "$verdict  $name"
 }
-check "ops on the device" each_op
-for t in "$build"/cuda_*_test; do
-    [ "$t" = "$build/cuda_op_test" ] || check "$(basename "$t" _test | tr _ ' ')" "$t"
-done
-[ -e tests/cuda/train.sh ] && check "training" sh tests/cuda/train.sh "$build/tapir" .
-
-check "registers and spills" sh tests/cuda/registers.sh .
-
-# ---- compute-sanitizer
-if command -v compute-sanitizer >/dev/null; then
-    for tool in memcheck racecheck; do
-        for op in gelu layernorm_backward softmax matmul attention attention_backward \
-            embedding_backward linear_cross_entropy_train adamw_; do
-            check "$tool $op" compute-sanitizer --tool $tool --error-exitcode 1 "$build/cuda_op_test" $op
-        done
-    done
-else
-    row "compute-sanitizer" "absent" ""
-fi
-
-# ---- benchmarks, beside PyTorch where it is there
+# figures NAME SECONDS COMMAND…: a benchmark; its lines go into the table.
 figures() {
-    name=$1
-    shift
-    log="$out/$name.txt"
-    "$@" >"$log" 2>&1 || { failed=1; row "$name" FAILED "$(tail -n 1 "$log" | cut -c1-90)"; }
+    name=$1 log="$out/$1.txt" limit=$2
+    shift 2
+    timeout -k 5 "$limit" "$@" >"$log" 2>&1 || { failed=1; row "$name" FAILED "$(tail -n 1 "$log" | cut -c1-90)"; }
     cat "$log"
     sed 's/^/    /' "$log" >>"$table"
 }
-if [ $bench = yes ]; then
-    figures attention_bits "$build/bench_cuda_attention" --runs 200 128 4096 0
-    if python3 -c 'import torch' 2>/dev/null; then
-        for what in attention loss step; do
-            figures $what python3 bench/peers/pytorch_gpu.py $what --build $build --rounds 2
-        done
+
+# The Bible's text, for `curve`: quickstart.sh's corpora.
+curve_text() {
+    at=runs/quickstart
+    [ -e $at/train.h5 ] && [ -e $at/val.h5 ] && return
+    command -v bible >/dev/null || return
+    mkdir -p $at
+    bible -f gen1:1-rev22:21 | sed 's/^[^ ]* //' >$at/text.txt
+    "$1" prepare $at/text.txt --out $at/train.h5 --val $at/val.h5 --val-fraction 0.1 --vocab 4096
+}
+
+# Programs without what a debugger wants, each behind a script that finds the libraries.
+pack_into() {
+    dir=$(mktemp -d) bin=$(mktemp -d)
+    trap 'rm -rf "$dir" "$bin"' EXIT
+    mkdir -p "$dir/$build/bin" "$dir/$build/lib" "$dir/runs"
+    for p in $build/tapir $build/cuda_*_test $build/bench_cuda_*; do
+        name=$(basename "$p")
+        strip -o "$dir/$build/bin/$name" "$p"
+        cat >"$dir/$build/$name" <<'END'
+#!/bin/sh
+# Debian's libraries are for this program only: what else runs here has its own.
+here=$(cd "$(dirname "$0")" && pwd)
+libs=$here/lib
+for l in /usr/local/cuda/lib64 /usr/local/cuda/lib /usr/local/cuda/targets/*/lib $TAPIR_CUDA_LIBS; do
+    [ -e "$l/libcublasLt.so.13" ] && libs=$libs:$l
+done
+LD_LIBRARY_PATH=$libs${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} exec "$here/bin/$(basename "$0")" "$@"
+END
+        chmod +x "$dir/$build/$name"
+        ldd "$p"
+    done | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | sort -u | grep -v -E '/(libc|libm|libdl|librt|libpthread|libcublas[A-Za-z]*|libcuda)\.so' |
+        while read -r lib; do cp -L "$lib" "$dir/$build/lib/"; done
+    curve_text $build/tapir
+    [ -e runs/quickstart/train.h5 ] && mkdir -p "$dir/runs/quickstart" &&
+        cp runs/quickstart/train.h5 runs/quickstart/val.h5 "$dir/runs/quickstart/"
+    XZ_OPT='--lzma2=preset=6,dict=256MiB' tar -cJf "$1" -C "$dir" $build runs || exit 1
+    ls -l "$1"
+    exit 0
+}
+
+# ---- build
+if [ -n "$pack" ] || [ $make = yes ]; then
+    check "build" 1800 sh -c "cmake --preset cuda && cmake --build $build -j \$(nproc)"
+    [ $failed = 0 ] || exit 1
+fi
+[ -n "$pack" ] && pack_into "$pack"
+
+command -v nvidia-smi >/dev/null || { echo "gpu_check: there is no nvidia-smi, so no GPU" >&2; exit 1; }
+[ -x $build/tapir ] || { echo "gpu_check: there is no $build/tapir" >&2; exit 1; }
+card=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1)
+echo "$card, $(date +%F)"
+$build/tapir version | grep -q '^cuda.*compute capability' ||
+    { echo "gpu_check: $build/tapir sees no GPU: $($build/tapir version 2>&1 | grep -i cuda)" >&2; exit 1; }
+torch=no
+python3 -c 'import torch' 2>/dev/null && torch=yes
+cores=$(nproc)
+[ "$cores" -gt 8 ] && cores=8
+
+part_tests() {
+    $build/tapir ops | awk '{print $1}' | each "ops on the device" "$cores" 120 $build/cuda_op_test
+    for t in $build/cuda_*_test; do
+        [ "$t" = $build/cuda_op_test ] || check "$(basename "$t" _test | tr _ ' ')" 300 "$t"
+    done
+    check "training" 300 sh tests/cuda/train.sh $build/tapir .
+    check "reinforcement learning" 300 sh tests/cuda/grpo.sh $build/tapir .
+    check "real widths" 300 sh tests/cuda/wide.sh $build/tapir .
+}
+part_sanitize() {
+    command -v compute-sanitizer >/dev/null || { row "compute-sanitizer" absent ""; return; }
+    for tool in memcheck racecheck synccheck; do
+        printf '%s\n' gelu layernorm_backward softmax matmul matmul_wgrad attention attention_backward \
+            embedding_backward linear_cross_entropy_train adamw_ newton_schulz rope topk paged_attention |
+            each "$tool" 4 280 "compute-sanitizer --target-processes all --tool $tool --error-exitcode 1 $build/cuda_op_test"
+    done
+}
+part_attention() {
+    figures attention_bits 120 $build/bench_cuda_attention --runs 200 128 4096 0 64 1024 1
+    if [ $torch = yes ]; then
+        figures attention 300 python3 bench/peers/pytorch_gpu.py attention --build $build --rounds 2
     else
-        row "PyTorch" "absent" "the figures below stand alone"
-        figures attention "$build/bench_cuda_attention"
-        figures loss "$build/bench_cuda_loss"
+        figures attention 300 $build/bench_cuda_attention
+    fi
+}
+part_loss() {
+    if [ $torch = yes ]; then
+        figures loss 300 python3 bench/peers/pytorch_gpu.py loss --build $build --rounds 2
+    else
+        figures loss 300 $build/bench_cuda_loss
+    fi
+}
+part_step() {
+    if [ $torch = yes ]; then
+        figures step 540 python3 bench/peers/pytorch_gpu.py step --build $build --rounds 2
+    else
         for c in gpt2-124m llama-1.3b; do
-            figures $c "$build/tapir" bench step configs/bench/$c-cuda.yaml --steps 8 --warmup 3
+            figures $c 200 $build/tapir bench step configs/bench/$c-cuda.yaml --steps 8 --warmup 3
         done
     fi
-    [ -x "$build/bench_cuda_gemm" ] && figures gemm "$build/bench_cuda_gemm"
-fi
+}
+part_gemm() { figures gemm 200 $build/bench_cuda_gemm; }
+part_curve() {
+    curve_text $build/tapir
+    if [ -e runs/quickstart/train.h5 ]; then
+        figures curve 400 sh bench/gpu_curve.sh $build/tapir "$out"
+    else
+        row "curve" absent "neither runs/quickstart/train.h5 nor the program bible is here"
+    fi
+}
+[ $torch = no ] && row "PyTorch" absent "the figures stand alone"
+for part in ${parts:-tests sanitize attention loss step gemm curve}; do part_$part; done
 
 echo "== $card"
 cat "$table"

@@ -28,17 +28,21 @@ elseif(TAPIR_TESTS)
   include(${CMAKE_SOURCE_DIR}/cmake/cuda_on_cpu.cmake)
 endif()
 
+# Not the project's options, which are gcc's. -std: CMake 3.25 does not know it of CUDA 13.
+# --fmad=false: fused only where the source says fmaf, as on the CPU. -compress-all: a fifth of the size.
+function(tapir_nvcc_options target)
+  set_target_properties(${target} PROPERTIES COMPILE_OPTIONS "")
+  target_compile_options(${target} PRIVATE -std=c++20 --fmad=false -Xptxas=-v -Xfatbin=-compress-all
+                         "-Xcompiler=-Wall,-Wno-missing-field-initializers,-Wno-unused-function"
+                         -diag-suppress=177)
+endfunction()
+
 # nvcc, for sm_80 (runs on everything later as well) and sm_90a (Hopper's own instructions).
 function(tapir_cuda)
   find_package(CUDAToolkit REQUIRED)
   add_library(tapir_cuda OBJECT ${CUDA_SOURCES})
   target_include_directories(tapir_cuda PRIVATE ${CMAKE_SOURCE_DIR})
-  # Not the project's options, which are gcc's. -std: CMake 3.25 does not know it of CUDA 13.
-  # --fmad=false: fused only where the source says fmaf, as on the CPU.
-  set_target_properties(tapir_cuda PROPERTIES COMPILE_OPTIONS "")
-  target_compile_options(tapir_cuda PRIVATE -std=c++20 --fmad=false -Xptxas=-v
-                         "-Xcompiler=-Wall,-Wno-missing-field-initializers,-Wno-unused-function"
-                         -diag-suppress=177)
+  tapir_nvcc_options(tapir_cuda)
   target_compile_definitions(tapir PRIVATE TAPIR_CUDA)
   # As one object, of no language: otherwise whoever links the library would have to speak CUDA.
   set(kernels ${CMAKE_BINARY_DIR}/cuda_kernels.o)
@@ -76,11 +80,11 @@ function(tapir_cuda_tests ops)
   endif()
   tapir_cuda_program(cuda_op_test ${CMAKE_SOURCE_DIR}/tests/cuda/cuda_op_test.c)
   target_link_libraries(cuda_op_test PRIVATE tapir_testlib tapir)
-  # tests/cuda/NAME_test.c(c) is the test cuda.NAME; what reports of the emulator it reads needs that.
+  # tests/cuda/NAME_test.c(c) is the test cuda.NAME. hopper_test has kernels of its own.
   file(GLOB programs CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/cuda/*_test.c ${CMAKE_SOURCE_DIR}/tests/cuda/*_test.cc)
   list(FILTER programs EXCLUDE REGEX "/cuda_op_test\\.c$")
   if(TAPIR_CUDA)
-    list(FILTER programs EXCLUDE REGEX "/hopper[a-z_]*_test\\.cc$")
+    set_source_files_properties(${CMAKE_SOURCE_DIR}/tests/cuda/hopper_test.cc PROPERTIES LANGUAGE CUDA)
   endif()
   foreach(src ${programs})
     get_filename_component(name ${src} NAME_WE)
@@ -89,8 +93,13 @@ function(tapir_cuda_tests ops)
       target_link_libraries(cuda_${name} PRIVATE tapir_failing)
     endif()
     target_link_libraries(cuda_${name} PRIVATE tapir_testlib tapir)
-    if(src MATCHES "\\.cc$")
+    if(src MATCHES "/hopper_test\\.cc$" AND TAPIR_CUDA)
+      tapir_nvcc_options(cuda_${name})
+    elseif(src MATCHES "\\.cc$")
       tapir_cxx_options(cuda_${name})
+    endif()
+    if(TAPIR_CUDA)
+      target_link_libraries(cuda_${name} PRIVATE CUDA::cudart)
     endif()
     string(REGEX REPLACE "_test$" "" test ${name})
     tapir_cuda_test(cuda.${test} $<TARGET_FILE:cuda_${name}>)
@@ -107,6 +116,8 @@ function(tapir_cuda_tests ops)
     tapir_cuda_test(cuda.${name} sh ${CMAKE_SOURCE_DIR}/tests/cuda/${name}.sh $<TARGET_FILE:${tapir_with_cuda}>
                     ${CMAKE_SOURCE_DIR} $<$<BOOL:${TAPIR_SANITIZE}>:short>)
   endforeach()
+  set(widths "$<$<NOT:$<BOOL:${TAPIR_CUDA}>>:short>") # real ones are a GPU's
+  tapir_cuda_test(cuda.wide sh ${CMAKE_SOURCE_DIR}/tests/cuda/wide.sh $<TARGET_FILE:${tapir_with_cuda}> ${CMAKE_SOURCE_DIR} ${widths})
   # docs/lessons/10-cuda.md: the kernel that its debugger stops in, with all its variables
   if(NOT TAPIR_CUDA)
     tapir_cuda_kernels_on_cpu(lesson_kernel ${CMAKE_SOURCE_DIR}/ops/attention/attention_sm80.cu)

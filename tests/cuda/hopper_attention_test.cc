@@ -1,9 +1,10 @@
-/* attention and its backward on Hopper, run on the CPU: each kernel against the float64 oracle. Its
- * error may be at most twice that of the formula written plainly with the same roundings (weights
- * and results in bf16), and its bits are the same in every schedule of the emulator. */
+/* attention and its backward on Hopper, run on such a GPU or on the CPU (tests/cuda_on_cpu): each
+ * kernel against the float64 oracle. Its error may be at most twice that of the formula written
+ * plainly with the same roundings (weights and results in bf16), and its bits are the same in every
+ * schedule of the emulator, or every time on the GPU. */
 #include "core/ctx.h"
 #include "core/device.h"
-#include "emu.h"
+#include "either.h"
 #include "ops/attention/attention.h"
 #include "ops/attention/attention_problem.h"
 #include "ops/convert.h"
@@ -323,7 +324,7 @@ static void test(const shape *s, bool backward, int schedules) {
     float *first[3] = {}, *again[3] = {};
     int64_t n[3] = {backward ? p.n[Q] : p.n[O], backward ? p.n[K] : p.n[LSE],
                     backward ? p.n[V] : 0};
-    emu_set_order("forward"), emu_set_async("late");
+    either_schedule("forward", "late");
     if (!run(&p, backward, first, "in order")) {
         expect(false, s->name, "does not run (%g, %g)", 0, 0);
         free_problem(&p);
@@ -339,7 +340,7 @@ static void test(const shape *s, bool backward, int schedules) {
                        : p.o,
               n[i]);
     for (int o = 0; o < schedules; o++) {
-        emu_set_order(orders[o]), emu_set_async(o ? orders[o] : "early");
+        either_schedule(orders[o], o ? orders[o] : "early");
         bool ok = run(&p, backward, again, orders[o]);
         for (int i = 0; i < 3; i++) {
             expect(ok &&
@@ -349,7 +350,7 @@ static void test(const shape *s, bool backward, int schedules) {
             free(again[i]), again[i] = NULL;
         }
     }
-    emu_set_order(NULL), emu_set_async(NULL);
+    either_schedule(NULL, NULL);
     for (int i = 0; i < 3; i++) free(first[i]);
     free_problem(&p);
 }
@@ -401,12 +402,12 @@ static void test_decline(const char *why, int sm, shape s) {
     for (int backward = 0; backward < 2; backward++) {
         float *result[3] = {};
         char said[600];
-        emu_set_sm(sm);
+        either_pretend_sm(sm);
         declined = said;
         said[0] = 0;
         bool ran = run(&p, backward, result, "declined");
         declined = NULL;
-        emu_set_sm(90);
+        either_pretend_sm(90);
         expect(!ran && strstr(said, why), why, "is not the reason (ran: %g, backward: %g)", ran,
                backward);
         for (int i = 0; i < 3; i++) free(result[i]);
@@ -441,7 +442,7 @@ static const shape shapes[] = {
 
 int main(int argc, char **argv) {
     const char *only = argc > 1 ? argv[1] : "";
-    emu_set_sm(90);
+    if (!either_is_hopper()) return puts("skipped: needs a Hopper GPU"), 77;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int backward = 0; backward < 2; backward++) {
             if (!strstr(shapes[i].name, only)) continue;
@@ -451,7 +452,9 @@ int main(int argc, char **argv) {
         }
     if (!*only) {
         test_rows(64), test_rows(96), test_rows(128), test_rows(256);
+#if defined(TP_CUDA_ON_CPU)
         test_decline("needs Hopper", 80, {"declined", 1, 8, 8, 1, 1, 64, CAUSAL, 0, false});
+#endif
         test_decline("softcap", 90,
                      {"declined", 1, 8, 8, 1, 1, 64, {true, false, 0, 0, 0, 3}, 0, false});
         test_decline("scale is not positive", 90,
