@@ -62,7 +62,12 @@ each() {
 figures() {
     name=$1 log="$out/$1.txt" limit=$2
     shift 2
-    timeout -k 5 "$limit" "$@" >"$log" 2>&1 || { failed=1; row "$name" FAILED "$(tail -n 1 "$log" | cut -c1-90)"; }
+    timeout -k 5 "$limit" "$@" >"$log" 2>&1
+    case $? in
+    0) ;;
+    124 | 137) failed=1; row "$name" HANGS "over $limit s" ;;
+    *) failed=1; row "$name" FAILED "" ;;
+    esac
     cat "$log"
     sed 's/^/    /' "$log" >>"$table"
 }

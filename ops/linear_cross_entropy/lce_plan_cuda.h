@@ -1,28 +1,31 @@
 /* How a call is cut on CUDA, and where its memory lies. The vocabulary is far larger than anything
- * else, so two blocks of logits never exist at once:
+ * else, so whole logits never exist:
  *
  *   rows pass    `rows` tokens by the whole vocabulary: loss and statistics; their gradient in
  *                place; dx, a product over the vocabulary.
- *   weight pass  `group` leaves by `cols` entries: the logits once more (as the backward op does
- *                anyway), their gradient in place; dw of those entries, leaf by leaf.
+ *   weight pass  `part` tokens, or `group` short leaves, by `cols` entries: the logits once more
+ *                (as the backward op does anyway), their gradient in place; dw of those entries.
+ *   one pass     dw comes out of the rows pass, which saves the fourth product, and writing and
+ *                reading logits twice: about a third of the time. But dw grows chunk by chunk in
+ * f32, and V*C floats wait at each level of the tree over samples: several hundred MB for a model
+ * of 124 M parameters. So it is taken where the memory that a call may have is enough: a 24th of
+ * its whole logits, or what the `chunk` that is asked for takes.
  *
- * Why dw does not come out of the rows pass, which would save a fourth product: it would grow
- * chunk by chunk in f32, so a call would need V*C floats per level of the tree over samples, for a
- * model of 124 M parameters more than all its logits may take; and reading and writing them for
- * every chunk costs more than the product while chunks are below some 500 rows.
+ * Both have the same bits: the same products (tp_cuda_gemm's like_m and like_n) of the same tokens.
  *
  * dw is the sum of leaves in the CPU's tree. A leaf is one sample, or so many (a power of two, at
- * most TP_CUDA_LEAF) as make LCE_PART tokens together, since a GPU needs long sums. So a split of
- * the batch into powers of two of at least a leaf keeps the bits. (`numerics: fast` has no samples:
- * leaves are LCE_PART tokens.)
+ * most TP_CUDA_LEAF) as make LCE_LEAF tokens together, since a GPU needs long sums; it is the sum
+ * of products over LCE_PART tokens, one continuing the other's sums. So a split of the batch into
+ * powers of two of at least a leaf keeps the bits. (`numerics: fast` has no samples: leaves are
+ * LCE_LEAF tokens.)
  *
- * Logits are f32 in either pass: rounded to bf16, a logit of 20 is off by up to 1/16 and its
+ * Logits are f32 everywhere: rounded to bf16, a logit of 20 is off by up to 1/16 and its
  * probability by 6 %, and statistics in f32 would be for show. Their gradient has the type of w, as
  * tensor cores want it, and overwrites the logits.
  *
- * What enters bits (seg, cols, leaf_t, part) depends on T, C and V only; what memory decides (rows,
- * group) does not show. A call takes less than 1/20 of its whole logits as soon as they are large.
- */
+ * What enters bits (seg, leaf_t, part) depends on T, C and V only; what memory decides (rows, cols,
+ * group, one pass or two) does not show. Unless `chunk` asks for more, a call takes less than 1/20
+ * of its whole logits as soon as they are large. */
 #ifndef TP_LCE_PLAN_CUDA_H
 #define TP_LCE_PLAN_CUDA_H
 #include "core/ctx.h"
@@ -34,7 +37,9 @@ enum {
     LCE_MIN_ROWS = 128, /* of a chunk: fewer would leave a product nothing to share */
     LCE_MAX_ROWS = 4096,
     LCE_PART = 2048, /* tokens in one product of dw */
+    LCE_LEAF = 8192, /* tokens of a leaf, if samples are short */
     LCE_GROUP = 8,   /* leaves side by side, at most */
+    LCE_MAX_COLS = 16384,
 };
 
 typedef struct lce_plan {
@@ -46,6 +51,7 @@ typedef struct lce_plan {
                               which run side by side: a chunk has few rows for a whole GPU */
     int64_t seg_stride;    /* floats from one partial dx to the next */
     /* weight pass */
+    bool one_pass;         /* there is none: cols is V, and the tile is the chunk of logits */
     int64_t cols, tile_ld; /* vocabulary entries of a tile; floats from row to row */
     int64_t leaf_t;        /* tokens of a leaf; the last may have fewer */
     int64_t part;          /* tokens of a leaf in one product */
@@ -57,7 +63,7 @@ typedef struct lce_plan {
     float *loss;     /* train (n): coef*loss; (samples): their sums */
     float *sums;
     float *logits, *partial;       /* rows pass */
-    float *tile, *leaves, *places; /* weight pass, in the same bytes */
+    float *tile, *leaves, *places; /* weight pass, in the same bytes unless it is one pass */
     size_t bytes;
 } lce_plan;
 
@@ -80,26 +86,59 @@ static inline void lce_plan_rows(lce_plan *p, int64_t want, bool dx, size_t budg
     p->seg_stride = partial ? lce_up(p->rows * c, 4) : 0;
 }
 
-static inline void lce_plan_weight(lce_plan *p, bool fast, size_t budget) {
+/* Floats that wait in the tree over the leaves for one entry of the vocabulary, and the leaves. */
+static inline int64_t lce_waiting(const lce_plan *p) {
+    int64_t places = p->groups > 0 ? lce_tree_places(p->groups - 1) : 0;
+    return (p->group + places) * p->d.c;
+}
+
+static inline void lce_plan_leaves(lce_plan *p, bool fast) {
     const lce_dims *d = &p->d;
-    int64_t c = lce_most(d->c, 1);
-    p->cols = lce_least(lce_most((1 << 20) / c / 128 * 128, 256), 2048);
+    int64_t samples = 1;
+    while (samples < TP_CUDA_LEAF && 2 * samples * d->t <= LCE_LEAF) samples *= 2;
+    p->leaf_t = lce_least(fast ? (int64_t)LCE_LEAF : samples * d->t, d->n);
+    p->part = lce_least(p->leaf_t, LCE_PART);
+}
+
+static inline void lce_plan_groups(lce_plan *p, int64_t group) {
+    int64_t leaves = p->leaf_t ? (p->d.n + p->leaf_t - 1) / p->leaf_t : 0;
+    p->groups = (leaves + group - 1) / group;
+    p->group = lce_most(lce_least(group, leaves), 1);
+}
+
+/* Gradient and weight from the same chunks: of whole leaves, or whole parts of one leaf. */
+static inline bool lce_plan_one_pass(lce_plan *p, int64_t want, size_t budget) {
+    const lce_dims *d = &p->d;
+    int64_t partial = p->segments > 1 ? p->segments * d->c : 0, rows = want;
+    lce_plan_groups(p, 1);
+    if (!d->n) return false;
+    if (want <= 0) {
+        size_t floats = budget / sizeof(float), waiting = (size_t)(lce_waiting(p) * d->v);
+        rows = waiting < floats ? (int64_t)((floats - waiting) / (size_t)(p->ld + partial)) : 0;
+        rows = lce_least(rows, LCE_MAX_ROWS);
+    }
+    if (rows < p->part) return false;
+    p->rows = rows < p->leaf_t ? rows / p->part * p->part : rows / p->leaf_t * p->leaf_t;
+    p->rows = lce_least(p->rows, d->n);
+    p->seg_stride = partial ? lce_up(p->rows * d->c, 4) : 0;
+    p->cols = d->v;
+    p->tile_ld = p->ld;
+    p->leaf = lce_up(lce_up(d->v, 8) * d->c, 4);
+    return true;
+}
+
+static inline void lce_plan_weight(lce_plan *p, size_t budget) {
+    const lce_dims *d = &p->d;
+    int64_t floats = (int64_t)(budget / sizeof(float));
+    for (int64_t group = p->leaf_t > p->part ? 1 : LCE_GROUP;; group /= 2) {
+        lce_plan_groups(p, group);
+        p->cols = floats / lce_most(p->group * p->part + lce_waiting(p), 1);
+        if (group == 1 || (p->group * p->part <= LCE_PART && p->cols >= 2048)) break;
+    }
+    p->cols = lce_least(lce_most(p->cols - p->cols % 256, 256), LCE_MAX_COLS);
     p->cols = lce_least(p->cols, d->v);
     p->tile_ld = lce_up(p->cols, 8);
-    int64_t samples = 1;
-    while (samples < TP_CUDA_LEAF && 2 * samples * d->t <= LCE_PART) samples *= 2;
-    p->leaf_t = lce_least(fast ? (int64_t)LCE_PART : samples * d->t, d->n);
-    p->part = lce_least(p->leaf_t, LCE_PART);
-    int64_t leaves = p->leaf_t ? (d->n + p->leaf_t - 1) / p->leaf_t : 0;
-    p->leaf = lce_up(p->cols * d->c, 4);
-    for (p->group = p->leaf_t > p->part ? 1 : LCE_GROUP;; p->group /= 2) {
-        p->groups = (leaves + p->group - 1) / p->group;
-        size_t places = p->groups > 0 ? (size_t)lce_tree_places(p->groups - 1) : 0;
-        size_t floats = (size_t)(p->group * p->part * p->tile_ld) +
-                        ((size_t)p->group + places) * (size_t)p->leaf;
-        if (p->group == 1 || floats * sizeof(float) <= budget) break;
-    }
-    p->group = lce_most(lce_least(p->group, leaves), 1);
+    p->leaf = lce_up(lce_up(p->cols, 8) * d->c, 4);
 }
 
 /* The next count*4 bytes of the workspace, NULL for none; without a base only counts. */
@@ -118,7 +157,9 @@ static inline lce_plan lce_plan_of(const tp_call *k, bool stats, bool dx, bool d
     int64_t n = p.d.n, want = ((const lce_attr *)k->attr)->o.chunk;
     size_t budget = (size_t)n * (size_t)p.d.v / 24 * p.size, at, end;
     lce_plan_rows(&p, want, dx, budget);
-    lce_plan_weight(&p, k->ctx->fast, budget);
+    lce_plan_leaves(&p, k->ctx->fast);
+    p.one_pass = dx && dw && lce_plan_one_pass(&p, want, budget);
+    if (!p.one_pass) lce_plan_weight(&p, budget);
     bool train = stats && (dx || dw);
     p.target = (int32_t *)lce_carve(b, &p.bytes, n);
     p.coef = (float *)lce_carve(b, &p.bytes, dx || dw ? 4 * n : 0);
@@ -129,10 +170,10 @@ static inline lce_plan lce_plan_of(const tp_call *k, bool stats, bool dx, bool d
         p.logits = (float *)lce_carve(b, &at, p.rows * p.ld);
         p.partial = (float *)lce_carve(b, &at, dx ? p.segments * p.seg_stride : 0);
         end = at;
-        at = p.bytes;
+        if (!p.one_pass) at = p.bytes;
     }
     if (dw && n) {
-        p.tile = (float *)lce_carve(b, &at, p.group * p.part * p.tile_ld);
+        p.tile = p.one_pass ? p.logits : (float *)lce_carve(b, &at, p.group * p.part * p.tile_ld);
         p.leaves = (float *)lce_carve(b, &at, p.group * p.leaf);
         p.places = (float *)lce_carve(b, &at, lce_tree_places(p.groups - 1) * p.leaf);
         end = at > end ? at : end;

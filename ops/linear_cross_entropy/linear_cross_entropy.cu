@@ -89,6 +89,7 @@ static tp_status logits_run(const tp_call *k, const lce_plan *p, int64_t row0, i
     g.m = rows;
     g.n = nv;
     g.k = d->c;
+    g.like_n = d->v;
     g.a = matrix(x->data, x->dtype, row0 * d->c, d->c, 1, 0);
     g.b = matrix(w->data, w->dtype, v0 * d->w_vs, d->w_cs, d->w_vs, 0);
     g.c = matrix(to, TP_F32, 0, ld, 1, 0);
@@ -177,12 +178,14 @@ static tp_status leaves_run(const tp_call *k, const lce_plan *p, int64_t row0, i
     g.batch = count;
     g.m = d->trans_w ? d->c : nv;
     g.n = d->trans_w ? nv : d->c;
+    g.like_m = d->trans_w ? d->c : d->v;
+    g.like_n = d->trans_w ? d->v : d->c;
     g.k = rows;
     g.a = d->trans_w ? xs : ds;
     g.a.col = g.a.row;
     g.a.row = 1;
     g.b = d->trans_w ? ds : xs;
-    g.c = matrix(to, TP_F32, 0, g.n, 1, p->leaf);
+    g.c = matrix(to, TP_F32, 0, d->trans_w ? lce_up(nv, 8) : d->c, 1, p->leaf);
     g.accumulate = accumulate;
     g.m_fixed = true;
     return tp_cuda_gemm_run(k, &g);
@@ -191,12 +194,12 @@ static tp_status leaves_run(const tp_call *k, const lce_plan *p, int64_t row0, i
 /* ---- the tree over samples ------------------------------------------------------------------ */
 typedef struct tree_args {
     const float *leaves;
-    int64_t stride, n; /* floats from leaf to leaf, a multiple of 4, and those that count */
-    int count;         /* leaves, at most LCE_GROUP */
-    float *place;      /* where this subtree would wait; those before it lie below */
-    int merges;        /* of them are done now */
-    void *to;          /* dw of the tile, if this was the last group; else NULL */
-    int64_t row, ld;   /* dw's entry of element i: i/row*ld + i%row */
+    int64_t stride, n;      /* floats from leaf to leaf, a multiple of 4, and those that count */
+    int count;              /* leaves, at most LCE_GROUP */
+    float *place;           /* where this subtree would wait; those before it lie below */
+    int merges;             /* of them are done now */
+    void *to;               /* dw of the tile, if this was the last group; else NULL */
+    int64_t row, width, ld; /* dw's entry of element i: i/row*ld + i%row, if i%row < width */
 } tree_args;
 
 /* Four neighbours each. */
@@ -229,7 +232,7 @@ template <typename T> __global__ void __launch_bounds__(THREADS) lce_tree(tree_a
     float y[4] = {sum.x, sum.y, sum.z, sum.w};
 #pragma unroll
     for (int e = 0; e < 4; e++)
-        if (i + e < a.n)
+        if (i + e < a.n && (i + e) % a.row < a.width)
             tp_stg((T *)a.to + (i + e) / a.row * a.ld + (i + e) % a.row, tp_from_f32<T>(y[e]));
 }
 
@@ -243,11 +246,12 @@ static tp_status tree_run(const tp_call *k, const lce_plan *p, int64_t g, int64_
     int64_t rows = d->n - g * p->group * p->leaf_t, count = (rows + p->leaf_t - 1) / p->leaf_t;
     a.leaves = p->leaves;
     a.stride = p->leaf;
-    a.n = nv * d->c;
+    a.row = d->trans_w ? lce_up(nv, 8) : d->c;
+    a.width = d->trans_w ? nv : d->c;
+    a.n = d->trans_w ? d->c * a.row : nv * d->c;
     a.count = (int)lce_least(count, p->group);
     a.place = p->places + place * p->leaf;
     a.merges = last ? place : lce_leaf_merges(g);
-    a.row = d->trans_w ? nv : d->c;
     a.ld = d->trans_w ? d->v : d->c;
     if (last) a.to = (char *)dw->data + v0 * d->w_vs * (int64_t)tp_dtype_size(dw->dtype);
     TP_BY_FLOAT(dw->dtype, T,
@@ -274,10 +278,27 @@ static lce_rows_args rows_args(const lce_plan *p, float *logits, int64_t ld, int
     return a;
 }
 
+/* dw's share of a chunk: part after part, each continuing the sums of its leaf, and a leaf that is
+ * complete goes up the tree. */
+static tp_status weight_of_chunk(const tp_call *k, const lce_plan *p, int64_t row0, int64_t rows,
+                                 tp_tensor *dw) {
+    tp_status st = TP_OK;
+    for (int64_t at = row0, next; at < row0 + rows && !st; at = next) {
+        int64_t g = at / p->leaf_t, first = g * p->leaf_t;
+        int64_t end = lce_least(first + p->leaf_t, p->d.n);
+        next = lce_least(first + ((at - first) / p->part + 1) * p->part, end);
+        st = leaves_run(k, p, row0, at - row0, next - at, 1, p->d.v, p->leaves, at > first);
+        if (!st && next == end) st = tree_run(k, p, g, 0, p->d.v, dw);
+    }
+    return st;
+}
+
 static tp_status rows_pass(const tp_call *k, const lce_plan *p, const outputs *o) {
     tp_status st = TP_OK;
-    for (int64_t row0 = 0; row0 < p->d.n && !st; row0 += p->rows) {
-        int64_t rows = lce_least(p->rows, p->d.n - row0);
+    for (int64_t row0 = 0, rows; row0 < p->d.n && !st; row0 += rows) {
+        rows = lce_least(p->rows, p->d.n - row0);
+        if (p->one_pass && p->rows < p->leaf_t) /* parts of one leaf */
+            rows = lce_least(rows, p->leaf_t - row0 % p->leaf_t);
         lce_rows_args a = rows_args(p, p->logits, p->ld, row0, 0, p->d.v);
         if (o->job != LCE_JOB_GRAD) {
             a.loss = (o->loss ? tp_f32(o->loss) : p->loss) + row0;
@@ -291,6 +312,7 @@ static tp_status rows_pass(const tp_call *k, const lce_plan *p, const outputs *o
                  : o->job == LCE_JOB_TRAIN ? lce_rows_run<LCE_JOB_TRAIN>(k, rows, a)
                                            : lce_rows_run<LCE_JOB_GRAD>(k, rows, a);
         if (!st && o->dx && p->d.c) st = dx_run(k, p, row0, rows, o->dx);
+        if (!st && p->one_pass && p->d.c) st = weight_of_chunk(k, p, row0, rows, o->dw);
     }
     return st;
 }
@@ -329,7 +351,8 @@ static tp_status short_leaves(const tp_call *k, const lce_plan *p, int64_t g, in
 
 static tp_status weight_pass(const tp_call *k, const lce_plan *p, tp_tensor *dw) {
     tp_status st = TP_OK;
-    if (!p->d.n || !p->d.c) /* no token: 0 */
+    if (p->one_pass && p->d.c) return TP_OK; /* it has come out of the rows pass */
+    if (!p->d.n || !p->d.c)                  /* no token: 0 */
         return dw->data ? k->ctx->backend->fill(k->ctx, dw->data, 0,
                                                 (size_t)tp_numel(dw) * tp_dtype_size(dw->dtype))
                         : TP_OK;
@@ -390,6 +413,7 @@ static tp_status backward_run(const tp_call *k) {
     lce_plan p = lce_plan_of(k, false, !at->no_dx, !at->no_dw, k->workspace);
     outputs o = {};
     o.dx = k->out[0];
+    o.dw = k->out[1];
     o.job = LCE_JOB_GRAD;
     tp_status st = tokens_run(k, &p, LCE_BACK_LSE);
     if (!st && !at->no_dx) st = rows_pass(k, &p, &o);
@@ -408,6 +432,7 @@ static tp_status train_run(const tp_call *k) {
     o.logprob = k->out[LCE_SUM_LOGPROB];
     o.entropy = k->out[LCE_SUM_ENTROPY];
     o.dx = k->out[LCE_SUM_DX];
+    o.dw = k->out[LCE_SUM_DW];
     o.job = LCE_JOB_TRAIN;
     tp_status st = tokens_run(k, &p, LCE_TRAIN_COEF);
     if (!st) st = rows_pass(k, &p, &o);

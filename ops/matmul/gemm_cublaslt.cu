@@ -20,6 +20,7 @@ static const int64_t REFERENCE_ROWS = 4096;
 typedef struct plan_key {
     int64_t n, k, m; /* m: 0, or that of a weight */
     int64_t lda, ldb, ldc;
+    int64_t like_m, like_n;       /* the sizes by which the algorithm is chosen; like_m: 0 as m */
     int32_t a_along_m, b_along_k; /* a's columns, b's columns are dense: op T */
     int32_t dtype, c_dtype, epilogue, align_a, align_b, align_c;
 } plan_key;
@@ -134,6 +135,8 @@ static bool key_of(plan_key *key, const tp_cuda_gemm *g, cublasLtEpilogue_t epil
     key->n = g->n;
     key->k = g->k;
     key->m = g->m_fixed || key->a_along_m ? g->m : 0;
+    key->like_m = key->m && g->like_m ? g->like_m : key->m;
+    key->like_n = g->like_n ? g->like_n : g->n;
     key->ldc = g->m == 1 && g->c.row < g->n ? g->n : g->c.row;
     key->dtype = g->a.dtype;
     key->c_dtype = g->c.dtype;
@@ -145,6 +148,25 @@ static bool key_of(plan_key *key, const tp_cuda_gemm *g, cublasLtEpilogue_t epil
 }
 
 static cudaDataType_t type_of(int32_t dtype) { return dtype == TP_F32 ? CUDA_R_32F : CUDA_R_16BF; }
+
+/* The sizes of the three layouts, and how far apart their rows lie. */
+static void set_sizes(cublasStatus_t *e, plan *p, int64_t m, int64_t n, const int64_t ld[3]) {
+    const plan_key *y = &p->key;
+    cublasLtMatrixLayout_t all[3] = {p->a, p->b, p->c};
+    set_layout(e, p->a, y->a_along_m ? CUBLASLT_MATRIX_LAYOUT_ROWS : CUBLASLT_MATRIX_LAYOUT_COLS,
+               (uint64_t)m);
+    set_layout(e, p->b, y->b_along_k ? CUBLASLT_MATRIX_LAYOUT_COLS : CUBLASLT_MATRIX_LAYOUT_ROWS,
+               (uint64_t)n);
+    set_layout(e, p->c, CUBLASLT_MATRIX_LAYOUT_ROWS, (uint64_t)n);
+    set_layout(e, p->c, CUBLASLT_MATRIX_LAYOUT_COLS, (uint64_t)m);
+    for (int i = 0; i < 3; i++) set_layout(e, all[i], CUBLASLT_MATRIX_LAYOUT_LD, ld[i]);
+}
+
+/* The least distance of rows of this length that are as well aligned as those `ld` apart. */
+static int64_t close_rows(int64_t ld, int64_t length) {
+    int64_t unit = (ld | 8) & -(ld | 8), close = (length + unit - 1) / unit * unit;
+    return unit < 8 && close % (2 * unit) == 0 ? close + unit : close;
+}
 
 /* Where it lies, and how many rows and matrices it has, may differ from call to call. */
 static void set_call(cublasStatus_t *e, plan *p, const tp_cuda_gemm *g, int64_t m, int64_t batch) {
@@ -199,12 +221,20 @@ static tp_status describe(const tp_call *k, plan *p) {
     return check(k, e);
 }
 
+/* By the sizes that the problem says it is like, its rows close together: a product over a part of
+ * a weight, or into a wider matrix, runs what the whole does, so its bits do not tell. */
 static tp_status choose_algorithms(const tp_call *k, tp_cublaslt *lt, plan *p,
                                    const tp_cuda_gemm *g) {
     cublasLtMatmulHeuristicResult_t found[ASKED];
     cublasStatus_t e = CUBLAS_STATUS_SUCCESS;
+    const plan_key *y = &p->key;
     int n = 0;
-    set_call(&e, p, g, p->key.m ? p->key.m : REFERENCE_ROWS, 1);
+    int64_t m = y->like_m ? y->like_m : REFERENCE_ROWS, ld[3] = {y->lda, y->ldb, y->ldc};
+    int64_t close[3] = {close_rows(y->lda, y->a_along_m ? m : y->k),
+                        close_rows(y->ldb, y->b_along_k ? y->k : y->like_n),
+                        close_rows(y->ldc, y->like_n)};
+    set_call(&e, p, g, m, 1);
+    set_sizes(&e, p, m, y->like_n, close);
     set_preference(&e, lt, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)p->key.align_b);
     set_preference(&e, lt, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)p->key.align_a);
     set_preference(&e, lt, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)p->key.align_c);
@@ -214,6 +244,9 @@ static tp_status choose_algorithms(const tp_call *k, tp_cublaslt *lt, plan *p,
     e = cublasLtMatmulAlgoGetHeuristic(lt->handle, p->op, p->b, p->a, p->c, p->c, lt->preference,
                                        ASKED, found, &n);
     if (e) n = 0; /* not supported: our own kernel takes it */
+    e = CUBLAS_STATUS_SUCCESS;
+    set_sizes(&e, p, y->m ? y->m : m, y->n, ld);
+    if ((st = check(k, e))) return st;
     for (int i = 0; i < n && p->algos < KEPT; i++)
         if (!found[i].state && !splits_k(&found[i].algo)) p->algo[p->algos++] = found[i].algo;
     return TP_OK;
@@ -269,8 +302,7 @@ static cublasStatus_t multiply(const tp_call *k, tp_cublaslt *lt, plan *p, const
     const char *b = (const char *)g->b.p + first * g->b.batch * (int64_t)size;
     char *c = (char *)g->c.p + first * g->c.batch * (int64_t)c_size;
     return cublasLtMatmul(lt->handle, p->op, &one, b, p->b, a, p->a, &beta, c, p->c, c, p->c,
-                          &p->algo[p->choice], lt->workspace, WORKSPACE,
-                          tp_cuda_stream(k->ctx));
+                          &p->algo[p->choice], lt->workspace, WORKSPACE, tp_cuda_stream(k->ctx));
 }
 
 static tp_status run_plan(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g,

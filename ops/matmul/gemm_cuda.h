@@ -17,8 +17,8 @@ extern "C" {
  * are subtrees of it. */
 enum { TP_CUDA_LEAF = 8 };
 
-/* Rows of logits are a multiple of so many floats apart, whoever computes them: for products that
- * differ in that, cuBLASLt may choose different algorithms, and decoding would have other bits. */
+/* Rows of logits are a multiple of so many floats apart, whoever computes them: cuBLASLt chooses by
+ * how well rows are aligned, and decoding would have other bits. */
 enum { TP_CUDA_LOGITS_PITCH = 8 };
 
 /* Element (i,j) of matrix b stands at p + b*batch + i*row + j*col, counted in elements. Fast where
@@ -44,6 +44,7 @@ typedef struct tp_cuda_gemm {
     bool accumulate;        /* c += a b; without bias */
     bool m_fixed;           /* m is a dimension of a weight, not a number of rows: the algorithm may
                                be chosen by it. Implied where a's columns are dense (a.row is 1) */
+    int64_t like_m, like_n; /* not 0: a part of a product of these sizes, with that one's bits */
     tp_cuda_epilogue epilogue;
     void *aux;
 } tp_cuda_gemm;

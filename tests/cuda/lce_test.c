@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "ops/matmul/gemm_cuda.h"
 
 typedef struct problem {
     int64_t b, t, c, v, from; /* from: the global number of the first sample */
@@ -21,6 +22,7 @@ typedef struct problem {
     tp_lce_opts o;
     int32_t bad; /* != 0: the target of token 6 */
     int nan_at;  /* > 0: this element of w is NaN */
+    tp_cuda_gemm_path path;
 } problem;
 
 enum { LOSS, LOGPROB, ENTROPY, DX, DW, NVALUES };
@@ -29,6 +31,7 @@ typedef struct result { /* on the host, in f32 */
     int64_t n[NVALUES];
     tp_status st;
     char error[256];
+    int64_t products;
 } result;
 
 static float normal(uint64_t which, uint64_t i, tp_dtype t) {
@@ -131,7 +134,12 @@ static result run(const problem *p) {
               *tw = tp_require_grad(upload(c, p->dtype, 2, p->o.trans_w ? wt : ws, w)),
               *ty = upload(c, TP_I32, 2, xs, y), *tq = upload(c, TP_F32, 2, xs, q);
     assert_int_equal(tp_tape_on(c), TP_OK);
+    if (p->device == TP_CUDA) tp_cuda_gemm_choose(c, p->path);
     head(&r, c, p, tx, tw, ty, tq);
+    if (p->device == TP_CUDA) {
+        tp_cuda_gemm_stats s = tp_cuda_gemm_stats_of(c);
+        r.products = s.own_runs + s.cublaslt_runs;
+    }
     tp_ctx_free(c);
     return r;
 }
@@ -295,6 +303,33 @@ static void test_no_chunk_shows(void **state) {
     }
 }
 
+/* With room for a chunk of logits dw comes out of the rows pass: fewer products, and the bits of
+ * two passes. Chunks are parts of a leaf (of 4120 tokens, in parts of 2048), or a leaf.
+ */
+static void test_one_pass_has_the_bits_of_two(void **state) {
+    (void)state;
+    static const int64_t chunks[] = {2500, 6000};
+    for (int i = 0; i < 2; i++) {
+        problem p = {.b = 5, .t = 1030, .c = 4, .v = 300, .device = TP_CUDA, .train = true};
+        p.path = TP_GEMM_CUBLASLT; /* which chooses by sizes; our own kernels do not */
+        p.dtype = i ? TP_BF16 : TP_F32;
+        p.o.trans_w = i == 0;
+        result two = run_well(&p);
+        for (size_t j = 0; j < sizeof chunks / sizeof *chunks; j++) {
+            p.o.chunk = chunks[j];
+            result one = run_well(&p);
+            assert_true(one.products < two.products);
+            expect_same(&two, &one, 0);
+            result_free(&one);
+        }
+        p.from = 1; /* the comparison notices other numbers */
+        result other = run_well(&p);
+        assert_memory_not_equal(two.v[DW], other.v[DW], (size_t)two.n[DW] * 4);
+        result_free(&other);
+        result_free(&two);
+    }
+}
+
 /* dw of the whole that is not the sum of its parts' */
 static int64_t differ(const result *whole, const result *l, const result *r) {
     int64_t n = 0;
@@ -409,6 +444,7 @@ int main(void) {
         cmocka_unit_test(test_f32),
         cmocka_unit_test(test_bf16),
         cmocka_unit_test(test_no_chunk_shows),
+        cmocka_unit_test(test_one_pass_has_the_bits_of_two),
         cmocka_unit_test(test_parts_are_subtrees),
         cmocka_unit_test(test_wrong_targets),
         cmocka_unit_test(test_nan_shows),

@@ -97,6 +97,7 @@ cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t l,
                                                 const void *value, size_t bytes) {
     if (what == CUBLASLT_MATRIX_LAYOUT_ROWS) TAKE(l->rows);
     if (what == CUBLASLT_MATRIX_LAYOUT_COLS) TAKE(l->cols);
+    if (what == CUBLASLT_MATRIX_LAYOUT_LD) TAKE(l->ld);
     if (what == CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT) TAKE(l->batch);
     if (what == CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET) TAKE(l->offset);
     return CUBLAS_STATUS_INVALID_VALUE;
@@ -225,7 +226,11 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t h, cublasLtMatmul
     /* no algorithm for rows that begin anywhere */
     for (int i = 0; i < 4; i++)
         if (pref->alignment[i] < 4) return CUBLAS_STATUS_NOT_SUPPORTED;
-    for (int i = 0; i < EMU_LT_ALGOS && *n < asked; i++) {
+    /* which is thought the fastest depends on the sizes, and on how far apart rows lie */
+    bool wide = p.a.ld + p.b.ld + p.c.ld > 2 * (int64_t)(p.a.rows + p.b.rows + p.c.rows);
+    bool swap = wide != ((p.c.rows + p.c.cols) % 3 == 0);
+    for (int j = 0; j < EMU_LT_ALGOS && *n < asked; j++) {
+        int i = j >= 2 && swap ? 5 - j : j;
         if (!does(i, &p) || ALGO_BYTES[i] > pref->workspace) continue;
         cublasLtMatmulHeuristicResult_t r = {};
         r.algo.data[0] = ALGO_MARK;
