@@ -264,6 +264,7 @@ static tp_model_out loss_of(tp_trainer *t, const loaded *l, int64_t targets) {
     tp_model_loss_opts o = {.z_loss = t->cfg.train.z_loss,
                             .scale = 1.0 / (double)targets,
                             .gradient = true,
+                            .chunk = t->cfg.train.loss_chunk_size,
                             .aux_scale = t->cfg.mod.aux_coef / tokens};
     return tp_model_loss(t->c, t->model, &l->in, l->targets, &o);
 }

@@ -48,7 +48,7 @@ typedef struct tp_config {
         tp_cfg_segments segments;
     } mod;
     struct {
-        int64_t batch, micro_batches, warmup_steps, decay_steps, max_bad_steps;
+        int64_t batch, micro_batches, warmup_steps, decay_steps, max_bad_steps, loss_chunk_size;
         tp_cfg_optimizer optimizer;
         tp_cfg_state optimizer_state_dtype;
         tp_cfg_schedule lr_scheduler_type;

@@ -179,6 +179,10 @@ const tp_key tp_config_keys[] = {
         "length of the final decay of wsd; 0: a fifth of run.steps"),
     F64(train.z_loss, "0", 0, SHUT, INFINITY, OPEN, "",
         "weight of the squared log-partition in the loss; 0: off"),
+    I64(train.loss_chunk_size, "0", 0, 65536, "tokens",
+        "tokens whose logits exist at once; 0: few, so that the loss takes little memory; on a GPU "
+        "2048 and more save a product of the head and take, beside these logits, its gradient "
+        "several times; same bits"),
     I64(train.max_bad_steps, "10", 0, 1e12, "steps",
         "consecutive steps with NaN or infinity that are skipped before the run stops"),
 

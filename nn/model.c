@@ -289,7 +289,7 @@ tp_model_out tp_model_loss(tp_ctx *c, tp_model *m, const tp_model_in *in, tp_ten
     if (!x) return out;
     tp_scope s = tp_scope_open(c, "loss");
     tp_tensor *head = tp_weight(c, m, m->head);
-    tp_lce_opts lo = {.softcap = m->cfg.logit_softcap, .z_loss = o->z_loss};
+    tp_lce_opts lo = {.softcap = m->cfg.logit_softcap, .z_loss = o->z_loss, .chunk = o->chunk};
     if (o->gradient) {
         tp_tensor *coef = tp_full(c, x->dtype == TP_F64 ? TP_F64 : TP_F32, o->scale, targets->ndim,
                                   targets->shape);

@@ -112,6 +112,7 @@ typedef struct tp_model_loss_opts {
     double z_loss;
     double scale;     /* each token's loss counts this much: 1 / tokens of the whole batch */
     bool gradient;    /* the loss will be differentiated */
+    int64_t chunk;    /* tokens whose logits exist at once; 0: chosen by size; same bits */
     double aux_scale; /* with TOP_K: each token's auxiliary loss of each routed block counts this
                          much: coefficient / tokens of the whole batch. 0: none is computed */
 } tp_model_loss_opts;

@@ -1,5 +1,7 @@
 /* linear_cross_entropy with its gradients on the GPU: milliseconds, and the memory that it takes
- * over its inputs and outputs, against that of the whole logits. bf16, 16384 tokens.
+ * over its inputs and outputs, against that of the whole logits. bf16, 16384 tokens. Each shape
+ * twice: with as little memory as by default, and with room for CHUNK tokens' logits
+ * (train.loss_chunk_size).
  *
  *     bench_cuda_loss [--small] [C V]… */
 #include "bench.h"
@@ -11,23 +13,27 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { CHUNK = 4096 };
+
 typedef struct problem {
     tp_tensor *x, *w, *targets, *coef;
+    tp_lce_opts opts;
 } problem;
 
 static tp_status run(tp_ctx *c, void *arg) {
     problem *p = arg;
-    tp_linear_cross_entropy_train(c, p->x, p->w, p->targets, p->coef, NULL);
+    tp_linear_cross_entropy_train(c, p->x, p->w, p->targets, p->coef, &p->opts);
     return tp_error_status(c);
 }
 
-static int measure(int64_t rows, int64_t T, int64_t C, int64_t V) {
+static int measure_with(int64_t chunk, int64_t rows, int64_t T, int64_t C, int64_t V) {
     tp_ctx *c;
     if (bench_open(&c)) return 1;
     problem p = {bench_normal(c, TP_BF16, 1, 1, 3, (int64_t[]){rows, T, C}),
                  bench_normal(c, TP_BF16, 2, 0.02, 2, (int64_t[]){V, C}),
                  bench_ids(c, V, 2, (int64_t[]){rows, T}),
-                 tp_tensor_keep(c, TP_F32, 2, (int64_t[]){rows, T})};
+                 tp_tensor_keep(c, TP_F32, 2, (int64_t[]){rows, T}),
+                 {.chunk = chunk}};
     /* the tape must hold x and w for gradients to be made */
     if (p.x) p.x->requires_grad = p.w->requires_grad = true;
     size_t before = tp_memory_used(c);
@@ -40,13 +46,18 @@ static int measure(int64_t rows, int64_t T, int64_t C, int64_t V) {
     }
     double n = (double)(rows * T), outputs = (double)(V * C) * 4 + n * (double)C * 4;
     double extra = (double)(tp_memory_peak(c) - before) - outputs, logits = n * (double)V * 2;
-    printf(
-        "tapir loss C=%-4lld V=%-6lld %.3f ms (%.1f TFLOP/s)  extra memory %.1f MB, 1/%.0f of the "
-        "logits' %.0f MB\n",
-        (long long)C, (long long)V, 1e3 * s, 6 * n * (double)C * (double)V / s / 1e12, extra / 1e6,
-        extra > 0 ? logits / extra : INFINITY, logits / 1e6);
+    printf("tapir loss C=%-4lld V=%-6lld chunk %-4lld %.3f ms (%.1f TFLOP/s)  extra memory %.1f "
+           "MB, 1/%.0f of the "
+           "logits' %.0f MB\n",
+           (long long)C, (long long)V, (long long)chunk, 1e3 * s,
+           6 * n * (double)C * (double)V / s / 1e12, extra / 1e6,
+           extra > 0 ? logits / extra : INFINITY, logits / 1e6);
     tp_ctx_free(c);
     return 0;
+}
+
+static int measure(int64_t rows, int64_t T, int64_t C, int64_t V) {
+    return measure_with(0, rows, T, C, V) || measure_with(CHUNK, rows, T, C, V);
 }
 
 int main(int argc, char **argv) {

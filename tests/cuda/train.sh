@@ -108,6 +108,9 @@ expect "one pass" run whole $m train.micro_batches=1
 expect "two passes" run halves $m train.micro_batches=2
 expect "two passes have the bits of one" [ "$(hash_of whole)" = "$(hash_of halves)" ]
 
+expect "the head's loss with room for its logits" run roomy $m train.micro_batches=1 train.loss_chunk_size=4096
+expect "that room changes no bit" [ "$(hash_of whole)" = "$(hash_of roomy)" ]
+
 json=$("$tapir" bench step "$src/configs/tests/cuda.yaml" device=cuda dtype=bf16 model.vocab=300 --steps 2 \
     --warmup 1 --json 2>"$dir/err") || bad "bench: $(cat "$dir/err")"
 number() { echo "$json" | sed "s/.*\"$1\":\([0-9.]*\).*/\1/"; }
