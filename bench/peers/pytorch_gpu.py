@@ -184,16 +184,15 @@ def step(args):
         except RuntimeError as e:
             print(f"torch step {name}: {str(e).splitlines()[0]}", flush=True)
             continue
-        rates = []
         for _ in range(args.rounds):
             s = seconds(one, floor=0.5, rounds=3)
-            rates.append(batch * context / s)
-            print(f"torch step {name}: {rates[-1]:.0f} tokens/s ({1e3 * s:.1f} ms, {params / 1e6:.0f}M parameters, "
+            print(f"torch step {name}: {batch * context / s:.0f} tokens/s ({1e3 * s:.1f} ms, {params / 1e6:.0f}M parameters, "
                   f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB)", flush=True)
+            torch.cuda.empty_cache()  # what is left is a few GB of weights and moments
+            for how in ([], ["train.loss_chunk_size=0"]):
+                ours(args, "tapir", "bench", "step", f"configs/bench/{name}-cuda.yaml", "--steps", "8", "--warmup", "3", *how)
         del m, opt, f
         torch.cuda.empty_cache()
-        for _ in range(args.rounds):
-            ours(args, "tapir", "bench", "step", f"configs/bench/{name}-cuda.yaml", "--steps", "8", "--warmup", "3")
 
 
 def main():
