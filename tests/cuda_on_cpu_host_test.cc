@@ -77,18 +77,81 @@ static void test_graph(void **state) {
         for (int i = 0; i < N; i++) assert_true(pinned[i] == 3 * x[i]);
     }
     cudaGraphExecDestroy(exec);
-    cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal); /* a wait breaks the capture */
-    assert_int_not_equal(cudaStreamSynchronize(s), 0);
-    assert_int_not_equal(cudaStreamEndCapture(s, &g), 0);
-    REPORTED("a wait for a stream that captures");
     cudaStreamDestroy(s);
     cudaFreeHost(pinned), cudaFree(dx), cudaFree(dy);
+}
+
+/* What breaks a capture: waits, memory taken or given back, copies of pageable memory. */
+static void test_capture_forbids(void **state) {
+    (void)state;
+    enum { CALLS = 10 };
+    static const char *const said[CALLS] = {
+        "a wait for a stream that captures",
+        "a wait for a stream that captures",
+        "a wait for an event",
+        "a wait for an event",
+        "cudaMalloc while",
+        "cudaFree while",
+        "cudaMallocHost while",
+        "cudaMemcpy while",
+        "not from or to pinned memory",
+        "not from or to pinned memory",
+    };
+    float h[8] = {0}, *d = on_device(h, 8), *p = nullptr;
+    cudaStream_t s;
+    cudaEvent_t e;
+    cudaGraph_t g;
+    cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking);
+    cudaEventCreate(&e);
+    cudaEventRecord(e, s);
+    for (int i = 0; i < CALLS; i++) {
+        assert_int_equal(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), 0);
+        cudaError_t got = i == 0   ? cudaStreamSynchronize(s)
+                          : i == 1 ? cudaDeviceSynchronize()
+                          : i == 2 ? cudaEventSynchronize(e)
+                          : i == 3 ? cudaEventQuery(e)
+                          : i == 4 ? cudaMalloc(&p, 32)
+                          : i == 5 ? cudaFree(d)
+                          : i == 6 ? cudaMallocHost(&p, 32)
+                          : i == 7 ? cudaMemcpy(h, d, 32, cudaMemcpyDeviceToHost)
+                          : i == 8 ? cudaMemcpyAsync(d, h, 32, cudaMemcpyHostToDevice, s)
+                                   : cudaMemcpyAsync(h, d, 32, cudaMemcpyDeviceToHost, s);
+        assert_int_equal(got, cudaErrorStreamCaptureUnsupported);
+        assert_int_equal(cudaStreamEndCapture(s, &g), cudaErrorStreamCaptureInvalidated);
+        REPORTED(said[i]);
+    }
+    cudaEventDestroy(e);
+    cudaStreamDestroy(s);
+    cudaFree(d);
 }
 
 static void big(void) {
     TP_SHARED_DYNAMIC(smem);
     if (threadIdx.x == 0) tp_sts(smem + 49152, (unsigned char)1);
 }
+static void both(void) {
+    TP_SHARED(float4, box, 1024); /* 16 KB */
+    TP_SHARED_DYNAMIC(smem);
+    if (threadIdx.x == 0) tp_sts(smem, (unsigned char)1);
+    if (threadIdx.x == 1) box[0] = make_float4(0, 0, 0, 0);
+}
+/* The limit is for a block's static and dynamic shared memory together. */
+static void test_shared_limit(void **state) {
+    (void)state;
+    const void *f = (const void *)both;
+    emu_launch_kernel("both", f, dim3(1), dim3(32), 32768, nullptr, [=] { both(); });
+    assert_fine();
+    emu_launch_kernel("both", f, dim3(1), dim3(32), 32784, nullptr, [=] { both(); });
+    REPORTED("box: 16384 bytes of static and 32784 of dynamic shared memory, allowed are 49152");
+    emu_set_sm(90);
+    cudaFuncSetAttribute(both, cudaFuncAttributeMaxDynamicSharedMemorySize, 232448);
+    emu_launch_kernel("both", f, dim3(1), dim3(32), 216064, nullptr, [=] { both(); });
+    assert_fine();
+    emu_launch_kernel("both", f, dim3(1), dim3(32), 216080, nullptr, [=] { both(); });
+    REPORTED("allowed are 232448 together");
+    emu_set_sm(0);
+}
+
 static void test_host_api(void **state) {
     (void)state;
     float h[8] = {0}, *d = on_device(h, 8);
@@ -218,9 +281,10 @@ static void test_protection(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bf16),       cmocka_unit_test(test_graph),
-        cmocka_unit_test(test_host_api),   cmocka_unit_test(test_sticky),
-        cmocka_unit_test(test_protection),
+        cmocka_unit_test(test_bf16),         cmocka_unit_test(test_graph),
+        cmocka_unit_test(test_host_api),     cmocka_unit_test(test_sticky),
+        cmocka_unit_test(test_protection),   cmocka_unit_test(test_capture_forbids),
+        cmocka_unit_test(test_shared_limit),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

@@ -177,6 +177,7 @@ static void edge(tp_tma_map from, tp_tma_map to, int c0, int c1, float *seen) {
     uint64_t *bar = (uint64_t *)(shared + 1024);
     if (threadIdx.x == 0) {
         tp_mbar_init(bar, 1);
+        tp_mbar_init_fence();
         tp_mbar_arrive_expect(bar, 1024);
         tp_tma_load_4d(shared, &from, bar, c0, c1, 0, 0);
         tp_mbar_wait(bar, 0);
@@ -226,6 +227,7 @@ static void bulk(const float *x, float *y) {
     uint64_t *bar = (uint64_t *)(shared + 256);
     if (threadIdx.x) return;
     tp_mbar_init(bar, 1);
+    tp_mbar_init_fence();
     tp_mbar_arrive_expect(bar, 256);
     tp_bulk_load(shared, x, 256, bar);
     tp_mbar_wait(bar, 0);
@@ -250,6 +252,46 @@ static void test_bulk(void) {
     cudaFree(dx), cudaFree(dy);
 }
 
+/* ---- a sum that blocks hand on -----------------------------------------------------------------
+ */
+enum handing { RIGHT, WAITS_FOR_READ, NO_WAIT, NO_PROXY_FENCE, NHANDING };
+/* Each block adds its part when it is its turn, as attention_backward_sm90 does. */
+static void hand_on(float *sum, int *turn, int handing) {
+    TP_SHARED_DYNAMIC(shared);
+    if (threadIdx.x) return;
+    tp_sts_tile4(shared, 1, 2, 3, 4);
+    tp_fence_async();
+    while (tp_load_acquire(turn) != (int)blockIdx.x) __nanosleep(20);
+    if (handing != NO_PROXY_FENCE) tp_fence_async_global();
+    tp_bulk_add_f32(sum, shared, 16);
+    tp_bulk_commit();
+    if (handing == WAITS_FOR_READ)
+        tp_bulk_wait_read<0>();
+    else if (handing != NO_WAIT)
+        tp_bulk_wait<0>();
+    tp_store_release(turn, (int)blockIdx.x + 1);
+}
+static void test_hand_on(void) {
+    static const char *const names[NHANDING] = {"right", "waits for the reading only",
+                                                "does not wait", "no fence behind the flag"};
+    float sum[4], *dsum;
+    int *turn;
+    cudaMalloc((void **)&dsum, 16), cudaMalloc((void **)&turn, 4);
+    for (int handing = 0; handing < NHANDING; handing++) {
+        cudaMemset(dsum, 0, 16), cudaMemset(turn, 0, 4);
+        emu_launch("hand_on", 3, 32, 16, [=] { hand_on(dsum, turn, handing); });
+        bool fine = !emu_error_count();
+        cudaGetLastError();
+        emu_clear_error();
+        cudaMemcpy(sum, dsum, 16, cudaMemcpyDeviceToHost);
+        if (handing == RIGHT)
+            expect(fine && sum[0] == 3 && sum[3] == 12, "%s: reported, or wrong", names[0], 0, 0);
+        else
+            expect(!fine, "not noticed: a sum that is handed on %s", names[handing], 0, 0);
+    }
+    cudaFree(dsum), cudaFree(turn);
+}
+
 /* ---- a pipeline, and what can go wrong --------------------------------------------------------
  */
 enum fault {
@@ -269,6 +311,8 @@ enum fault {
     NO_BARRIER_INIT,
     NO_FENCE,
     NO_GROUP_BARRIER,
+    NO_INIT_FENCE,
+    NO_WGMMA_FENCE,
     NFAULT
 };
 static const char *const fault_names[NFAULT] = {
@@ -288,6 +332,8 @@ static const char *const fault_names[NFAULT] = {
     "a barrier is not initialised",
     "tile stores are not fenced",
     "wgmma starts before all stores of the warpgroup",
+    "no fence behind the barriers' initialisation",
+    "no wgmma.fence before a product",
 };
 enum { CHUNKS = 6, PN = 128, TILE = 8192 + PN * 128 };
 
@@ -308,7 +354,7 @@ static void pipeline(pipeline_params f) {
             if (f.fault != NO_BARRIER_INIT || i) tp_mbar_init(&full[i], 1);
             tp_mbar_init(&empty[i], 4);
         }
-        tp_mbar_init_fence();
+        if (f.fault != NO_INIT_FENCE) tp_mbar_init_fence();
     }
     __syncthreads();
     if (threadIdx.x == 0)
@@ -335,7 +381,7 @@ static void pipeline(pipeline_params f) {
                                    f.fault == WRONG_SWIZZLE ? TP_SWIZZLE_64B : TP_SWIZZLE_128B);
         uint64_t b = tp_wgmma_desc(tile + 8192, f.fault == WRONG_LEADING ? 1024 : 64 * ROW, 1024,
                                    TP_SWIZZLE_128B);
-        tp_wgmma_fence();
+        if (f.fault != NO_WGMMA_FENCE || j < 3) tp_wgmma_fence();
         for (int k = 0; k < 4; k++)
             tp_wgmma_ss<PN, 0, 1>(d, a + (uint64_t)((f.fault == WRONG_STEP ? 16 : 32) * k >> 4),
                                   b + (uint64_t)(16 * k * ROW >> 4), 1);
@@ -418,6 +464,7 @@ int main(void) {
     for (int c0 = -8; c0 <= 64; c0 += 8)
         for (int c1 = -3; c1 <= 12; c1 += 5) test_edge(c0, c1);
     test_bulk();
+    test_hand_on();
     for (int fault = 0; fault < NFAULT; fault++) {
         int caught = 0;
         for (size_t s = 0; s < sizeof schedules / sizeof *schedules; s++)
