@@ -59,11 +59,12 @@ function(tapir_cuda_program name)
   endif()
 endfunction()
 
-# A test of the device: without a GPU it is skipped, where nvcc built the kernels.
+# A test of the device: without a GPU it is skipped, where nvcc built the kernels. One at a time, as
+# a context takes all of the GPU's memory.
 function(tapir_cuda_test name)
   if(TAPIR_CUDA)
     add_test(NAME ${name} COMMAND sh ${CMAKE_SOURCE_DIR}/tests/cuda/on_gpu.sh $<TARGET_FILE:tapir_bin> ${ARGN})
-    set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77)
+    set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 RESOURCE_LOCK gpu)
   else()
     add_test(NAME ${name} COMMAND ${ARGN})
   endif()

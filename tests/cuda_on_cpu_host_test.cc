@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include "cublasLt.h"
 #include "cuda_on_cpu/check.h"
 
 /* ---- bf16 ------------------------------------------------------------------------------------ */
@@ -211,6 +212,49 @@ static void test_host_api(void **state) {
     cudaEventDestroy(a), cudaEventDestroy(b);
 }
 
+/* An algorithm of cuBLASLt serves pointers as aligned as it was chosen for, and no others. */
+static void test_cublaslt_alignment(void **state) {
+    (void)state;
+    enum { N = 8 };
+    float one = 1, zero = 0, *d = on_device(nullptr, 4 * N * N);
+    cublasLtHandle_t h;
+    cublasLtMatmulDesc_t op;
+    cublasLtMatrixLayout_t x;
+    cublasLtMatmulPreference_t p;
+    cublasLtMatmulHeuristicResult_t found[EMU_LT_ALGOS];
+    uint64_t room = 0;
+    int n = 0;
+    cudaMemset(d, 0, 4 * N * N * sizeof *d);
+    cublasLtCreate(&h);
+    cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    cublasLtMatrixLayoutCreate(&x, CUDA_R_32F, N, N, N);
+    cublasLtMatmulPreferenceCreate(&p);
+    cublasLtMatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room,
+                                         sizeof room);
+    for (int i = 0; i < 4; i++) {
+        uint32_t bytes = 16;
+        int what = CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES + i;
+        cublasLtMatmulPreferenceSetAttribute(p, (cublasLtMatmulPreferenceAttributes_t)what, &bytes,
+                                             sizeof bytes);
+    }
+    assert_int_equal(cublasLtMatmulAlgoGetHeuristic(h, op, x, x, x, x, p, EMU_LT_ALGOS, found, &n),
+                     0);
+    assert_true(n > 0);
+    for (int off = 0; off < 4; off++) { /* of a, of b, of c, of none */
+        const float *a = d + (off == 0), *b = d + N * N + (off == 1);
+        float *c = d + 2 * N * N + (off == 2);
+        cublasStatus_t got = cublasLtMatmul(h, op, &one, a, x, b, x, &zero, c, x, c, x,
+                                            &found[0].algo, nullptr, 0, nullptr);
+        assert_int_equal(got, off < 3 ? CUBLAS_STATUS_INVALID_VALUE : CUBLAS_STATUS_SUCCESS);
+    }
+    assert_fine();
+    cublasLtMatmulPreferenceDestroy(p);
+    cublasLtMatrixLayoutDestroy(x);
+    cublasLtMatmulDescDestroy(op);
+    cublasLtDestroy(h);
+    cudaFree(d);
+}
+
 /* x through shared memory, with a mistake in the index unless off is 0 */
 static void stage(float *x, int off) {
     TP_SHARED(float, box, 256);
@@ -284,7 +328,7 @@ int main(void) {
         cmocka_unit_test(test_bf16),         cmocka_unit_test(test_graph),
         cmocka_unit_test(test_host_api),     cmocka_unit_test(test_sticky),
         cmocka_unit_test(test_protection),   cmocka_unit_test(test_capture_forbids),
-        cmocka_unit_test(test_shared_limit),
+        cmocka_unit_test(test_shared_limit), cmocka_unit_test(test_cublaslt_alignment),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }
