@@ -22,13 +22,14 @@ function(tapir_cxx_options target)
 endfunction()
 
 if(TAPIR_CUDA)
-  set(CMAKE_CUDA_ARCHITECTURES "80-real;90a-real" CACHE STRING "GPU architectures")
+  set(CMAKE_CUDA_ARCHITECTURES "80;90a-real" CACHE STRING "GPU architectures")
   enable_language(CUDA)
 elseif(TAPIR_TESTS)
   include(${CMAKE_SOURCE_DIR}/cmake/cuda_on_cpu.cmake)
 endif()
 
-# nvcc, for sm_80 (runs on everything later as well) and sm_90a (Hopper's own instructions).
+# nvcc, for sm_80, sm_90a (Hopper's own instructions) and compute_80, which the driver compiles for
+# whatever comes later: a GPU runs no other generation's machine code.
 function(tapir_cuda)
   find_package(CUDAToolkit REQUIRED)
   add_library(tapir_cuda OBJECT ${CUDA_SOURCES})
