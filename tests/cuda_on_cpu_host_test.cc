@@ -1,5 +1,6 @@
 /* The host's side of the emulator in tests/cuda_on_cpu/: the runtime's functions refuse what CUDA
- * refuses, graphs replay, errors stay until looked at, device memory kills who touches it. */
+ * refuses, graphs replay, errors stay until looked at, device memory kills who touches it and tells
+ * of kernels that race for it. */
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -323,12 +324,65 @@ static void test_protection(void **state) {
     cudaFree(d);
 }
 
+/* ---- races for device memory ----------------------------------------------------------------- */
+enum sharing {
+    ALONE,         /* each thread has a place */
+    BLOCKS_WRITE,  /* all blocks write one place */
+    BLOCKS_READ,   /* a block reads what another writes */
+    HANDED_ON,     /* the same, in a kernel that says that its flags order this */
+    NEIGHBOURS,    /* a thread reads what one of another warp wrote */
+    BARRIER,       /* … behind a barrier */
+    LANES,         /* the same within a warp */
+    LANES_IN_STEP, /* … behind a __syncwarp */
+    WRITE_AFTER    /* a thread overwrites what another warp's read */
+};
+static void share(float *x, int how) {
+    int t = (int)threadIdx.x, b = (int)blockIdx.x, mine = b * 64 + t;
+    bool lanes = how == LANES || how == LANES_IN_STEP;
+    if (how == HANDED_ON) emu_global_hand_on();
+    if (how == BLOCKS_WRITE && t == 0) tp_stg(x, (float)b);
+    if (how == BLOCKS_READ || how == HANDED_ON) {
+        if (t == 0 && b == 0) tp_stg(x, 1.0f);
+        if (t == 0 && b == 1) (void)tp_ldg(x);
+    }
+    if (how == WRITE_AFTER && t == 0) (void)tp_ldg(x + mine + 32);
+    if (how < HANDED_ON && how != ALONE) return;
+    tp_stg(x + mine, (float)t);
+    if (how == BARRIER) __syncthreads();
+    if (how == LANES_IN_STEP) __syncwarp();
+    int other = lanes ? t ^ 1 : t ^ 32;
+    if (how >= NEIGHBOURS && how <= LANES_IN_STEP) (void)tp_ldg(x + b * 64 + other);
+}
+static void test_global_races(void **state) {
+    (void)state;
+    static const struct {
+        sharing how;
+        const char *said; /* NULL: nothing */
+    } cases[] = {{ALONE, nullptr},      {BLOCKS_WRITE, "of another block, written here"},
+                 {HANDED_ON, nullptr},  {BLOCKS_READ, "of another block, read here"},
+                 {BARRIER, nullptr},    {NEIGHBOURS, "no barrier between"},
+                 {LANES, "no barrier"}, {LANES_IN_STEP, nullptr},
+                 {ALONE, nullptr},      {WRITE_AFTER, "no barrier between"}};
+    float *x = on_device(nullptr, 128);
+    for (auto c : cases) {
+        sharing how = c.how;
+        cudaMemset(x, 0, 128 * 4);
+        LAUNCH(2, 64, 0, share(x, how));
+        if (c.said)
+            REPORTED("race on device memory", c.said);
+        else
+            assert_fine();
+    }
+    cudaFree(x);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bf16),         cmocka_unit_test(test_graph),
         cmocka_unit_test(test_host_api),     cmocka_unit_test(test_sticky),
         cmocka_unit_test(test_protection),   cmocka_unit_test(test_capture_forbids),
         cmocka_unit_test(test_shared_limit), cmocka_unit_test(test_cublaslt_alignment),
+        cmocka_unit_test(test_global_races),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

@@ -519,6 +519,7 @@ bool emu_run_grid(const char *name, dim3 grid, dim3 block, size_t smem_bytes, si
     emu_block.shared_limit = shared_limit;
     gridDim = grid, blockDim = block;
     emu_shared_begin_launch(smem_bytes);
+    emu_global_begin_launch();
     int *order = nullptr;
     if (block_order.kind == emu_policy::RANDOM && nblocks < 1 << 24) {
         order = (int *)malloc((size_t)nblocks * sizeof *order);

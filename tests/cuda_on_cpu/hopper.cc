@@ -140,7 +140,10 @@ void hopper_no_unfenced_stores(const char *what) {
 
 /* ---- order between blocks, of what bulk copies read and write in global memory ----------------
  */
-void hopper_acquired(void) { mine()->acquired = true; }
+void hopper_acquired(void) {
+    mine()->acquired = true;
+    emu_global_hand_on();
+}
 void hopper_fence_async_global(void) { mine()->acquired = false; }
 void hopper_releases(void) {
     if (mine()->bulk)

@@ -76,6 +76,9 @@ void emu_tick(int entity); /* what it did so far precedes what it does next */
 void emu_join_block(void); /* __syncthreads: everybody knows everything */
 void emu_learn(uint32_t *to, const uint32_t *from); /* elementwise maximum */
 
+/* ---- global.cc ------------------------------------------------------------------------------- */
+void emu_global_begin_launch(void);
+
 /* ---- deferred.cc ---------------------------------------------------------------------------- */
 void emu_deferred_begin_block(void);
 void emu_deferred_drop(void);           /* what belongs to threads and groups is forgotten */
@@ -90,6 +93,8 @@ void emu_device_open(void); /* nested */
 void emu_device_close(void);
 bool emu_device_range(const void *p, size_t bytes); /* lies in one live allocation */
 bool emu_is_device(const void *p);                  /* lies in the reserved range at all */
+bool emu_device_offset(const void *p, size_t *at);  /* and how far from its start */
+size_t emu_device_space(void);                      /* bytes of that range */
 bool emu_is_pinned(const void *p, size_t bytes);
 bool emu_capture_forbids(const char *what); /* a stream captures: fails, and ends the capture */
 int emu_sm(void);

@@ -58,6 +58,12 @@ bool emu_is_device(const void *p) {
     const unsigned char *c = (const unsigned char *)p;
     return range && c >= range && c < range + RANGE;
 }
+bool emu_device_offset(const void *p, size_t *at) {
+    if (!emu_is_device(p)) return false;
+    *at = (size_t)((const unsigned char *)p - range);
+    return true;
+}
+size_t emu_device_space(void) { return RANGE; }
 /* The last allocation that begins at or before `at`; -1: none. */
 static long find(size_t at) {
     long lo = 0, hi = (long)nallocs;
