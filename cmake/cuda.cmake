@@ -22,7 +22,7 @@ function(tapir_cxx_options target)
 endfunction()
 
 if(TAPIR_CUDA)
-  set(CMAKE_CUDA_ARCHITECTURES "80-real;90a-real" CACHE STRING "GPU architectures")
+  set(CMAKE_CUDA_ARCHITECTURES "80;90a-real" CACHE STRING "GPU architectures")
   enable_language(CUDA)
 elseif(TAPIR_TESTS)
   include(${CMAKE_SOURCE_DIR}/cmake/cuda_on_cpu.cmake)
@@ -37,7 +37,8 @@ function(tapir_nvcc_options target)
                          -diag-suppress=177)
 endfunction()
 
-# nvcc, for sm_80 (runs on everything later as well) and sm_90a (Hopper's own instructions).
+# nvcc, for sm_80, sm_90a (Hopper's own instructions) and compute_80, which the driver compiles for
+# whatever comes later: a GPU runs no other generation's machine code.
 function(tapir_cuda)
   find_package(CUDAToolkit REQUIRED)
   add_library(tapir_cuda OBJECT ${CUDA_SOURCES})
@@ -63,11 +64,12 @@ function(tapir_cuda_program name)
   endif()
 endfunction()
 
-# A test of the device: without a GPU it is skipped, where nvcc built the kernels.
+# A test of the device: without a GPU it is skipped, where nvcc built the kernels. One at a time, as
+# a context takes all of the GPU's memory.
 function(tapir_cuda_test name)
   if(TAPIR_CUDA)
     add_test(NAME ${name} COMMAND sh ${CMAKE_SOURCE_DIR}/tests/cuda/on_gpu.sh $<TARGET_FILE:tapir_bin> ${ARGN})
-    set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77)
+    set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 RESOURCE_LOCK gpu)
   else()
     add_test(NAME ${name} COMMAND ${ARGN})
   endif()

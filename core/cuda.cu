@@ -6,8 +6,10 @@
 
 tp_status tp_cuda_check(tp_ctx *c, cudaError_t e, const char *what) {
     if (e == cudaSuccess) return TP_OK;
-    return tp_fail(c, e == cudaErrorMemoryAllocation ? TP_ENOMEM : TP_EINTERNAL, "%s: CUDA: %s",
-                   what, cudaGetErrorString(e));
+    tp_status st = tp_fail(c, e == cudaErrorMemoryAllocation ? TP_ENOMEM : TP_EINTERNAL,
+                           "%s: CUDA: %s", what, cudaGetErrorString(e));
+    cudaGetLastError(); /* it is told: else the next launch, of any context, would be blamed */
+    return st;
 }
 
 /* ---- opening -------------------------------------------------------------------------------- */
@@ -85,14 +87,18 @@ static tp_status cuda_open(tp_ctx *c) {
 }
 
 /* ---- memory --------------------------------------------------------------------------------- */
-/* What the driver, cuBLASLt and other processes may still need. */
-static const size_t LEFT_FREE = (size_t)512 << 20;
+/* What the driver, cuBLASLt and other processes may still need; under mpirun NCCL as well, which
+ * takes its buffers when ranks first meet, after the pool is there. */
+static size_t left_free(void) {
+    const char *ranks = getenv("OMPI_COMM_WORLD_SIZE");
+    return (size_t)(ranks && atoi(ranks) > 1 ? 2048 : 512) << 20;
+}
 
 static void *cuda_reserve(tp_ctx *c, size_t *bytes) {
     size_t free_bytes = 0, all = 0;
     void *range = NULL;
     if (tp_cuda_check(c, cudaMemGetInfo(&free_bytes, &all), "asking for free memory")) return NULL;
-    size_t can = free_bytes > 2 * LEFT_FREE ? free_bytes - LEFT_FREE : free_bytes / 2;
+    size_t left = left_free(), can = free_bytes > 2 * left ? free_bytes - left : free_bytes / 2;
     if (!*bytes || *bytes > can) *bytes = can;
     *bytes &= ~(size_t)255;
     if (tp_cuda_check(c, cudaMalloc(&range, *bytes), "taking the GPU's memory")) return NULL;

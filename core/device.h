@@ -35,7 +35,8 @@ typedef struct tp_backend {
     tp_status (*record_end)(tp_ctx *c);
     void (*record_discard)(tp_ctx *c);
     tp_status (*replay)(tp_ctx *c);
-    bool poison; /* freed blocks may be poisoned for AddressSanitizer */
+    bool poison; /* its memory is this process's: freed blocks may be poisoned for AddressSanitizer,
+                    and blocks that are taken begin as NaN */
 } tp_backend;
 
 #if defined(__GNUC__) && !defined(TP_CUDA_LINKED)

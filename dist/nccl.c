@@ -54,6 +54,13 @@ static bool cuda_good(tp_transport *t, cudaError_t code, const char *what) {
     return false;
 }
 
+/* "Not ready" is an answer, but CUDA keeps it as the thread's last error, which whoever launches a
+ * kernel next from this thread would take for its own. */
+static cudaError_t asked(cudaError_t code) {
+    if (code == cudaErrorNotReady) cudaGetLastError();
+    return code;
+}
+
 /* ncclInProgress is good: of a nonblocking communicator ask nccl_state then. */
 static bool nccl_good(tp_transport *t, ncclResult_t code, const char *what) {
     if (code == ncclSuccess || code == ncclInProgress) return true;
@@ -200,7 +207,7 @@ static tp_ready swap_test(tp_transport *t, int k) {
     tp_ready r = nccl_state(t, "NCCL"); /* a peer's death shows here */
     if (r == TP_BROKEN) return r;
     if (l->step != TRAVELS) return TP_NOT_YET;
-    cudaError_t done = cudaEventQuery(l->event);
+    cudaError_t done = asked(cudaEventQuery(l->event));
     if (done == cudaErrorNotReady) return TP_NOT_YET;
     l->step = IDLE;
     return cuda_good(t, done, "the exchange on the GPU") ? TP_READY : TP_BROKEN;
@@ -227,7 +234,8 @@ static void *swap_alloc(tp_transport *t, tp_ctx *c, size_t bytes) {
 static bool quiet(nccl_transport *n) {
     double end = n->now() + END_SECONDS;
     for (int k = 0; k < NLANES; k++) {
-        while (n->lane[k].has_stream && cudaStreamQuery(n->lane[k].stream) == cudaErrorNotReady) {
+        while (n->lane[k].has_stream &&
+               asked(cudaStreamQuery(n->lane[k].stream)) == cudaErrorNotReady) {
             if (n->now() > end) return false;
             nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
         }

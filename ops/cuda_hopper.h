@@ -80,9 +80,14 @@ static inline const char *tp_tma_map_bf16(tp_tma_map *out, const tp_tma_shape *s
         CU_TENSOR_MAP_SWIZZLE_32B};
     void *encode = NULL;
     cudaDriverEntryPointQueryResult found;
-    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000,
-                                         cudaEnableDefault, &found) ||
-        found != cudaDriverEntryPointSuccess || !encode)
+#if CUDART_VERSION >= 12050
+    cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000,
+                                                     cudaEnableDefault, &found);
+#else
+    cudaError_t e =
+        cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &encode, cudaEnableDefault, &found);
+#endif
+    if (e || found != cudaDriverEntryPointSuccess || !encode)
         return "the driver has no cuTensorMapEncodeTiled";
     cuuint64_t size[4], stride[3];
     cuuint32_t box[4], step[4] = {1, 1, 1, 1};

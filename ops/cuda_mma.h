@@ -237,8 +237,14 @@ static inline int tp_fresh(int x) { return x; }
 static inline float4 tp_load_l2(const float4 *p) { return tp_ldg(p); }
 
 static inline void tp_fence(void) {}
-static inline void tp_flag_put(int *flag, int value) { *flag = value; }
-static inline int tp_flag_peek(const int *flag) { return *flag; }
+static inline void tp_flag_put(int *flag, int value) {
+    emu_global_hand_on();
+    *flag = value;
+}
+static inline int tp_flag_peek(const int *flag) {
+    emu_global_hand_on();
+    return *flag;
+}
 typedef struct tp_flag_of {
     const int *flag;
     int value;
@@ -249,6 +255,7 @@ static inline bool tp_flag_ready(void *arg) {
 }
 static inline void tp_flag_wait(const int *flag, int value) {
     tp_flag_of f = {flag, value};
+    emu_global_hand_on();
     emu_wait(tp_flag_ready, &f, "another block's flag");
 }
 #endif

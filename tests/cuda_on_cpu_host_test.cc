@@ -1,8 +1,10 @@
 /* The host's side of the emulator in tests/cuda_on_cpu/: the runtime's functions refuse what CUDA
- * refuses, graphs replay, errors stay until looked at, device memory kills who touches it. */
+ * refuses, graphs replay, errors stay until looked at, device memory kills who touches it and tells
+ * of kernels that race for it. */
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include "cublasLt.h"
 #include "cuda_on_cpu/check.h"
 
 /* ---- bf16 ------------------------------------------------------------------------------------ */
@@ -77,18 +79,81 @@ static void test_graph(void **state) {
         for (int i = 0; i < N; i++) assert_true(pinned[i] == 3 * x[i]);
     }
     cudaGraphExecDestroy(exec);
-    cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal); /* a wait breaks the capture */
-    assert_int_not_equal(cudaStreamSynchronize(s), 0);
-    assert_int_not_equal(cudaStreamEndCapture(s, &g), 0);
-    REPORTED("a wait for a stream that captures");
     cudaStreamDestroy(s);
     cudaFreeHost(pinned), cudaFree(dx), cudaFree(dy);
+}
+
+/* What breaks a capture: waits, memory taken or given back, copies of pageable memory. */
+static void test_capture_forbids(void **state) {
+    (void)state;
+    enum { CALLS = 10 };
+    static const char *const said[CALLS] = {
+        "a wait for a stream that captures",
+        "a wait for a stream that captures",
+        "a wait for an event",
+        "a wait for an event",
+        "cudaMalloc while",
+        "cudaFree while",
+        "cudaMallocHost while",
+        "cudaMemcpy while",
+        "not from or to pinned memory",
+        "not from or to pinned memory",
+    };
+    float h[8] = {0}, *d = on_device(h, 8), *p = nullptr;
+    cudaStream_t s;
+    cudaEvent_t e;
+    cudaGraph_t g;
+    cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking);
+    cudaEventCreate(&e);
+    cudaEventRecord(e, s);
+    for (int i = 0; i < CALLS; i++) {
+        assert_int_equal(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), 0);
+        cudaError_t got = i == 0   ? cudaStreamSynchronize(s)
+                          : i == 1 ? cudaDeviceSynchronize()
+                          : i == 2 ? cudaEventSynchronize(e)
+                          : i == 3 ? cudaEventQuery(e)
+                          : i == 4 ? cudaMalloc(&p, 32)
+                          : i == 5 ? cudaFree(d)
+                          : i == 6 ? cudaMallocHost(&p, 32)
+                          : i == 7 ? cudaMemcpy(h, d, 32, cudaMemcpyDeviceToHost)
+                          : i == 8 ? cudaMemcpyAsync(d, h, 32, cudaMemcpyHostToDevice, s)
+                                   : cudaMemcpyAsync(h, d, 32, cudaMemcpyDeviceToHost, s);
+        assert_int_equal(got, cudaErrorStreamCaptureUnsupported);
+        assert_int_equal(cudaStreamEndCapture(s, &g), cudaErrorStreamCaptureInvalidated);
+        REPORTED(said[i]);
+    }
+    cudaEventDestroy(e);
+    cudaStreamDestroy(s);
+    cudaFree(d);
 }
 
 static void big(void) {
     TP_SHARED_DYNAMIC(smem);
     if (threadIdx.x == 0) tp_sts(smem + 49152, (unsigned char)1);
 }
+static void both(void) {
+    TP_SHARED(float4, box, 1024); /* 16 KB */
+    TP_SHARED_DYNAMIC(smem);
+    if (threadIdx.x == 0) tp_sts(smem, (unsigned char)1);
+    if (threadIdx.x == 1) box[0] = make_float4(0, 0, 0, 0);
+}
+/* The limit is for a block's static and dynamic shared memory together. */
+static void test_shared_limit(void **state) {
+    (void)state;
+    const void *f = (const void *)both;
+    emu_launch_kernel("both", f, dim3(1), dim3(32), 32768, nullptr, [=] { both(); });
+    assert_fine();
+    emu_launch_kernel("both", f, dim3(1), dim3(32), 32784, nullptr, [=] { both(); });
+    REPORTED("box: 16384 bytes of static and 32784 of dynamic shared memory, allowed are 49152");
+    emu_set_sm(90);
+    cudaFuncSetAttribute(both, cudaFuncAttributeMaxDynamicSharedMemorySize, 232448);
+    emu_launch_kernel("both", f, dim3(1), dim3(32), 216064, nullptr, [=] { both(); });
+    assert_fine();
+    emu_launch_kernel("both", f, dim3(1), dim3(32), 216080, nullptr, [=] { both(); });
+    REPORTED("allowed are 232448 together");
+    emu_set_sm(0);
+}
+
 static void test_host_api(void **state) {
     (void)state;
     float h[8] = {0}, *d = on_device(h, 8);
@@ -146,6 +211,49 @@ static void test_host_api(void **state) {
     assert_int_not_equal(cudaEventElapsedTime(&ms, a, b), 0);
     REPORTED("keeps no time");
     cudaEventDestroy(a), cudaEventDestroy(b);
+}
+
+/* An algorithm of cuBLASLt serves pointers as aligned as it was chosen for, and no others. */
+static void test_cublaslt_alignment(void **state) {
+    (void)state;
+    enum { N = 8 };
+    float one = 1, zero = 0, *d = on_device(nullptr, 4 * N * N);
+    cublasLtHandle_t h;
+    cublasLtMatmulDesc_t op;
+    cublasLtMatrixLayout_t x;
+    cublasLtMatmulPreference_t p;
+    cublasLtMatmulHeuristicResult_t found[EMU_LT_ALGOS];
+    uint64_t room = 0;
+    int n = 0;
+    cudaMemset(d, 0, 4 * N * N * sizeof *d);
+    cublasLtCreate(&h);
+    cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    cublasLtMatrixLayoutCreate(&x, CUDA_R_32F, N, N, N);
+    cublasLtMatmulPreferenceCreate(&p);
+    cublasLtMatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room,
+                                         sizeof room);
+    for (int i = 0; i < 4; i++) {
+        uint32_t bytes = 16;
+        int what = CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES + i;
+        cublasLtMatmulPreferenceSetAttribute(p, (cublasLtMatmulPreferenceAttributes_t)what, &bytes,
+                                             sizeof bytes);
+    }
+    assert_int_equal(cublasLtMatmulAlgoGetHeuristic(h, op, x, x, x, x, p, EMU_LT_ALGOS, found, &n),
+                     0);
+    assert_true(n > 0);
+    for (int off = 0; off < 4; off++) { /* of a, of b, of c, of none */
+        const float *a = d + (off == 0), *b = d + N * N + (off == 1);
+        float *c = d + 2 * N * N + (off == 2);
+        cublasStatus_t got = cublasLtMatmul(h, op, &one, a, x, b, x, &zero, c, x, c, x,
+                                            &found[0].algo, nullptr, 0, nullptr);
+        assert_int_equal(got, off < 3 ? CUBLAS_STATUS_INVALID_VALUE : CUBLAS_STATUS_SUCCESS);
+    }
+    assert_fine();
+    cublasLtMatmulPreferenceDestroy(p);
+    cublasLtMatrixLayoutDestroy(x);
+    cublasLtMatmulDescDestroy(op);
+    cublasLtDestroy(h);
+    cudaFree(d);
 }
 
 /* x through shared memory, with a mistake in the index unless off is 0 */
@@ -216,11 +324,65 @@ static void test_protection(void **state) {
     cudaFree(d);
 }
 
+/* ---- races for device memory ----------------------------------------------------------------- */
+enum sharing {
+    ALONE,         /* each thread has a place */
+    BLOCKS_WRITE,  /* all blocks write one place */
+    BLOCKS_READ,   /* a block reads what another writes */
+    HANDED_ON,     /* the same, in a kernel that says that its flags order this */
+    NEIGHBOURS,    /* a thread reads what one of another warp wrote */
+    BARRIER,       /* … behind a barrier */
+    LANES,         /* the same within a warp */
+    LANES_IN_STEP, /* … behind a __syncwarp */
+    WRITE_AFTER    /* a thread overwrites what another warp's read */
+};
+static void share(float *x, int how) {
+    int t = (int)threadIdx.x, b = (int)blockIdx.x, mine = b * 64 + t;
+    bool lanes = how == LANES || how == LANES_IN_STEP;
+    if (how == HANDED_ON) emu_global_hand_on();
+    if (how == BLOCKS_WRITE && t == 0) tp_stg(x, (float)b);
+    if (how == BLOCKS_READ || how == HANDED_ON) {
+        if (t == 0 && b == 0) tp_stg(x, 1.0f);
+        if (t == 0 && b == 1) (void)tp_ldg(x);
+    }
+    if (how == WRITE_AFTER && t == 0) (void)tp_ldg(x + mine + 32);
+    if (how < HANDED_ON && how != ALONE) return;
+    tp_stg(x + mine, (float)t);
+    if (how == BARRIER) __syncthreads();
+    if (how == LANES_IN_STEP) __syncwarp();
+    int other = lanes ? t ^ 1 : t ^ 32;
+    if (how >= NEIGHBOURS && how <= LANES_IN_STEP) (void)tp_ldg(x + b * 64 + other);
+}
+static void test_global_races(void **state) {
+    (void)state;
+    static const struct {
+        sharing how;
+        const char *said; /* NULL: nothing */
+    } cases[] = {{ALONE, nullptr},      {BLOCKS_WRITE, "of another block, written here"},
+                 {HANDED_ON, nullptr},  {BLOCKS_READ, "of another block, read here"},
+                 {BARRIER, nullptr},    {NEIGHBOURS, "no barrier between"},
+                 {LANES, "no barrier"}, {LANES_IN_STEP, nullptr},
+                 {ALONE, nullptr},      {WRITE_AFTER, "no barrier between"}};
+    float *x = on_device(nullptr, 128);
+    for (auto c : cases) {
+        sharing how = c.how;
+        cudaMemset(x, 0, 128 * 4);
+        LAUNCH(2, 64, 0, share(x, how));
+        if (c.said)
+            REPORTED("race on device memory", c.said);
+        else
+            assert_fine();
+    }
+    cudaFree(x);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bf16),       cmocka_unit_test(test_graph),
-        cmocka_unit_test(test_host_api),   cmocka_unit_test(test_sticky),
-        cmocka_unit_test(test_protection),
+        cmocka_unit_test(test_bf16),         cmocka_unit_test(test_graph),
+        cmocka_unit_test(test_host_api),     cmocka_unit_test(test_sticky),
+        cmocka_unit_test(test_protection),   cmocka_unit_test(test_capture_forbids),
+        cmocka_unit_test(test_shared_limit), cmocka_unit_test(test_cublaslt_alignment),
+        cmocka_unit_test(test_global_races),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

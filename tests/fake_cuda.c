@@ -47,6 +47,7 @@ typedef struct room { /* an allocation */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static _Thread_local int me;
+static _Thread_local bool not_ready; /* the last error */
 static _Thread_local op *open_group;
 static struct {
     int ranks, devices, joined, left, groups;
@@ -249,6 +250,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags) {
 cudaError_t cudaStreamQuery(cudaStream_t s) {
     ENTER(cudaErrorUnknown)
     look();
+    not_ready |= s->first != NULL;
     LEAVE(s->first ? cudaErrorNotReady : cudaSuccess);
 }
 cudaError_t cudaStreamDestroy(cudaStream_t s) {
@@ -263,6 +265,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t s) {
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcpyKind k,
                             cudaStream_t s) {
     ENTER(cudaErrorUnknown)
+    if (not_ready) wrong("\"not ready\" is left as the last error, for a kernel's launch to find");
     must_lie_in(to, n, k == cudaMemcpyDeviceToHost);
     must_lie_in(from, n, k == cudaMemcpyHostToDevice);
     enqueue(s, (op){.kind = COPY, .to = to, .from = from, .to_bytes = n});
@@ -283,7 +286,13 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
 cudaError_t cudaEventQuery(cudaEvent_t e) {
     ENTER(cudaErrorUnknown)
     look();
+    not_ready |= !e->done;
     LEAVE(e->done ? cudaSuccess : cudaErrorNotReady);
+}
+cudaError_t cudaGetLastError(void) {
+    cudaError_t e = not_ready ? cudaErrorNotReady : cudaSuccess;
+    not_ready = false;
+    return e;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t e) {
     pthread_mutex_lock(&lock);

@@ -92,7 +92,13 @@ static __device__ __forceinline__ void forward_produce(const forward_params &f,
     forward_work w;
     int used = 0, tiles = 0;
     for (int i = 0; forward_next<D>(f, i, &w); i++) {
-        if (w.keys.first >= w.keys.last) continue;
+        if (w.keys.first >= w.keys.last) {
+            if (F::OWN_O || w.b < 0) continue;
+            /* zeros go out through Q's place: the next Q must not come before they have left */
+            tp_mbar_wait(q_empty, (tiles++ & 1) ^ 1);
+            tp_mbar_arrive(q_full);
+            continue;
+        }
         int kv_head = w.h / f.p.G, n = w.keys.last - w.keys.first;
         for (int j = 0; j <= n; j++) {
             if (j < n) {
@@ -307,12 +313,14 @@ forward_consume(const forward_params &f, unsigned char *shared, uint64_t *bars, 
             if (lane == 0) tp_mbar_arrive(&v_empty[stage]);
             used += last - first;
             tiles++;
+        } else if (!F::OWN_O) {
+            tp_mbar_wait(q_full, tiles++ & 1);
         }
         forward_finish<D>(f, w, shared + M::O, o, m, l, group);
         if (!F::OWN_O) { /* Q's place is free when O has left it */
             if (threadIdx.x % 128 == 0) tp_bulk_wait_read<0>();
             tp_bar_sync(8 + group, 128);
-            if (first < last && lane == 0) tp_mbar_arrive(q_empty);
+            if (lane == 0) tp_mbar_arrive(q_empty);
         }
     }
     if (group == 0) tp_bar_sync(mine, 256); /* takes the token away */

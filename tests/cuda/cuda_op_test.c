@@ -9,8 +9,8 @@
 
 void op_device_order(int other) {
 #if defined(TP_CUDA_ON_CPU)
-    emu_set_order(other ? "random:7" : NULL);
-    emu_set_block_order("forward");
+    emu_set_order(other ? "random:7" : NULL); /* of threads and of blocks */
+    emu_set_async(other ? "early" : NULL);
 #else
     (void)other;
 #endif

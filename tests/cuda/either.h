@@ -7,13 +7,17 @@
 
 #if defined(TP_CUDA_ON_CPU)
 #include "emu.h"
+enum { EITHER_TELLS = 1 }; /* faults are reported; a GPU would hang, or not tell */
 /* EITHER_LAUNCH((kernel<1, 2>), grid, block, shared_bytes, arguments…) */
 #define EITHER_LAUNCH(kernel, grid, block, shared_bytes, ...)                                      \
     emu_launch(#kernel, (grid), (block), (shared_bytes), emu_bind(kernel, __VA_ARGS__))
+static char either_said[600] = "";
 /* The launch is over, and nothing was reported. */
 static inline bool either_fine(void) {
     bool fine = !emu_error_count();
     cudaGetLastError();
+    if (!fine) snprintf(either_said, sizeof either_said, "%s", emu_last_error());
+    emu_clear_error();
     return fine;
 }
 /* The order of threads, and when deferred work is done. */
@@ -21,10 +25,11 @@ static inline void either_schedule(const char *order, const char *async) {
     emu_set_order(order);
     emu_set_async(async);
 }
-static inline const char *either_report(void) { return emu_last_error(); }
+static inline const char *either_report(void) { return either_said; }
 static inline void either_pretend_sm(int sm) { emu_set_sm(sm); }
 static inline bool either_is_hopper(void) { return emu_set_sm(90), true; }
 #else
+enum { EITHER_TELLS = 0 };
 #define EITHER_LAUNCH(kernel, grid, block, shared_bytes, ...)                                      \
     do {                                                                                           \
         cudaFuncSetAttribute((const void *)(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,  \

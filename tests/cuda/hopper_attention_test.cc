@@ -438,6 +438,7 @@ static const shape shapes[] = {
     {"D 128, window and segments", 1, 300, 300, 1, 1, 128, {true, false, 0, 100}, 90, true},
     {"D 256, causal", 1, 220, 220, 2, 1, 256, CAUSAL, 0, true},
     {"D 200 of 256", 1, 100, 170, 1, 1, 200, {}, 0, false},
+    {"D 256, queries that see nothing", 1, 700, 100, 5, 5, 256, CAUSAL, 0, false},
 };
 
 int main(int argc, char **argv) {

@@ -267,6 +267,46 @@ static void test_bulk(void) {
     cudaFree(dx), cudaFree(dy);
 }
 
+/* ---- a sum that blocks hand on -----------------------------------------------------------------
+ */
+enum handing { RIGHT, WAITS_FOR_READ, NO_WAIT, NO_PROXY_FENCE, NHANDING };
+/* Each block adds its part when it is its turn, as attention_backward_sm90 does. */
+static __global__ void hand_on(float *sum, int *turn, int handing) {
+#if TP_HOPPER
+    TP_SHARED_DYNAMIC(shared);
+    if (threadIdx.x) return;
+    tp_sts_tile4(shared, 1, 2, 3, 4);
+    tp_fence_async();
+    while (tp_load_acquire(turn) != (int)blockIdx.x) __nanosleep(20);
+    if (handing != NO_PROXY_FENCE) tp_fence_async_global();
+    tp_bulk_add_f32(sum, shared, 16);
+    tp_bulk_commit();
+    if (handing == WAITS_FOR_READ)
+        tp_bulk_wait_read<0>();
+    else if (handing != NO_WAIT)
+        tp_bulk_wait<0>();
+    tp_store_release(turn, (int)blockIdx.x + 1);
+#endif
+}
+static void test_hand_on(void) {
+    static const char *const names[NHANDING] = {"right", "waits for the reading only",
+                                                "does not wait", "no fence behind the flag"};
+    float sum[4], *dsum;
+    int *turn;
+    cudaMalloc((void **)&dsum, 16), cudaMalloc((void **)&turn, 4);
+    for (int handing = 0; handing < (EITHER_TELLS ? NHANDING : RIGHT + 1); handing++) {
+        cudaMemset(dsum, 0, 16), cudaMemset(turn, 0, 4);
+        EITHER_LAUNCH(hand_on, 3, 32, 16, dsum, turn, handing);
+        bool fine = either_fine();
+        cudaMemcpy(sum, dsum, 16, cudaMemcpyDeviceToHost);
+        if (handing == RIGHT)
+            expect(fine && sum[0] == 3 && sum[3] == 12, "%s: reported, or wrong", names[0], 0, 0);
+        else
+            expect(!fine, "not noticed: a sum that is handed on %s", names[handing], 0, 0);
+    }
+    cudaFree(dsum), cudaFree(turn);
+}
+
 /* ---- a pipeline, and what can go wrong --------------------------------------------------------
  */
 enum fault {
@@ -286,6 +326,8 @@ enum fault {
     NO_BARRIER_INIT,
     NO_FENCE,
     NO_GROUP_BARRIER,
+    NO_INIT_FENCE,
+    NO_WGMMA_FENCE,
     NFAULT
 };
 static const char *const fault_names[NFAULT] = {
@@ -305,6 +347,8 @@ static const char *const fault_names[NFAULT] = {
     "a barrier is not initialised",
     "tile stores are not fenced",
     "wgmma starts before all stores of the warpgroup",
+    "no fence behind the barriers' initialisation",
+    "no wgmma.fence before a product",
 };
 enum { CHUNKS = 6, PN = 128, TILE = 8192 + PN * 128 };
 
@@ -326,7 +370,7 @@ static __global__ void pipeline(const __grid_constant__ pipeline_params f) {
             if (f.fault != NO_BARRIER_INIT || i) tp_mbar_init(&full[i], 1);
             tp_mbar_init(&empty[i], 4);
         }
-        tp_mbar_init_fence();
+        if (f.fault != NO_INIT_FENCE) tp_mbar_init_fence();
     }
     __syncthreads();
     if (threadIdx.x == 0)
@@ -356,7 +400,7 @@ static __global__ void pipeline(const __grid_constant__ pipeline_params f) {
         uint64_t b = tp_wgmma_desc(tile + 8192, f.fault == WRONG_LEADING ? 1024 : 64 * ROW, 1024,
                                    TP_SWIZZLE_128B);
         tp_wgmma_pin(d);
-        tp_wgmma_fence();
+        if (f.fault != NO_WGMMA_FENCE || j < 3) tp_wgmma_fence();
 #pragma unroll
         for (int k = 0; k < 4; k++)
             tp_wgmma_ss<PN, 0, 1>(d, a + (uint64_t)((f.fault == WRONG_STEP ? 16 : 32) * k >> 4),
@@ -447,12 +491,8 @@ int main(void) {
     for (int c0 = -8; c0 <= 64; c0 += 8)
         for (int c1 = -3; c1 <= 12; c1 += 5) test_edge(c0, c1);
     test_bulk();
-#if defined(TP_CUDA_ON_CPU)
-    const int faults = NFAULT;
-#else
-    const int faults = NONE + 1; /* a GPU would hang, or not tell */
-#endif
-    for (int fault = 0; fault < faults; fault++) {
+    test_hand_on();
+    for (int fault = 0; fault < (EITHER_TELLS ? NFAULT : NONE + 1); fault++) {
         int caught = 0;
         for (size_t s = 0; s < sizeof schedules / sizeof *schedules; s++)
             caught += !pipeline_is_right(fault, schedules[s][0], schedules[s][1]);

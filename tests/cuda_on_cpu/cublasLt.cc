@@ -27,7 +27,8 @@ struct emu_lt_preference {
 };
 
 emu_lt_counts emu_lt;
-/* Numbers that nobody makes up. data[1] is which. */
+/* Numbers that nobody makes up. data[1] is which; data[2..5] are the alignments that it was chosen
+ * for: a real one may read so many bytes at a time, and asks nobody before it faults. */
 static const uint64_t ALGO_MARK = 0x7a61706972616c67u;
 static const size_t ALGO_BYTES[EMU_LT_ALGOS] = {4096, 4096, 1 << 20, 0};
 
@@ -202,6 +203,11 @@ static void multiply(const emu_lt_product *p) {
 static int which(const cublasLtMatmulAlgo_t *a) {
     return a && a->data[0] == ALGO_MARK && a->data[1] < EMU_LT_ALGOS ? (int)a->data[1] : -1;
 }
+/* All matrices of x begin at multiples of what the algorithm was chosen for. */
+static bool aligned(const void *x, const emu_lt_layout *l, uint64_t bytes) {
+    int64_t apart = l->batch > 1 ? l->offset * (l->type == CUDA_R_32F ? 4 : 2) : 0;
+    return (uintptr_t)x % bytes == 0 && apart % (int64_t)bytes == 0;
+}
 static bool does(int algo, const emu_lt_product *p) {
     return algo != 2 || (p->c.cols % 2 == 0 && p->c.batch <= 2);
 }
@@ -235,6 +241,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t h, cublasLtMatmul
         cublasLtMatmulHeuristicResult_t r = {};
         r.algo.data[0] = ALGO_MARK;
         r.algo.data[1] = (uint64_t)i;
+        for (int e = 0; e < 4; e++) r.algo.data[2 + e] = pref->alignment[e];
         r.workspaceSize = ALGO_BYTES[i];
         found[(*n)++] = r;
     }
@@ -280,6 +287,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t d, const 
     if (!h || w < 0 || c != out || lc != lout || !fits(&p)) return CUBLAS_STATUS_INVALID_VALUE;
     if (!does(w, &p)) return CUBLAS_STATUS_NOT_SUPPORTED;
     if (ALGO_BYTES[w] > workspace_bytes || (ALGO_BYTES[w] && (uintptr_t)workspace % 256))
+        return CUBLAS_STATUS_INVALID_VALUE;
+    if (!aligned(a, la, algo->data[2]) || !aligned(b, lb, algo->data[3]) ||
+        !aligned(c, lc, algo->data[4]) || !aligned(out, lout, algo->data[5]))
         return CUBLAS_STATUS_INVALID_VALUE;
     p.pa = a, p.pb = b, p.pc = out;
     memcpy(&p.alpha, alpha, 4);

@@ -261,6 +261,7 @@ double atomicAdd(double *, double) = delete;
 
 /* ---- global memory -------------------------------------------------------------------------- */
 void emu_check_global(const void *p, size_t bytes, size_t align);
+void emu_global_access(const void *p, size_t bytes, bool write); /* for races (global.cc) */
 /* Alignment that a single load or store of T needs: its size for 1, 2, 4, 8 and 16 bytes. */
 template <typename T> constexpr size_t emu_align_of() {
     static_assert(__is_trivially_copyable(T) && sizeof(T) <= 16,
@@ -269,12 +270,14 @@ template <typename T> constexpr size_t emu_align_of() {
 }
 template <typename T> static inline T tp_ldg(const T *p) {
     emu_check_global(p, sizeof(T), emu_align_of<T>());
+    emu_global_access(p, sizeof(T), false);
     T v;
     memcpy(&v, (const void *)p, sizeof v);
     return v;
 }
 template <typename T> static inline void tp_stg(T *p, T v) {
     emu_check_global(p, sizeof(T), emu_align_of<T>());
+    emu_global_access(p, sizeof(T), true);
     memcpy((void *)p, &v, sizeof v);
 }
 template <typename T> static inline T __ldg(const T *p) { return tp_ldg(p); }

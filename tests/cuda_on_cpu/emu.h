@@ -62,6 +62,8 @@ void emu_named_barrier(int id, int count, bool wait);
 /* Returns when ready(arg) is true; until then other threads run. `what` is for the report of a
  * deadlock: "mbarrier 3, phase 1". */
 void emu_wait(bool (*ready)(void *), void *arg, const char *what);
+/* The running kernel's blocks order their accesses to device memory by flags. */
+void emu_global_hand_on(void);
 void emu_yield(void); /* lets the others run; a block whose threads only do this is a deadlock */
 
 /* ---- shared memory -------------------------------------------------------------------------- */

@@ -502,7 +502,7 @@ static bool run_one(uint3 at, void (*call)(const void *), const void *closure) {
 }
 
 /* Runs the whole grid now. */
-bool emu_run_grid(const char *name, dim3 grid, dim3 block, size_t smem_bytes,
+bool emu_run_grid(const char *name, dim3 grid, dim3 block, size_t smem_bytes, size_t shared_limit,
                   void (*call)(const void *), const void *closure) {
     if (emu_block.kernel) { /* a kernel calls a launch macro */
         emu_report("a kernel launches %s", name);
@@ -516,8 +516,10 @@ bool emu_run_grid(const char *name, dim3 grid, dim3 block, size_t smem_bytes,
     emu_block.nwarps = (emu_block.n + 31) / 32;
     emu_block.current = -1;
     emu_block.failed = false;
+    emu_block.shared_limit = shared_limit;
     gridDim = grid, blockDim = block;
     emu_shared_begin_launch(smem_bytes);
+    emu_global_begin_launch();
     int *order = nullptr;
     if (block_order.kind == emu_policy::RANDOM && nblocks < 1 << 24) {
         order = (int *)malloc((size_t)nblocks * sizeof *order);

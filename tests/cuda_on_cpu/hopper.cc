@@ -3,20 +3,42 @@
  * Addresses are offsets in shared memory, swizzles act on their bits, and what hardware does at its
  * own time is deferred work (emu.h). */
 #include <stdlib.h>
+#include "internal.h"
 #include "ops/cuda_hopper.h"
 
 enum { QUEUE_LOAD = EMU_QUEUE_ENGINE, LOADS = 4, QUEUE_STORE = 1, QUEUE_WGMMA = EMU_QUEUE_GROUP };
 
-static bool store_unfenced[1024]; /* by thread: tile stores since its last fence.proxy.async */
+/* What a thread owes: fences and waits that nothing on the CPU needs, and hardware does. */
+struct debts {
+    unsigned long long block;
+    bool store;    /* tile stores since its last fence.proxy.async */
+    bool fence;    /* no wgmma.fence since registers of products were last free to be written */
+    bool bulk;     /* bulk stores that may not have reached global memory */
+    bool acquired; /* saw another block's flag, and no fence.proxy.async.global since */
+};
+static debts owed[MAX_THREADS];
+static debts *mine(void) {
+    debts *d = &owed[emu_thread()];
+    if (d->block != emu_block.serial) *d = debts{emu_block.serial, false, true, false, false};
+    return d;
+}
 
 /* ---- mbarriers --------------------------------------------------------------------------------
  */
 /* The 64 bits of an mbarrier are opaque in the ISA; these are the emulator's. */
 struct mbarrier {
-    uint64_t magic : 8, phase : 1, count : 13, pending : 13, tx : 29; /* tx: two's complement */
+    uint64_t magic : 7, fenced : 1, phase : 1, count : 13, pending : 13, tx : 29;
+    /* fenced: TMA may use it; tx: two's complement */
 };
 static_assert(sizeof(mbarrier) == 8, "an mbarrier is 8 bytes");
-enum { MAGIC = 0xb5, TX_BITS = 29 };
+enum { MAGIC = 0x35, TX_BITS = 29, MAX_NEW = 64 };
+/* Those that wait for a fence.mbarrier_init, which their own thread must do. */
+static struct new_barrier {
+    mbarrier *at;
+    int thread;
+} new_barriers[MAX_NEW];
+static int nnew;
+static unsigned long long new_block;
 
 static mbarrier *barrier_at(uint64_t *bar, const char *what) {
     mbarrier *b = (mbarrier *)bar;
@@ -33,9 +55,28 @@ void hopper_mbar_init(uint64_t *bar, int count) {
     emu_check_aligned(bar, 8, "mbarrier.init");
     emu_smem_access(bar, 8, true);
     if (count < 1 || count > 4096) emu_report("mbarrier.init with a count of %d", count);
-    mbarrier b = {MAGIC, 0, (unsigned)count & 0x1fff, (unsigned)count & 0x1fff, 0};
+    mbarrier b = {MAGIC, 0, 0, (unsigned)count & 0x1fff, (unsigned)count & 0x1fff, 0};
     memcpy(bar, &b, sizeof b);
-    if (emu_thread() < 1024) store_unfenced[emu_thread()] = false;
+    if (new_block != emu_block.serial) nnew = 0, new_block = emu_block.serial;
+    if (nnew == MAX_NEW)
+        emu_report("mbarrier.init: more than %d without a fence", (int)MAX_NEW);
+    else
+        new_barriers[nnew++] = new_barrier{(mbarrier *)bar, emu_thread()};
+}
+void hopper_mbar_init_fence(void) {
+    int left = 0, n = new_block == emu_block.serial ? nnew : 0;
+    for (int i = 0; i < n; i++)
+        if (new_barriers[i].thread == emu_thread())
+            new_barriers[i].at->fenced = 1;
+        else
+            new_barriers[left++] = new_barriers[i];
+    if (n) nnew = left;
+}
+static void check_fenced(uint64_t *bar, const char *what) {
+    if (!barrier_at(bar, what)->fenced)
+        emu_report("%s: the mbarrier at shared offset %u was initialised without a "
+                   "fence.mbarrier_init behind it",
+                   what, emu_smem_offset(bar));
 }
 
 static void end_phase_if_complete(mbarrier *b) {
@@ -83,18 +124,40 @@ void hopper_mbar_wait(uint64_t *bar, int parity) {
  */
 void hopper_store_tile(void *p, uint32_t v) {
     tp_sts((uint32_t *)p, v);
-    store_unfenced[emu_thread()] = true;
+    mine()->store = true;
 }
 void hopper_store_tile4(void *p, float4 v) {
     tp_sts((float4 *)p, v);
-    store_unfenced[emu_thread()] = true;
+    mine()->store = true;
 }
-void hopper_fence_async(void) { store_unfenced[emu_thread()] = false; }
+void hopper_fence_async(void) { mine()->store = false; }
 void hopper_no_unfenced_stores(const char *what) {
-    if (store_unfenced[emu_thread()])
+    if (mine()->store)
         emu_report("%s by thread %d: its stores to a tile are not visible to wgmma and TMA, there "
                    "is no fence.proxy.async between",
                    what, emu_thread());
+}
+
+/* ---- order between blocks, of what bulk copies read and write in global memory ----------------
+ */
+void hopper_acquired(void) {
+    mine()->acquired = true;
+    emu_global_hand_on();
+}
+void hopper_fence_async_global(void) { mine()->acquired = false; }
+void hopper_releases(void) {
+    if (mine()->bulk)
+        emu_report("st.release by thread %d: its bulk stores may not have reached global memory, "
+                   "there is no cp.async.bulk.wait_group 0 (which is not .read) between",
+                   emu_thread());
+}
+static void bulk_store_begins(const char *what) {
+    hopper_no_unfenced_stores(what);
+    if (mine()->acquired)
+        emu_report("%s by thread %d: not ordered behind the flag it has seen, there is no "
+                   "fence.proxy.async.global between",
+                   what, emu_thread());
+    mine()->bulk = true;
 }
 
 /* ---- tensor maps and TMA ----------------------------------------------------------------------
@@ -184,9 +247,9 @@ void hopper_tma(const tp_tma_map *map, void *shared, uint64_t *bar, const int at
     }
     emu_check_aligned(shared, 128, "TMA's tile");
     if (load)
-        barrier_at(bar, "TMA");
+        check_fenced(bar, "TMA");
     else
-        hopper_no_unfenced_stores("TMA store");
+        bulk_store_begins("TMA store");
     emu_defer(load ? QUEUE_LOAD + (int)((uintptr_t)bar / 8 % LOADS) : QUEUE_STORE, tma_do, &j,
               sizeof j);
 }
@@ -221,17 +284,20 @@ static void check_bulk(const void *a, const void *b, int bytes) {
 void hopper_bulk_load(void *dst, const void *src, int bytes, uint64_t *bar) {
     bulk_job j = {(unsigned char *)dst, (const unsigned char *)src, bytes, bar, false};
     check_bulk(dst, src, bytes);
-    barrier_at(bar, "cp.async.bulk");
+    check_fenced(bar, "cp.async.bulk");
     emu_defer(QUEUE_LOAD + (int)((uintptr_t)bar / 8 % LOADS), bulk_load_do, &j, sizeof j);
 }
 void hopper_bulk_store(void *dst, const void *src, int bytes, bool add) {
     bulk_job j = {(unsigned char *)dst, (const unsigned char *)src, bytes, nullptr, add};
     check_bulk(dst, src, bytes);
-    hopper_no_unfenced_stores("cp.async.bulk");
+    bulk_store_begins("cp.async.bulk");
     emu_defer(QUEUE_STORE, bulk_store_do, &j, sizeof j);
 }
 void hopper_bulk_commit(void) { emu_commit(QUEUE_STORE); }
-void hopper_bulk_wait(int groups) { emu_drain_to(QUEUE_STORE, groups); }
+void hopper_bulk_wait(int groups, bool read_only) {
+    emu_drain_to(QUEUE_STORE, groups);
+    if (!read_only && !emu_pending(QUEUE_STORE)) mine()->bulk = false;
+}
 
 /* ---- wgmma ------------------------------------------------------------------------------------
  */
@@ -340,8 +406,13 @@ void hopper_wgmma(int n, float *d, const uint32_t *a, uint64_t a_desc, uint64_t 
     wgmma_lane l = {n, ta, tb, add != 0, d, a, a_desc, b_desc};
     int group = emu_thread() / 128;
     hopper_no_unfenced_stores("wgmma");
+    if (mine()->fence)
+        emu_report("wgmma by thread %d: no wgmma.fence since its registers may have been written",
+                   emu_thread());
     emu_group(group * 128, 128, &l, wgmma_start, &group);
 }
+/* What a product has given back may be written, and so may the registers of the next. */
+void hopper_wgmma_fence(void) { mine()->fence = false; }
 static void commit_once(void *const *, void *group) {
     emu_commit(QUEUE_WGMMA + *(const int *)group);
 }
@@ -349,4 +420,12 @@ void hopper_wgmma_commit(void) {
     int group = emu_thread() / 128;
     emu_group(group * 128, 128, nullptr, commit_once, &group);
 }
-void hopper_wgmma_wait(int groups) { emu_drain_to(QUEUE_WGMMA + emu_thread() / 128, groups); }
+/* By all lanes of a warp together, as the instruction is aligned: what one of them does before must
+ * not be ordered behind the products because another came here earlier. */
+static void wait_once(void *const *, void *groups) {
+    emu_drain_to(QUEUE_WGMMA + emu_thread() / 128, *(const int *)groups);
+}
+void hopper_wgmma_wait(int groups) {
+    emu_group(emu_thread() / 32 * 32, 32, nullptr, wait_once, &groups);
+    mine()->fence = true;
+}

@@ -10,17 +10,22 @@ const char *hopper_map_bf16(tp_tma_map *out, const tp_tma_shape *s);
 void hopper_mbar_init(uint64_t *bar, int count);
 void hopper_mbar_arrive(uint64_t *bar, int expected_bytes);
 void hopper_mbar_wait(uint64_t *bar, int parity);
+void hopper_mbar_init_fence(void);
 void hopper_tma(const tp_tma_map *map, void *shared, uint64_t *bar, const int at[4], bool load);
 void hopper_bulk_load(void *dst, const void *src, int bytes, uint64_t *bar);
 void hopper_bulk_store(void *dst, const void *src, int bytes, bool add);
 void hopper_bulk_commit(void);
-void hopper_bulk_wait(int groups);
+void hopper_bulk_wait(int groups, bool read_only);
+void hopper_fence_async_global(void);
+void hopper_acquired(void);
+void hopper_releases(void);
 void hopper_store_tile(void *p, uint32_t v);
 void hopper_store_tile4(void *p, float4 v);
 void hopper_fence_async(void);
 void hopper_no_unfenced_stores(const char *what);
 void hopper_wgmma(int n, float *d, const uint32_t *a, uint64_t a_desc, uint64_t b_desc, int ta,
                   int tb, int add);
+void hopper_wgmma_fence(void);
 void hopper_wgmma_commit(void);
 void hopper_wgmma_wait(int groups);
 
@@ -35,7 +40,7 @@ static inline uint64_t tp_wgmma_desc(const void *p, unsigned leading, unsigned s
     return tp_wgmma_desc_at(tp_smem_address(p), leading, stride, swizzle);
 }
 static inline void tp_mbar_init(uint64_t *bar, int count) { hopper_mbar_init(bar, count); }
-static inline void tp_mbar_init_fence(void) {}
+static inline void tp_mbar_init_fence(void) { hopper_mbar_init_fence(); }
 static inline void tp_mbar_arrive(uint64_t *bar) { hopper_mbar_arrive(bar, 0); }
 static inline void tp_mbar_arrive_expect(uint64_t *bar, int bytes) {
     hopper_mbar_arrive(bar, bytes);
@@ -62,16 +67,18 @@ static inline void tp_bulk_add_f32(float *dst, const void *src, int bytes) {
     hopper_bulk_store(dst, src, bytes, true);
 }
 static inline void tp_bulk_commit(void) { hopper_bulk_commit(); }
-template <int N> static inline void tp_bulk_wait_read(void) { hopper_bulk_wait(N); }
-template <int N> static inline void tp_bulk_wait(void) { hopper_bulk_wait(N); }
+template <int N> static inline void tp_bulk_wait_read(void) { hopper_bulk_wait(N, true); }
+template <int N> static inline void tp_bulk_wait(void) { hopper_bulk_wait(N, false); }
 static inline void tp_fence_async(void) { hopper_fence_async(); }
-static inline void tp_fence_async_global(void) {}
+static inline void tp_fence_async_global(void) { hopper_fence_async_global(); }
 static inline int tp_load_acquire(const int *p) {
     emu_check_global(p, sizeof *p, sizeof *p);
+    hopper_acquired();
     return *p;
 }
 static inline void tp_store_release(int *p, int v) {
     emu_check_global(p, sizeof *p, sizeof *p);
+    hopper_releases();
     *p = v;
 }
 template <int REGISTERS> static inline void tp_registers_more(void) {
@@ -96,7 +103,7 @@ static inline void tp_sts_tile(void *p, uint32_t v) { hopper_store_tile(p, v); }
 static inline void tp_sts_tile4(void *p, float x, float y, float z, float w) {
     hopper_store_tile4(p, make_float4(x, y, z, w));
 }
-static inline void tp_wgmma_fence(void) {}
+static inline void tp_wgmma_fence(void) { hopper_wgmma_fence(); }
 static inline void tp_wgmma_commit(void) { hopper_wgmma_commit(); }
 template <int N> static inline void tp_wgmma_wait(void) { hopper_wgmma_wait(N); }
 template <int N> static inline void tp_wgmma_wait_after(float x, void *) {

@@ -31,7 +31,7 @@ struct block_now {
     unsigned long long serial; /* counts all blocks ever run */
     int n, nwarps, current;    /* current: thread that runs; -1: the scheduler */
     bool failed;
-    size_t dynamic_bytes;
+    size_t dynamic_bytes, shared_limit; /* the limit is for static arrays as well */
     unsigned char *dynamic;
     fiber fibers[MAX_THREADS];
 };
@@ -53,7 +53,7 @@ bool emu_parse_policy(emu_policy *p, const char *text, const char *const names[3
 /* ---- fibers.cc ------------------------------------------------------------------------------ */
 void emu_switch_to_scheduler(void);
 void emu_record(int code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-bool emu_run_grid(const char *name, dim3 grid, dim3 block, size_t smem_bytes,
+bool emu_run_grid(const char *name, dim3 grid, dim3 block, size_t smem_bytes, size_t shared_limit,
                   void (*call)(const void *), const void *closure);
 
 /* ---- clocks and shadow (shared.cc) ---------------------------------------------------------- */
@@ -76,6 +76,9 @@ void emu_tick(int entity); /* what it did so far precedes what it does next */
 void emu_join_block(void); /* __syncthreads: everybody knows everything */
 void emu_learn(uint32_t *to, const uint32_t *from); /* elementwise maximum */
 
+/* ---- global.cc ------------------------------------------------------------------------------- */
+void emu_global_begin_launch(void);
+
 /* ---- deferred.cc ---------------------------------------------------------------------------- */
 void emu_deferred_begin_block(void);
 void emu_deferred_drop(void);           /* what belongs to threads and groups is forgotten */
@@ -90,6 +93,9 @@ void emu_device_open(void); /* nested */
 void emu_device_close(void);
 bool emu_device_range(const void *p, size_t bytes); /* lies in one live allocation */
 bool emu_is_device(const void *p);                  /* lies in the reserved range at all */
+bool emu_device_offset(const void *p, size_t *at);  /* and how far from its start */
+size_t emu_device_space(void);                      /* bytes of that range */
 bool emu_is_pinned(const void *p, size_t bytes);
+bool emu_capture_forbids(const char *what); /* a stream captures: fails, and ends the capture */
 int emu_sm(void);
 #endif

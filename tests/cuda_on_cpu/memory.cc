@@ -58,6 +58,12 @@ bool emu_is_device(const void *p) {
     const unsigned char *c = (const unsigned char *)p;
     return range && c >= range && c < range + RANGE;
 }
+bool emu_device_offset(const void *p, size_t *at) {
+    if (!emu_is_device(p)) return false;
+    *at = (size_t)((const unsigned char *)p - range);
+    return true;
+}
+size_t emu_device_space(void) { return RANGE; }
 /* The last allocation that begins at or before `at`; -1: none. */
 static long find(size_t at) {
     long lo = 0, hi = (long)nallocs;
@@ -85,6 +91,7 @@ extern "C" cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
 
 extern "C" cudaError_t cudaMalloc(void **p, size_t bytes) {
     *p = nullptr;
+    if (emu_capture_forbids("cudaMalloc")) return cudaErrorStreamCaptureUnsupported;
     if (bytes == 0) return cudaSuccess;
     size_t room = (bytes + ALIGN - 1) / ALIGN * ALIGN + GAP, at = 0, i = 0;
     if (bytes > TOTAL - used_bytes || !reserve()) {
@@ -122,6 +129,7 @@ extern "C" cudaError_t cudaMalloc(void **p, size_t bytes) {
 
 extern "C" cudaError_t cudaFree(void *p) {
     if (!p) return cudaSuccess;
+    if (emu_capture_forbids("cudaFree")) return cudaErrorStreamCaptureUnsupported;
     long i = emu_is_device(p) ? find((size_t)((unsigned char *)p - range)) : -1;
     if (i < 0 || range + allocs[i].at != p) {
         emu_record(cudaErrorInvalidValue, "cudaFree of %p, which cudaMalloc did not give", p);
@@ -148,8 +156,9 @@ struct pinned {
 };
 static pinned *pins;
 extern "C" cudaError_t cudaMallocHost(void **p, size_t bytes) {
-    pinned *n = (pinned *)malloc(sizeof *n);
     *p = nullptr;
+    if (emu_capture_forbids("cudaMallocHost")) return cudaErrorStreamCaptureUnsupported;
+    pinned *n = (pinned *)malloc(sizeof *n);
     if (!n || posix_memalign(p, 256, bytes ? bytes : 1) != 0) {
         free(n);
         emu_record(cudaErrorMemoryAllocation, "cudaMallocHost of %zu bytes: out of memory", bytes);
@@ -161,6 +170,7 @@ extern "C" cudaError_t cudaMallocHost(void **p, size_t bytes) {
 }
 extern "C" cudaError_t cudaFreeHost(void *p) {
     if (!p) return cudaSuccess;
+    if (emu_capture_forbids("cudaFreeHost")) return cudaErrorStreamCaptureUnsupported;
     for (pinned **at = &pins; *at; at = &(*at)->next) {
         if ((*at)->p != p) continue;
         pinned *gone = *at;

@@ -172,7 +172,7 @@ struct node {
     node_kind kind;
     const char *name;
     dim3 grid, block;
-    size_t smem_bytes;
+    size_t smem_bytes, shared_limit;
     void (*call)(const void *);
     void *closure;
     void *dst;
@@ -198,10 +198,18 @@ struct CUevent_st {
 static CUstream_st default_stream;
 static CUstream_st *capture; /* the one stream that captures, or NULL */
 static CUstream_st *stream_of(cudaStream_t s) { return s ? s : &default_stream; }
+/* What may wait, or ask for what has not run, is unsafe for the thread that captures. */
+bool emu_capture_forbids(const char *what) {
+    if (!capture) return false;
+    capture->invalid = true;
+    emu_record(cudaErrorStreamCaptureUnsupported, "%s while a stream captures", what);
+    return true;
+}
 
 static bool perform(const node *d) {
     if (d->kind == NODE_LAUNCH)
-        return emu_run_grid(d->name, d->grid, d->block, d->smem_bytes, d->call, d->closure);
+        return emu_run_grid(d->name, d->grid, d->block, d->smem_bytes, d->shared_limit, d->call,
+                            d->closure);
     emu_device_open();
     for (size_t r = 0; r < d->height; r++) {
         char *to = (char *)d->dst + r * d->dpitch;
@@ -280,6 +288,12 @@ extern "C" cudaError_t cudaFuncSetAttribute(const void *func, cudaFuncAttribute 
     l->bytes = value;
     return cudaSuccess;
 }
+/* Of static and dynamic shared memory together. */
+static size_t both_limit_of(const void *func) {
+    for (const func_limit *l = limits; l; l = l->next)
+        if (l->func == func) return (size_t)optin();
+    return func ? 49152 : (size_t)optin();
+}
 static int limit_of(const void *func) {
     for (const func_limit *l = limits; l; l = l->next)
         if (l->func == func) return l->bytes > 49152 ? l->bytes : 49152;
@@ -320,6 +334,7 @@ extern "C" int emu_launch_closure(const char *name, const void *func, const unsi
     d.name = name;
     d.grid = dim3(g[0], g[1], g[2]), d.block = dim3(b[0], b[1], b[2]);
     d.smem_bytes = smem;
+    d.shared_limit = both_limit_of(func);
     d.call = call;
     d.closure = (void *)(uintptr_t)closure;
     return submit((cudaStream_t)stream, &d, closure_bytes);
@@ -352,6 +367,15 @@ static cudaError_t copy(const char *what, node *d, enum cudaMemcpyKind kind, cud
     if (!check_side(what, "source", d->src, span(d->spitch, d->bytes, d->height), from) ||
         !check_side(what, "destination", d->dst, span(d->dpitch, d->bytes, d->height), to))
         return cudaErrorInvalidValue;
+    if (stream_of(s)->capturing)
+        for (int side = 0; side < 2; side++) {
+            const void *host = side ? d->dst : d->src;
+            size_t pitch = side ? d->dpitch : d->spitch, n = span(pitch, d->bytes, d->height);
+            if (n && !(side ? to : from) && !emu_is_pinned(host, n)) {
+                emu_capture_forbids("a copy that is not from or to pinned memory");
+                return cudaErrorStreamCaptureUnsupported;
+            }
+        }
     d->kind = NODE_COPY;
     return submit(s, d, 0);
 }
@@ -362,10 +386,7 @@ extern "C" cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t n, enu
     return copy("cudaMemcpyAsync", &d, k, s);
 }
 extern "C" cudaError_t cudaMemcpy(void *dst, const void *src, size_t n, enum cudaMemcpyKind k) {
-    if (capture) {
-        capture->invalid = true;
-        return fail(cudaErrorStreamCaptureUnsupported, "cudaMemcpy while a stream captures");
-    }
+    if (emu_capture_forbids("cudaMemcpy")) return cudaErrorStreamCaptureUnsupported;
     node d = {};
     d.dst = dst, d.src = src, d.bytes = n, d.height = n != 0;
     return copy("cudaMemcpy", &d, k, nullptr);
@@ -388,6 +409,7 @@ extern "C" cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_
     return submit(s, &d, 0);
 }
 extern "C" cudaError_t cudaMemset(void *p, int value, size_t n) {
+    if (emu_capture_forbids("cudaMemset")) return cudaErrorStreamCaptureUnsupported;
     return cudaMemsetAsync(p, value, n, nullptr);
 }
 
@@ -440,6 +462,7 @@ extern "C" cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
     return cudaSuccess;
 }
 extern "C" cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    if (emu_capture_forbids("a wait for an event")) return cudaErrorStreamCaptureUnsupported;
     return e ? (cudaError_t)pending
              : fail(cudaErrorInvalidResourceHandle, "cudaEventSynchronize: no event");
 }

@@ -47,6 +47,7 @@ struct array_now {
 static array_now arrays[MAX_ARRAYS];
 static int narrays;
 static uint32_t static_at, static_end; /* offsets: where static arrays begin, first free one */
+static size_t static_used;             /* bytes of arrays, without the gaps between them here */
 static size_t dynamic_room;
 static unsigned char *static_memory;
 
@@ -133,6 +134,7 @@ void emu_shared_begin_block(void) {
     if (emu_block.dynamic) memset(emu_block.dynamic, 0xff, emu_block.dynamic_bytes); /* NaN */
     narrays = 0;
     static_end = static_at;
+    static_used = 0;
     many_used = 1, many_free = 0;
     emu_acting = nullptr, emu_group_knows = nullptr; /* a report may have left them */
     if (emu_latest_time > 0xf0000000u) {             /* times would wrap: begin anew */
@@ -156,6 +158,14 @@ void *emu_shared_place(emu_site *site, size_t elem_bytes, size_t count, size_t a
     if (narrays == MAX_ARRAYS || at + elem_bytes * count > STATIC_BYTES || !static_memory) {
         emu_report("%s: more than %d bytes or %d arrays of static shared memory", site->name,
                    (int)STATIC_BYTES, (int)MAX_ARRAYS);
+        return nullptr;
+    }
+    static_used = (static_used + align - 1) / align * align + elem_bytes * count;
+    if (static_used + emu_block.dynamic_bytes > emu_block.shared_limit) {
+        emu_report("%s: %zu bytes of static and %zu of dynamic shared memory, allowed are %zu "
+                   "together%s",
+                   site->name, static_used, emu_block.dynamic_bytes, emu_block.shared_limit,
+                   emu_block.shared_limit > 49152 ? "" : " without cudaFuncSetAttribute");
         return nullptr;
     }
     site->block = emu_block.serial;
