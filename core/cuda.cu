@@ -13,14 +13,32 @@ tp_status tp_cuda_check(tp_ctx *c, cudaError_t e, const char *what) {
 }
 
 /* ---- opening -------------------------------------------------------------------------------- */
+/* The first of these variables that is set; 0 if none is. */
+static int told(const char *const *names) {
+    for (; *names; names++)
+        if (getenv(*names)) return atoi(getenv(*names));
+    return 0;
+}
+/* This rank's number among those of its machine, and how many ranks there are: Open MPI, MPICH and
+ * Intel MPI, Slurm's srun. */
+static int local_rank(void) {
+    static const char *const names[] = {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
+                                        "SLURM_LOCALID", NULL};
+    int rank = told(names);
+    return rank < 0 ? 0 : rank;
+}
+static int world_size(void) {
+    static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS", NULL};
+    return told(names);
+}
+
 static tp_status take_device(tp_ctx *c, tp_cuda *g) {
     int n = 0;
     cudaError_t e = cudaGetDeviceCount(&n);
     if (e != cudaSuccess || n == 0)
         return tp_fail(c, TP_ENOKERNEL, "device: cuda needs an NVIDIA GPU and its driver (%s)",
                        e != cudaSuccess ? cudaGetErrorString(e) : "no GPU was found");
-    const char *rank = getenv("OMPI_COMM_WORLD_LOCAL_RANK"); /* mpirun: a GPU for each rank */
-    g->device = rank ? atoi(rank) % n : 0;
+    g->device = local_rank() % n; /* a GPU for each rank */
     cudaDeviceProp p;
     tp_status st = tp_cuda_check(c, cudaSetDevice(g->device), "choosing the GPU");
     if (!st) st = tp_cuda_check(c, cudaGetDeviceProperties(&p, g->device), "asking the GPU");
@@ -89,10 +107,7 @@ static tp_status cuda_open(tp_ctx *c) {
 /* ---- memory --------------------------------------------------------------------------------- */
 /* What the driver, cuBLASLt and other processes may still need; under mpirun NCCL as well, which
  * takes its buffers when ranks first meet, after the pool is there. */
-static size_t left_free(void) {
-    const char *ranks = getenv("OMPI_COMM_WORLD_SIZE");
-    return (size_t)(ranks && atoi(ranks) > 1 ? 2048 : 512) << 20;
-}
+static size_t left_free(void) { return (size_t)(world_size() > 1 ? 2048 : 512) << 20; }
 
 static void *cuda_reserve(tp_ctx *c, size_t *bytes) {
     size_t free_bytes = 0, all = 0;

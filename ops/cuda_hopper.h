@@ -78,14 +78,16 @@ static inline const char *tp_tma_map_bf16(tp_tma_map *out, const tp_tma_shape *s
     static const CUtensorMapSwizzle swizzles[] = {
         CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_SWIZZLE_64B,
         CU_TENSOR_MAP_SWIZZLE_32B};
-    void *encode = NULL;
-    cudaDriverEntryPointQueryResult found;
+    static void *encode; /* asked for once; ranks and threads would find the same */
+    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSuccess;
+    cudaError_t e = cudaSuccess;
 #if CUDART_VERSION >= 12050
-    cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000,
-                                                     cudaEnableDefault, &found);
+    if (!encode)
+        e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000,
+                                             cudaEnableDefault, &found);
 #else
-    cudaError_t e =
-        cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &encode, cudaEnableDefault, &found);
+    if (!encode)
+        e = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &encode, cudaEnableDefault, &found);
 #endif
     if (e || found != cudaDriverEntryPointSuccess || !encode)
         return "the driver has no cuTensorMapEncodeTiled";

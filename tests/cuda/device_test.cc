@@ -2,13 +2,15 @@
  * - Memory that a device hands out holds anything. On the emulator it holds NaN, each time a block
  *   is taken, so a kernel that reads a workspace or an output before it has written there shows in
  *   every test of this folder.
- * - A failure is told once: the next launch, which asks CUDA for the last error, is not blamed. */
+ * - A failure is told once: the next launch, which asks CUDA for the last error, is not blamed.
+ * - Each rank of a machine takes a GPU of its own, whoever started it. */
 #include "core/ctx.h"
 #include "core/device.h"
 #include <stdio.h>
 #include <stdlib.h>
 #if defined(TP_CUDA_ON_CPU)
 #include "core/cuda.h"
+#include "emu.h"
 #include "ops/add/add.h"
 
 enum { BYTES = 3 << 20, N = BYTES / 4 }; /* beyond what the emulator's cudaMalloc fills */
@@ -62,9 +64,28 @@ static bool failure_is_told_once(void) {
     return refused == TP_ENOMEM && !st && y[3] == 8;
 }
 
+/* The GPU that a rank takes of four. */
+static int taken(const char *name, const char *rank) {
+    setenv(name, rank, 1);
+    tp_ctx *c = open_device();
+    int device = tp_cuda_of(c)->device;
+    tp_ctx_free(c);
+    unsetenv(name);
+    return device;
+}
+static bool ranks_spread(void) {
+    emu_set_devices(4);
+    int a = taken("OMPI_COMM_WORLD_LOCAL_RANK", "3"), b = taken("MPI_LOCALRANKID", "2"),
+        c = taken("SLURM_LOCALID", "5"), d = taken("SLURM_LOCALID", "-1"),
+        e = taken("NO_RANK", "3");
+    emu_set_devices(1);
+    printf("ranks take devices %d %d %d %d %d\n", a, b, c, d, e);
+    return a == 3 && b == 2 && c == 1 && d == 0 && e == 0;
+}
+
 int main(void) {
-    bool fresh = fresh_is_nan(), once = failure_is_told_once();
-    return !fresh || !once;
+    bool fresh = fresh_is_nan(), once = failure_is_told_once(), spread = ranks_spread();
+    return !fresh || !once || !spread;
 }
 #else
 int main(void) {

@@ -32,6 +32,7 @@ bool emu_set_block_order(const char *order);
 bool emu_set_async(const char *policy);
 /* 80 or 90: the compute capability that cudaGetDeviceProperties tells; 0: TAPIR_EMU_SM, else 80. */
 void emu_set_sm(int sm);
+void emu_set_devices(int n); /* how many there seem to be */
 
 /* ---- the running thread --------------------------------------------------------------------- */
 bool emu_in_kernel(void);

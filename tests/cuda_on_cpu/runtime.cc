@@ -87,13 +87,16 @@ int emu_sm(void) {
     return sm >= 90 ? 90 : 80;
 }
 static int optin(void) { return emu_sm() == 90 ? 232448 : 166912; }
-extern "C" cudaError_t cudaGetDeviceCount(int *n) { return *n = 1, cudaSuccess; }
+static int devices = 1; /* all alike, and only one does anything */
+extern "C" void emu_set_devices(int n) { devices = n; }
+extern "C" cudaError_t cudaGetDeviceCount(int *n) { return *n = devices, cudaSuccess; }
 extern "C" cudaError_t cudaGetDevice(int *d) { return *d = 0, cudaSuccess; }
 extern "C" cudaError_t cudaSetDevice(int d) {
-    return d == 0 ? cudaSuccess : fail(cudaErrorInvalidDevice, "there is one device, 0");
+    if (d >= 0 && d < devices) return cudaSuccess;
+    return fail(cudaErrorInvalidDevice, "there is no such device");
 }
 extern "C" cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int d) {
-    if (d != 0) return fail(cudaErrorInvalidDevice, "there is one device, 0");
+    if (d < 0 || d >= devices) return fail(cudaErrorInvalidDevice, "there is no such device");
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "CPU emulation");
     size_t unused;
@@ -112,7 +115,7 @@ extern "C" cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int d) {
     return cudaSuccess;
 }
 extern "C" cudaError_t cudaDeviceGetAttribute(int *v, cudaDeviceAttr a, int d) {
-    if (d != 0) return fail(cudaErrorInvalidDevice, "there is one device, 0");
+    if (d < 0 || d >= devices) return fail(cudaErrorInvalidDevice, "there is no such device");
     switch (a) {
     case cudaDevAttrMaxThreadsPerBlock:
         *v = MAX_THREADS;
