@@ -51,6 +51,18 @@ static inline TP_HD float tp_expf_near(float x) {
     return tp_bits_to_f32(tp_f32_to_bits(p) + (tp_f32_to_bits(t) << 23));
 }
 
+/* 1/y, correctly rounded, for 1 <= y <= 2^100. A GPU's division of floats is an estimate and a
+ * Newton step as well, behind a test for the y that need more and a branch for each. */
+static inline TP_HD float tp_rcpf(float y) {
+#if defined(__CUDA_ARCH__)
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(y));
+    return fmaf(r, -fmaf(y, r, -1.0f), r);
+#else
+    return 1.0f / y;
+#endif
+}
+
 /* tanh x = 1 - 2/(e^{2x}+1); below 0.625, where that cancels, x - x s P(s) with s = x^2 and P the
  * minimax polynomial of (1 - tanh(x)/x)/s (Remez exchange; 4e-9 relative). Error < 1.3 ulp. */
 static inline TP_HD float tp_tanhf(float x) {

@@ -343,7 +343,7 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
             tp_tma_store_4d(&f.dv, shared + M::V + at, i * L::COLS, j0, w.kv_head, w.b);
         }
         tp_bulk_commit();
-        tp_bulk_wait<0>();
+        tp_bulk_wait_read<0>(); /* the next block may have the shared memory */
     }
 }
 #endif
