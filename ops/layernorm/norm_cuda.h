@@ -143,37 +143,37 @@ static __device__ __forceinline__ void norm_add_to(float *p, bool shared, const 
     }
 }
 
-/* A thread's vectors of a row that begins at p, zeros without one; K = 0: none. */
+/* A thread's vectors of a row that begins at p, if any; K = 0: none. As words: halves of them would
+ * be put together one by one where a load may not happen. */
+typedef tp_vec<uint32_t, 4> norm_words;
 template <typename T, int K>
-static __device__ __forceinline__ void norm_fetch(tp_vec<T, tp_width<T>::N> (&x)[K ? K : 1],
-                                                  const T *p, int64_t channels) {
+static __device__ __forceinline__ void norm_fetch(norm_words (&x)[K ? K : 1], const T *p,
+                                                  int64_t channels) {
     enum { V = tp_width<T>::N };
 #pragma unroll
     for (int j = 0; j < K; j++) {
         unsigned i = (j * blockDim.x + threadIdx.x) * V; /* K vectors a thread: it fits */
         x[j] = {};
-        if (p && i < (unsigned)channels) x[j] = tp_load<T, V>(p + i);
+        if (p && i < (unsigned)channels) x[j] = tp_load<uint32_t, 4>((const uint32_t *)(p + i));
     }
 }
 /* x[0..n-1] = channels i..i+n-1, of the vector that was fetched or, with K = 0, from memory. */
 template <typename T, int K, bool VECTOR>
-static __device__ __forceinline__ void norm_take(float *x, const tp_vec<T, tp_width<T>::N> &fetched,
-                                                 const T *p, int64_t step, int64_t i, int n) {
+static __device__ __forceinline__ void norm_take(float *x, const norm_words &fetched, const T *p,
+                                                 int64_t step, int64_t i, int n) {
     if (K) {
+        tp_vec<T, tp_width<T>::N> v;
+        memcpy(&v, &fetched, 16);
 #pragma unroll
-        for (int e = 0; e < tp_width<T>::N; e++) x[e] = tp_to_f32(fetched.v[e]);
+        for (int e = 0; e < tp_width<T>::N; e++) x[e] = tp_to_f32(v.v[e]);
     } else {
         tp_row_load<T, VECTOR>(x, p, step, i, n);
     }
 }
 
-/* A thread of 3 vectors of bf16 (GPT-2's 768 channels) is held to 168 registers by a larger bound
- * than blocks have: so that three of its blocks fit where two would.
- *
- * A block per segment. Shared memory, where rows lie side by side: (side, parts, C). */
+/* A block per segment. Shared memory, where rows lie side by side: (side, parts, C). */
 template <typename T, bool CENTRE, int K, bool VECTOR>
-__global__ void __launch_bounds__(K == 3 ? 384 : TP_ROW_THREADS, 1)
-    norm_backward(norm_backward_args a) {
+__global__ void __launch_bounds__(TP_ROW_THREADS, 1) norm_backward(norm_backward_args a) {
     enum { V = tp_width<T>::N, PARTS = CENTRE ? 2 : 1 };
     TP_SHARED_DYNAMIC(bytes);
     int64_t channels = a.r.channels, sample = blockIdx.x / a.segments;
@@ -204,25 +204,34 @@ __global__ void __launch_bounds__(K == 3 ? 384 : TP_ROW_THREADS, 1)
         const T *px = tp_row_at<T>(a.x, row), *pdy = tp_row_at<T>(a.dy, row);
         const T *pds = tp_row_at<T>(a.dsum, row);
         /* All that the row needs is under way at once, and stays as it came: half the registers. */
-        tp_vec<T, V> all_x[K ? K : 1], all_dy[K ? K : 1], all_ds[K ? K : 1];
+        norm_words all_x[K ? K : 1], all_dy[K ? K : 1], all_ds[K ? K : 1];
         norm_fetch<T, K>(all_x, px, channels);
         norm_fetch<T, K>(all_dy, a.dy.p ? pdy : NULL, channels);
         float mean = CENTRE ? norm_stat_at(a.mean, row) : 0, rstd = norm_stat_at(a.rstd, row);
         float sum_dn = 0, sum_dn_n = 0;
         auto load = [&](int j, int64_t i, int n, float *nx, float *g, float *w) {
             norm_take<T, K, VECTOR>(nx, all_x[j], px, a.x.step, i, n);
-            if (a.dy.p) norm_take<T, K, VECTOR>(g, all_dy[j], pdy, a.dy.step, i, n);
-            if (a.w.p) tp_row_load<T, VECTOR>(w, (const T *)a.w.p, a.w.step, i, n);
+            if (K) { /* what is absent is 0 or 1 while it is packed: fewer selects */
+                norm_words one;
+                for (int e = 0; e < 4; e++) one.v[e] = sizeof(T) == 2 ? 0x3f803f80 : 0x3f800000;
+                if (a.w.p) one = tp_load<uint32_t, 4>((const uint32_t *)((const T *)a.w.p + i));
+                norm_take<T, K, VECTOR>(w, one, NULL, 0, i, n);
+                norm_take<T, K, VECTOR>(g, all_dy[j], NULL, 0, i, n);
+            } else {
+                if (a.w.p) tp_row_load<T, VECTOR>(w, (const T *)a.w.p, a.w.step, i, n);
+                if (a.dy.p) tp_row_load<T, VECTOR>(g, pdy, a.dy.step, i, n);
+            }
             TP_ROW_FOR(e, n) {
                 nx[e] = (CENTRE ? nx[e] - mean : nx[e]) * rstd;
-                if (!a.dy.p) g[e] = 0;
+                if (!K && !a.w.p) w[e] = 1;
+                if (!K && !a.dy.p) g[e] = 0;
             }
         };
         tp_row_each<T, K, VECTOR>(channels, [&](int j, int64_t i, int n) {
             float nx[V], g[V], w[V];
             load(j, i, n, nx, g, w);
             TP_ROW_FOR(e, n) {
-                float dn = a.w.p ? g[e] * w[e] : g[e];
+                float dn = g[e] * w[e];
                 if (CENTRE) sum_dn += dn;
                 sum_dn_n = fmaf(dn, nx[e], sum_dn_n);
                 if (K) {
@@ -255,7 +264,7 @@ __global__ void __launch_bounds__(K == 3 ? 384 : TP_ROW_THREADS, 1)
             load(j, i, n, nx, g, w);
             if (a.dsum.p) norm_take<T, K, VECTOR>(ds, all_ds[j], pds, a.dsum.step, i, n);
             TP_ROW_FOR(e, n) {
-                float dn = a.w.p ? g[e] * w[e] : g[e];
+                float dn = g[e] * w[e];
                 dx[e] = fmaf(-nx[e], c1, fmaf(dn, rstd, -c0));
                 if (a.dsum.p) dx[e] = tp_to_f32(tp_from_f32<T>(dx[e])) + ds[e]; /* as add would */
             }
