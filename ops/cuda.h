@@ -96,6 +96,18 @@ template <typename T, int N>
 static __device__ __forceinline__ void tp_store(T *p, const tp_vec<T, N> &x) {
     tp_stg((tp_vec<T, N> *)p, x);
 }
+/* The compiler forgets what it has made of these 16 bytes, and makes it again where it is used
+ * later: what is unpacked takes more registers. */
+template <typename T, int N>
+static __device__ __forceinline__ void tp_forget([[maybe_unused]] tp_vec<T, N> *x) {
+    static_assert(sizeof *x == 16, "four words");
+#if !defined(TP_CUDA_ON_CPU)
+    uint32_t w[4];
+    memcpy(w, x, 16);
+    asm volatile("" : "+r"(w[0]), "+r"(w[1]), "+r"(w[2]), "+r"(w[3]));
+    memcpy(x, w, 16);
+#endif
+}
 template <typename T> struct tp_width { /* elements in 16 bytes */
     enum { N = 16 / sizeof(T) };
 };

@@ -45,18 +45,22 @@ static __device__ __forceinline__ tp_vec<T, V> tp_map_load(const void *in, int64
     return v;
 }
 
-template <typename F, typename C, typename T, typename R, int V, int NIN, int NOUT>
+/* DENSE: operands lie as the output does, with nothing to work out: else that takes as many
+ * instructions as a formula. */
+template <typename F, typename C, typename T, typename R, int V, int NIN, int NOUT, bool DENSE>
 static __device__ __forceinline__ void tp_map_some(const F &f, const tp_map_args &a, int64_t at) {
     int last = a.walk.ndim - 1;
     int64_t from[NIN];
     float x[V][NIN], y[V][NOUT];
-    tp_walk_at<NIN>(a.walk, at, from);
+#pragma unroll
+    for (int j = 0; j < NIN; j++) from[j] = at;
+    if (!DENSE) tp_walk_at<NIN>(a.walk, at, from);
     /* every operand is under way before the first is looked at */
-    tp_vec<C, V> first = tp_map_load<C, V>(a.in[0], from[0], a.walk.stride[0][last]);
+    tp_vec<C, V> first = tp_map_load<C, V>(a.in[0], from[0], DENSE ? 1 : a.walk.stride[0][last]);
     tp_vec<T, V> other[NIN];
 #pragma unroll
     for (int j = 1; j < NIN; j++)
-        other[j] = tp_map_load<T, V>(a.in[j], from[j], a.walk.stride[j][last]);
+        other[j] = tp_map_load<T, V>(a.in[j], from[j], DENSE ? 1 : a.walk.stride[j][last]);
 #pragma unroll
     for (int e = 0; e < V; e++) {
         x[e][0] = tp_to_f32(first.v[e]);
@@ -65,7 +69,7 @@ static __device__ __forceinline__ void tp_map_some(const F &f, const tp_map_args
     }
 #pragma unroll
     for (int e = 0; e < V; e++) f(x[e], y[e], at + e);
-    int64_t to = a.in_place ? from[0] : at;
+    int64_t to = !DENSE && a.in_place ? from[0] : at;
 #pragma unroll
     for (int j = 0; j < NOUT; j++) {
         tp_vec<R, V> v;
@@ -77,14 +81,14 @@ static __device__ __forceinline__ void tp_map_some(const F &f, const tp_map_args
 
 /* f(x, y, at): x[NIN] in, y[NOUT] out, of the output's element `at`. The first input has elements
  * of type C, the others of T, the outputs of R. */
-template <typename F, typename C, typename T, typename R, int V, int NIN, int NOUT>
-__global__ void tp_map(F f, tp_map_args a) {
+template <typename F, typename C, typename T, typename R, int V, int NIN, int NOUT, bool DENSE>
+__global__ void __launch_bounds__(TP_MAP_THREADS) tp_map(F f, tp_map_args a) {
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < a.vectors) {
-        tp_map_some<F, C, T, R, V, NIN, NOUT>(f, a, i * V);
+        tp_map_some<F, C, T, R, V, NIN, NOUT, DENSE>(f, a, i * V);
     } else {
         i += a.vectors * (V - 1);
-        if (i < a.n) tp_map_some<F, C, T, R, 1, NIN, NOUT>(f, a, i);
+        if (i < a.n) tp_map_some<F, C, T, R, 1, NIN, NOUT, DENSE>(f, a, i);
     }
 }
 
@@ -123,8 +127,13 @@ static inline tp_status tp_map_typed(const tp_call *k, tp_tensor *const out[], F
     for (int j = 0; j < NOUT; j++) a.out[j] = out[j]->data;
     if (tp_map_takes(&a, NIN, bytes, NOUT, sizeof(R), V)) a.vectors = a.n / V;
     int64_t threads = a.n - a.vectors * (V - 1);
-    return TP_LAUNCH(k, (tp_map<F, C, T, R, V, NIN, NOUT>), tp_blocks(threads, TP_MAP_THREADS),
-                     TP_MAP_THREADS, 0, f, a);
+    unsigned blocks = tp_blocks(threads, TP_MAP_THREADS);
+    bool dense = a.vectors && a.walk.ndim == 1;
+    for (int j = 0; j < NIN && dense; j++) dense = a.walk.stride[j][0] == 1;
+    if (dense)
+        return TP_LAUNCH(k, (tp_map<F, C, T, R, V, NIN, NOUT, true>), blocks, TP_MAP_THREADS, 0, f,
+                         a);
+    return TP_LAUNCH(k, (tp_map<F, C, T, R, V, NIN, NOUT, false>), blocks, TP_MAP_THREADS, 0, f, a);
 }
 
 template <int NIN, int NOUT, typename F>

@@ -183,13 +183,7 @@ static __device__ __forceinline__ void backward_mask(float (&s)[BM / 2], const s
         int key = j + 8 * r; /* seen by the queries lo <= t - t0 < hi */
         int lo = p.causal ? key - p.q_offset - t0 : 0;
         int hi = key < p.S ? key + p.window - p.q_offset - t0 : 0;
-#pragma unroll
-        for (int i = 0; i < BM / 8; i++)
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                int t = 8 * i + c + e;
-                if (t < lo || t >= hi) s[4 * i + 2 * r + e] = -HUGE_VALF;
-            }
+        sm90_mask_row(s, r, sm90_columns_below<BM>(hi - c) & ~sm90_columns_below<BM>(lo - c));
     }
 }
 
@@ -222,17 +216,13 @@ backward_rows(float (&d)[D / 2], const uint32_t (&w)[BM / 16][4], uint64_t tile,
 template <int D>
 static __device__ __forceinline__ void backward_out(const float (&d)[D / 2], float scale,
                                                     unsigned char *tile, int row) {
-    typedef sm90_layout<D> L;
-    int c = threadIdx.x % 4 * 2;
+    const unsigned at = sm90_row_place<D>(row);
 #pragma unroll
     for (int i = 0; i < D / 8; i++)
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            int column = 8 * i + c;
-            unsigned at = (row + 8 * r) * L::ROW + column % L::COLS * 2;
-            tp_sts_tile(tile + column / L::COLS * BN * L::ROW + tp_swizzled(at, L::SWIZZLE),
+        for (int r = 0; r < 2; r++)
+            tp_sts_tile(tile + sm90_pair_place<D, BN>(at, i, r),
                         tp_pack_bf16(d[4 * i + 2 * r] * scale, d[4 * i + 2 * r + 1] * scale));
-        }
 }
 
 template <int D>
@@ -249,6 +239,7 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
     /* dQ's product: D = 64: each warpgroup has 64 of the queries; D = 128: 64 of the columns */
     const uint64_t dq_keys =
         sm90_columns_desc<64, BN>(shared + M::K + (D == 128 ? group * BN * 128 : 0));
+    const unsigned ds_place = sm90_row_place<64>(row);
     float dk[D / 2], dv[D / 2];
     uint32_t ds[BM / 16][4] = {}; /* read by a product that goes on into the next round */
     tp_mbar_wait(bars.kv_full, 0);
@@ -300,11 +291,9 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
 #pragma unroll
         for (int i = 0; i < BM / 8; i++)
 #pragma unroll
-            for (int r = 0; r < 2; r++) {
-                unsigned at = (row + 8 * r) * 128 + (8 * i % 64 + c) * 2;
-                tp_sts_tile(ds_tile + i / 8 * BN * 128 + tp_swizzled(at, TP_SWIZZLE_128B),
+            for (int r = 0; r < 2; r++) /* boxes of 64 queries */
+                tp_sts_tile(ds_tile + sm90_pair_place<64, BN>(ds_place, i, r),
                             ds[i / 2][i % 2 * 2 + r]);
-            }
         tp_fence_async();
         tp_bar_sync(1, 256); /* all of dS is there */
         float dq[32];
@@ -354,7 +343,7 @@ backward_consume(const backward_params &f, const backward_work &w, unsigned char
             tp_tma_store_4d(&f.dv, shared + M::V + at, i * L::COLS, j0, w.kv_head, w.b);
         }
         tp_bulk_commit();
-        tp_bulk_wait<0>();
+        tp_bulk_wait_read<0>(); /* the next block may have the shared memory */
     }
 }
 #endif
@@ -406,7 +395,9 @@ static __global__ void __launch_bounds__(384, 1)
     } else {
         tp_registers_more<240>();
         const backward_work w = backward_read(place);
-        backward_consume<D>(f, w, shared, bars, place, threadIdx.x / 128 - 1);
+        /* the same in a warp, which the compiler cannot know: descriptors in uniform registers */
+        int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0) - 1;
+        backward_consume<D>(f, w, shared, bars, place, group);
     }
 #endif
 }

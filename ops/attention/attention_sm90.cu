@@ -9,10 +9,10 @@
  * per register. A token that goes round the warpgroups (named barriers) lets one of them feed the
  * tensor cores while another is in its softmax.
  *
- * Blocks are persistent: each takes every gridDim'th of a list of tiles sorted by cost, so the ring
- * stays full across tiles. Every row is computed by itself over tiles counted from key 0: its bits
- * do not depend on the grid. (The tiled form: Dao et al., arXiv 2205.14135; overlapping products
- * with softmax, and warpgroups in turns: Shah et al., arXiv 2407.08608.) */
+ * Blocks are persistent: each takes every gridDim'th of a list of work, so the ring stays full
+ * across tiles. Every row is computed by itself over tiles counted from key 0: its bits do not
+ * depend on the grid. (The tiled form: Dao et al., arXiv 2205.14135; overlapping products with
+ * softmax, and warpgroups in turns: Shah et al., arXiv 2407.08608.) */
 #include "ops/attention/attention_sm90.h"
 
 template <int D> struct forward_tile;
@@ -45,14 +45,18 @@ typedef struct forward_params {
     tp_tma_map q, k, v, o;
     float *lse; /* (B,H,T) */
     sm90_problem p;
-    float scale, scale_log2; /* scale * log2(e) */
-    int tiles, tiles_per_head;
+    float scale, scale_log2;   /* scale * log2(e) */
+    int units, units_per_head; /* what is dealt out: blocks of queries, or pairs of them */
+    bool paired;
     int heads, section; /* B*H; how many of them are walked together */
 } forward_params;
 
-/* The i-th tile of this block. Tiles are sorted by sections of heads whose keys and values stay in
- * the L2 cache, then from the last block of queries (the longest, if causal) to the first. Rounds
- * alternate in direction, so that no block always gets the longer one. */
+/* What a block does next. Units are sorted by sections of heads whose keys and values stay in the
+ * L2 cache, then from the last block of queries (the longest, if causal) to the first. Rounds
+ * alternate in direction, so that no block always gets the longer one. Causal: the x-th block of
+ * queries and the x-th from the end are a unit, as they are equally much work together (the middle
+ * one is alone); dealt out singly, some block would get a fifth more than the mean at 64 heads
+ * of 32. */
 typedef struct forward_work {
     int b, h, t0;
     sm90_range keys;
@@ -60,23 +64,23 @@ typedef struct forward_work {
 
 #if TP_HOPPER
 template <int D>
-static __device__ __forceinline__ bool forward_next(const forward_params &f, int i,
+static __device__ __forceinline__ bool forward_next(const forward_params &f, int *i,
                                                     forward_work *w) {
     typedef forward_tile<D> F;
     constexpr int BM = 64 * F::GROUPS;
-    int in_round = i & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-    int tile = i * (int)gridDim.x + in_round;
-    if (i * (int)gridDim.x >= f.tiles) return false;
-    w->keys.first = w->keys.last = 0;
-    w->b = -1; /* this round has nothing for us */
-    if (tile >= f.tiles) return true;
-    int section = tile / (f.section * f.tiles_per_head), first = section * f.section;
+    int round = f.paired ? *i / 2 : *i, second = f.paired ? *i % 2 : 0;
+    int unit = round * (int)gridDim.x + (round & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+    if (unit >= f.units) return false; /* then this round is the last */
+    int section = unit / (f.section * f.units_per_head), first = section * f.section;
     int heads = f.heads - first < f.section ? f.heads - first : f.section;
-    int rest = tile - first * f.tiles_per_head, head = first + rest % heads;
+    int rest = unit - first * f.units_per_head, x = rest / heads, head = first + rest - x * heads;
+    int m = f.p.blocks - 1 - x;
+    *i += f.paired && m == x ? 2 : 1;
+    if (second) m = x;
     w->b = head / f.p.H;
-    w->h = head % f.p.H;
-    w->t0 = (f.tiles_per_head - 1 - rest / heads) * BM;
-    w->keys = sm90_tiles(&f.p, w->b, w->t0 / BM, BM, F::BN);
+    w->h = head - w->b * f.p.H;
+    w->t0 = m * BM;
+    w->keys = sm90_tiles(&f.p, w->b, m, BM, F::BN);
     return true;
 }
 
@@ -90,10 +94,10 @@ static __device__ __forceinline__ void forward_produce(const forward_params &f,
     uint64_t *q_full = bars, *q_empty = bars + 1, *k_full = bars + 2, *k_empty = k_full + ST,
              *v_full = k_empty + ST, *v_empty = v_full + ST;
     forward_work w;
-    int used = 0, tiles = 0;
-    for (int i = 0; forward_next<D>(f, i, &w); i++) {
+    int used = 0, tiles = 0, i = 0;
+    while (forward_next<D>(f, &i, &w)) {
         if (w.keys.first >= w.keys.last) {
-            if (F::OWN_O || w.b < 0) continue;
+            if (F::OWN_O) continue;
             /* zeros go out through Q's place: the next Q must not come before they have left */
             tp_mbar_wait(q_empty, (tiles++ & 1) ^ 1);
             tp_mbar_arrive(q_full);
@@ -154,16 +158,10 @@ template <int BN>
 static __device__ __forceinline__ void forward_mask(float (&s)[BN / 2], const sm90_problem &p,
                                                     int t, int j0, int c) {
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        int lo = sm90_lo(&p, t + 8 * r) - j0, hi = sm90_hi(&p, t + 8 * r) - j0;
-#pragma unroll
-        for (int i = 0; i < BN / 8; i++)
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                int j = 8 * i + c + e;
-                if (j < lo || j >= hi) s[4 * i + 2 * r + e] = -HUGE_VALF;
-            }
-    }
+    for (int r = 0; r < 2; r++)
+        sm90_mask_row(s, r,
+                      sm90_columns_below<BN>(sm90_hi(&p, t + 8 * r) - j0 - c) &
+                          ~sm90_columns_below<BN>(sm90_lo(&p, t + 8 * r) - j0 - c));
 }
 
 /* One step of the running softmax for the two rows of this thread, a quarter of whose columns it
@@ -198,37 +196,36 @@ static __device__ __forceinline__ void forward_softmax(float (&s)[N], float (&m)
     }
 }
 
-/* Divides by the sum, writes lse, and sends o to global memory through the warpgroup's 64 rows of
- * shared memory: rows beyond T and columns beyond the head's are cut off by TMA. */
-template <int D>
-static __device__ __forceinline__ void
-forward_finish(const forward_params &f, const forward_work &w, unsigned char *out,
-               float (&o)[D / 2], const float (&m)[2], float (&l)[2], int group) {
-    typedef sm90_layout<D> L;
-    constexpr int BM = forward_memory<D>::BM;
-    int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
-    float part[2];
+/* Sums l over the row, writes lse; part: what o must be multiplied with. */
+static __device__ __forceinline__ void forward_sums(const forward_params &f, const forward_work &w,
+                                                    const float (&m)[2], float (&l)[2],
+                                                    float (&part)[2], int t) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         l[r] += __shfl_xor_sync(0xffffffffu, l[r], 1);
         l[r] += __shfl_xor_sync(0xffffffffu, l[r], 2);
         part[r] = l[r] > 0 ? 1 / l[r] : l[r] == 0 ? 0 : l[r]; /* NaN stays */
-        int t = w.t0 + 64 * group + row + 8 * r;
-        if (lane % 4 == 0 && t < f.p.T)
-            f.lse[(int64_t)(w.b * f.p.H + w.h) * f.p.T + t] =
+        if (threadIdx.x % 4 == 0 && t + 8 * r < f.p.T)
+            f.lse[(int64_t)(w.b * f.p.H + w.h) * f.p.T + t + 8 * r] =
                 l[r] == 0 ? -HUGE_VALF : fmaf(m[r], f.scale, logf(l[r]));
     }
-    if (threadIdx.x % 128 == 0) tp_bulk_wait_read<0>(); /* the place is free */
-    tp_bar_sync(8 + group, 128);
+}
+
+/* Sends o to global memory through the warpgroup's 64 rows of shared memory, which are free: rows
+ * beyond T and columns beyond the head's are cut off by TMA. */
+template <int D>
+static __device__ __forceinline__ void forward_out(const forward_params &f, const forward_work &w,
+                                                   unsigned char *out, const float (&o)[D / 2],
+                                                   const float (&part)[2], int row, int group) {
+    typedef sm90_layout<D> L;
+    constexpr int BM = forward_memory<D>::BM;
+    const unsigned at = sm90_row_place<D>(64 * group + row);
 #pragma unroll
     for (int i = 0; i < D / 8; i++)
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            int column = 8 * i + lane % 4 * 2, box = column / L::COLS;
-            unsigned at = (64 * group + row + 8 * r) * L::ROW + column % L::COLS * 2;
-            tp_sts_tile(out + box * BM * L::ROW + tp_swizzled(at, L::SWIZZLE),
+        for (int r = 0; r < 2; r++)
+            tp_sts_tile(out + sm90_pair_place<D, BM>(at, i, r),
                         tp_pack_bf16(o[4 * i + 2 * r] * part[r], o[4 * i + 2 * r + 1] * part[r]));
-        }
     tp_fence_async();
     tp_bar_sync(8 + group, 128);
     if (threadIdx.x % 128 == 0) {
@@ -250,12 +247,11 @@ forward_consume(const forward_params &f, unsigned char *shared, uint64_t *bars, 
     const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
     const uint64_t q = sm90_rows_desc<D, M::BM>(shared + M::Q, 64 * group);
     const int mine = 1 + group, next = 1 + (group + 1) % F::GROUPS; /* barriers of the token */
-    forward_work w;
-    int used = 0, tiles = 0;
+    forward_work w, w_next = {};
+    int used = 0, tiles = 0, i = 0;
     if (group == F::GROUPS - 1) tp_bar_arrive(next, 256);
-    for (int i = 0; forward_next<D>(f, i, &w); i++) {
-        if (w.b < 0) continue;
-        float o[D / 2], m[2] = {-HUGE_VALF, -HUGE_VALF}, l[2] = {0, 0}, alpha[2];
+    for (bool more = forward_next<D>(f, &i, &w); more; w = w_next) {
+        float o[D / 2], m[2] = {-HUGE_VALF, -HUGE_VALF}, l[2] = {0, 0}, alpha[2], part[2];
         const int t0 = w.t0 + 64 * group, t = t0 + row, first = w.keys.first, last = w.keys.last;
         /* tiles below `low` or from `high` on hold keys that some row of ours does not see */
         int low = (sm90_lo(&f.p, t0 + 63) + BN - 1) / BN, high = sm90_hi(&f.p, t0) / BN;
@@ -273,6 +269,7 @@ forward_consume(const forward_params &f, unsigned char *shared, uint64_t *bars, 
             tp_wgmma_wait<0>();
             tp_wgmma_pin(s);
             if (lane == 0) tp_mbar_arrive(&k_empty[stage]);
+            if (F::OWN_O && lane == 0 && first + 1 == last) tp_mbar_arrive(q_empty);
             if (first < low || first >= high) forward_mask<BN>(s, f.p, t, first * BN, lane % 4 * 2);
             if (f.p.segments) sm90_mask_segments<BN>(s, f.p, w.b, t, first * BN);
             forward_softmax(s, m, l, alpha, f.scale_log2);
@@ -292,6 +289,8 @@ forward_consume(const forward_params &f, unsigned char *shared, uint64_t *bars, 
                 tp_wgmma_wait<1>();
                 tp_wgmma_pin(s);
                 if (lane == 0) tp_mbar_arrive(&k_empty[stage]);
+                /* the next tile's queries come while this one's last softmax is taken */
+                if (F::OWN_O && lane == 0 && j + 1 == last) tp_mbar_arrive(q_empty);
                 if (j < low || j >= high) forward_mask<BN>(s, f.p, t, j * BN, lane % 4 * 2);
                 if (f.p.segments) sm90_mask_segments<BN>(s, f.p, w.b, t, j * BN);
                 forward_softmax(s, m, l, alpha, f.scale_log2);
@@ -303,20 +302,28 @@ forward_consume(const forward_params &f, unsigned char *shared, uint64_t *bars, 
                 for (int x = 0; x < D / 2; x++) o[x] *= alpha[x / 2 % 2];
                 sm90_pack(p, s);
             }
-            if (F::OWN_O && lane == 0) tp_mbar_arrive(q_empty);
             tp_mbar_wait(&v_full[stage], sm90_phase<ST>(at));
             forward_values<D, BN>(o, p,
                                   sm90_columns_desc<D, BN>(shared + M::V + stage * M::KV_BYTES));
+            /* what does not need o is done while that runs */
+            more = forward_next<D>(f, &i, &w_next);
+            forward_sums(f, w, m, l, part, t);
+            if (threadIdx.x % 128 == 0) tp_bulk_wait_read<0>(); /* o's way out is free */
+            tp_bar_sync(8 + group, 128);
             tp_wgmma_wait<0>();
             tp_wgmma_pin(o);
             tp_wgmma_pin(p);
             if (lane == 0) tp_mbar_arrive(&v_empty[stage]);
             used += last - first;
             tiles++;
-        } else if (!F::OWN_O) {
-            tp_mbar_wait(q_full, tiles++ & 1);
+        } else {
+            more = forward_next<D>(f, &i, &w_next);
+            forward_sums(f, w, m, l, part, t);
+            if (!F::OWN_O) tp_mbar_wait(q_full, tiles++ & 1);
+            if (threadIdx.x % 128 == 0) tp_bulk_wait_read<0>();
+            tp_bar_sync(8 + group, 128);
         }
-        forward_finish<D>(f, w, shared + M::O, o, m, l, group);
+        forward_out<D>(f, w, shared + M::O, o, part, row, group);
         if (!F::OWN_O) { /* Q's place is free when O has left it */
             if (threadIdx.x % 128 == 0) tp_bulk_wait_read<0>();
             tp_bar_sync(8 + group, 128);
@@ -358,7 +365,11 @@ static __global__ void __launch_bounds__(128 * (forward_tile<D>::GROUPS + 1), 1)
         if (threadIdx.x == 0) forward_produce<D>(f, shared, bars);
     } else {
         tp_registers_more<F::GROUPS == 3 ? 160 : 240>();
-        forward_consume<D>(f, shared, bars, threadIdx.x / 128 - 1);
+        /* the same in a warp, which the compiler cannot know: descriptors in uniform registers.
+         * Head size 256 has no registers left to hold more of them. */
+        int group = threadIdx.x / 128;
+        if (D < 256) group = __shfl_sync(0xffffffffu, group, 0);
+        forward_consume<D>(f, shared, bars, group - 1);
     }
 #endif
 }
@@ -378,8 +389,10 @@ template <int D> static tp_status forward_run(const tp_call *k, const attention_
     f.scale = (float)p->scale;
     f.scale_log2 = (float)(p->scale * SM90_LOG2E);
     f.heads = (int)(p->B * p->H);
-    f.tiles_per_head = f.p.blocks;
-    f.tiles = f.heads * f.tiles_per_head;
+    int at_once = tp_cuda_of(k->ctx)->multiprocessors;
+    f.paired = f.p.causal && (int64_t)f.heads * f.p.blocks >= 2 * at_once;
+    f.units_per_head = f.paired ? (f.p.blocks + 1) / 2 : f.p.blocks;
+    f.units = f.heads * f.units_per_head;
     int64_t section = p->G * (l2 / (p->S * (p->D + p->Dv) * 2));
     f.section = section < p->G ? (int)p->G : section > f.heads ? f.heads : (int)section;
     if ((st = sm90_map<D>(k, &f.q, k->in[ATTENTION_Q], 64 * F::GROUPS))) return st;
@@ -393,8 +406,7 @@ template <int D> static tp_status forward_run(const tp_call *k, const attention_
                        dim3((unsigned)f.p.blocks, (unsigned)p->B), 32, 0, shape, seen);
         if (st) return st;
     }
-    int at_once = tp_cuda_of(k->ctx)->multiprocessors;
-    return TP_LAUNCH(k, attention_forward_sm90<D>, f.tiles < at_once ? f.tiles : at_once,
+    return TP_LAUNCH(k, attention_forward_sm90<D>, f.units < at_once ? f.units : at_once,
                      128 * (F::GROUPS + 1), forward_memory<D>::BYTES, f);
 }
 

@@ -152,6 +152,39 @@ static __device__ __forceinline__ void sm90_pack(uint32_t (&p)[N / 8][4], const 
         for (int e = 0; e < 4; e++) p[i][e] = tp_pack_bf16(s[8 * i + 2 * e], s[8 * i + 2 * e + 1]);
 }
 
+/* Where a thread writes rows `row` and row + 8 of an accumulator, as bf16, to a tile of R rows that
+ * starts at a multiple of 1024 bytes: two columns 8*i + 2*(lane%4) at a time. Swizzling exchanges
+ * 16-byte pieces by the row's number modulo 8, so the place of piece i is one exclusive or away
+ * from that of piece 0, and 8 rows on it is the same. */
+template <int D> static __device__ __forceinline__ unsigned sm90_row_place(int row) {
+    typedef sm90_layout<D> L;
+    return tp_swizzled(row * L::ROW + threadIdx.x % 4 * 4, L::SWIZZLE);
+}
+template <int D, int R>
+static __device__ __forceinline__ unsigned sm90_pair_place(unsigned at, int i, int r) {
+    typedef sm90_layout<D> L;
+    constexpr int PIECES = L::COLS / 8;
+    return i / PIECES * R * L::ROW + (at ^ i % PIECES * 16) + 8 * r * L::ROW;
+}
+
+/* Of the columns 8*i and 8*i + 1, i < N/8, those below x: bits 2*i and 2*i + 1. */
+template <int N> static __device__ __forceinline__ uint32_t sm90_columns_below(int x) {
+    static_assert(N <= 128, "no more than 32 bits");
+    x = x < 0 ? 0 : x > N ? N : x;
+    int n = x / 8 * 2 + (x % 8 < 2 ? x % 8 : 2);
+    return n < 32 ? (1u << n) - 1 : ~0u;
+}
+/* s = -inf in the thread's row r (0, 1) where the column's bit is not set: one select each, as the
+ * bits become predicates by the dozen. */
+template <int N>
+static __device__ __forceinline__ void sm90_mask_row(float (&s)[N], int r, uint32_t columns) {
+#pragma unroll
+    for (int i = 0; i < N / 4; i++)
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+            if (!(columns >> (2 * i + e) & 1)) s[4 * i + 2 * r + e] = -HUGE_VALF;
+}
+
 /* s = -inf where a row's segment is not the column's. This thread's rows stand at positions `row`
  * and row + 8, its columns at column0 + 8*i + 2*(lane%4) and the next. Segments come with S == T,
  * so it does not matter which are queries. */

@@ -16,7 +16,7 @@ static inline TP_HD float gelu_f(float x) { return x / (1.0f + tp_expf(-gelu_2u(
 /* With s = 1/(1 + e), e = e^-2u:  y = x s,  y' = s + x s (1 - s) (2u)',  and 1 - s = e s. */
 static inline TP_HD float gelu_dx(float x) {
     float x2 = x * x, v = -gelu_2u(x, x2), du = 1.595769122f * fmaf(0.134145f, x2, 1.0f);
-    float e = tp_expf(v > 80.0f ? 80.0f : v), s = 1.0f / (1.0f + e); /* e s needs a finite e */
+    float e = tp_expf(v > 80.0f ? 80.0f : v), s = tp_rcpf(1.0f + e); /* e s needs a finite e */
     return s * fmaf(x, e * s * du, 1.0f);
 }
 
@@ -24,7 +24,7 @@ static inline TP_HD float gelu_dx(float x) {
  * below 1e-30, and its factors may overflow. */
 static inline TP_HD float gelu_d2x(float x) {
     float x2 = x * x, v = -gelu_2u(x, x2), du = 1.595769122f * fmaf(0.134145f, x2, 1.0f);
-    float e = tp_expf(v > 80.0f ? 80.0f : v), s = 1.0f / (1.0f + e);
+    float e = tp_expf(v > 80.0f ? 80.0f : v), s = tp_rcpf(1.0f + e);
     float d2u = 0.428128898f * x;
     float y = e * s * s * fmaf(x, fmaf((e * s - s) * du, du, d2u), 2.0f * du);
     return fabsf(v) > 80.0f ? 0.0f : y;

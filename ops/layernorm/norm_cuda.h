@@ -143,6 +143,34 @@ static __device__ __forceinline__ void norm_add_to(float *p, bool shared, const 
     }
 }
 
+/* A thread's vectors of a row that begins at p, if any; K = 0: none. As words: halves of them would
+ * be put together one by one where a load may not happen. */
+typedef tp_vec<uint32_t, 4> norm_words;
+template <typename T, int K>
+static __device__ __forceinline__ void norm_fetch(norm_words (&x)[K ? K : 1], const T *p,
+                                                  int64_t channels) {
+    enum { V = tp_width<T>::N };
+#pragma unroll
+    for (int j = 0; j < K; j++) {
+        unsigned i = (j * blockDim.x + threadIdx.x) * V; /* K vectors a thread: it fits */
+        x[j] = {};
+        if (p && i < (unsigned)channels) x[j] = tp_load<uint32_t, 4>((const uint32_t *)(p + i));
+    }
+}
+/* x[0..n-1] = channels i..i+n-1, of the vector that was fetched or, with K = 0, from memory. */
+template <typename T, int K, bool VECTOR>
+static __device__ __forceinline__ void norm_take(float *x, const norm_words &fetched, const T *p,
+                                                 int64_t step, int64_t i, int n) {
+    if (K) {
+        tp_vec<T, tp_width<T>::N> v;
+        memcpy(&v, &fetched, 16);
+#pragma unroll
+        for (int e = 0; e < tp_width<T>::N; e++) x[e] = tp_to_f32(v.v[e]);
+    } else {
+        tp_row_load<T, VECTOR>(x, p, step, i, n);
+    }
+}
+
 /* A block per segment. Shared memory, where rows lie side by side: (side, parts, C). */
 template <typename T, bool CENTRE, int K, bool VECTOR>
 __global__ void __launch_bounds__(TP_ROW_THREADS, 1) norm_backward(norm_backward_args a) {
@@ -174,36 +202,56 @@ __global__ void __launch_bounds__(TP_ROW_THREADS, 1) norm_backward(norm_backward
     for (int64_t t = first + threadIdx.y; t < last; t += blockDim.y) {
         int64_t row = sample * a.rows_each + t;
         const T *px = tp_row_at<T>(a.x, row), *pdy = tp_row_at<T>(a.dy, row);
+        const T *pds = tp_row_at<T>(a.dsum, row);
+        /* All that the row needs is under way at once, and stays as it came: half the registers. */
+        norm_words all_x[K ? K : 1], all_dy[K ? K : 1], all_ds[K ? K : 1];
+        norm_fetch<T, K>(all_x, px, channels);
+        norm_fetch<T, K>(all_dy, a.dy.p ? pdy : NULL, channels);
         float mean = CENTRE ? norm_stat_at(a.mean, row) : 0, rstd = norm_stat_at(a.rstd, row);
-        float nx[K ? K : 1][V], g[K ? K : 1][V], sum_dn = 0, sum_dn_n = 0;
-        auto load = [&](int j, int64_t i, int n) {
-            tp_row_load<T, VECTOR>(nx[j], px, a.x.step, i, n);
-            if (a.dy.p) tp_row_load<T, VECTOR>(g[j], pdy, a.dy.step, i, n);
+        float sum_dn = 0, sum_dn_n = 0;
+        auto load = [&](int j, int64_t i, int n, float *nx, float *g, float *w) {
+            norm_take<T, K, VECTOR>(nx, all_x[j], px, a.x.step, i, n);
+            if (K) { /* what is absent is 0 or 1 while it is packed: fewer selects */
+                norm_words one;
+                for (int e = 0; e < 4; e++) one.v[e] = sizeof(T) == 2 ? 0x3f803f80 : 0x3f800000;
+                if (a.w.p) one = tp_load<uint32_t, 4>((const uint32_t *)((const T *)a.w.p + i));
+                norm_take<T, K, VECTOR>(w, one, NULL, 0, i, n);
+                norm_take<T, K, VECTOR>(g, all_dy[j], NULL, 0, i, n);
+            } else {
+                if (a.w.p) tp_row_load<T, VECTOR>(w, (const T *)a.w.p, a.w.step, i, n);
+                if (a.dy.p) tp_row_load<T, VECTOR>(g, pdy, a.dy.step, i, n);
+            }
             TP_ROW_FOR(e, n) {
-                nx[j][e] = (CENTRE ? nx[j][e] - mean : nx[j][e]) * rstd;
-                if (!a.dy.p) g[j][e] = 0;
+                nx[e] = (CENTRE ? nx[e] - mean : nx[e]) * rstd;
+                if (!K && !a.w.p) w[e] = 1;
+                if (!K && !a.dy.p) g[e] = 0;
             }
         };
         tp_row_each<T, K, VECTOR>(channels, [&](int j, int64_t i, int n) {
-            float w[V];
-            load(j, i, n);
-            if (a.w.p) tp_row_load<T, VECTOR>(w, (const T *)a.w.p, a.w.step, i, n);
+            float nx[V], g[V], w[V];
+            load(j, i, n, nx, g, w);
             TP_ROW_FOR(e, n) {
-                float dn = a.w.p ? g[j][e] * w[e] : g[j][e];
+                float dn = g[e] * w[e];
                 if (CENTRE) sum_dn += dn;
-                sum_dn_n = fmaf(dn, nx[j][e], sum_dn_n);
+                sum_dn_n = fmaf(dn, nx[e], sum_dn_n);
                 if (K) {
-                    dw[j][e] = fmaf(g[j][e], nx[j][e], dw[j][e]);
-                    if (CENTRE) db[j][e] += g[j][e];
+                    dw[j][e] = fmaf(g[e], nx[e], dw[j][e]);
+                    if (CENTRE) db[j][e] += g[e];
                 } else {
-                    dw[j][e] = g[j][e] * nx[j][e];
+                    dw[j][e] = g[e] * nx[e];
                 }
             }
             if (!K && partial) {
                 norm_add_to<VECTOR, V>(sums, side, dw[j], i, n);
-                if (CENTRE) norm_add_to<VECTOR, V>(sums + channels, side, g[j], i, n);
+                if (CENTRE) norm_add_to<VECTOR, V>(sums + channels, side, g, i, n);
             }
         });
+        norm_fetch<T, K>(all_ds, a.dsum.p ? pds : NULL, channels); /* comes during the sums */
+#pragma unroll
+        for (int j = 0; j < K; j++) {
+            tp_forget(&all_x[j]);
+            tp_forget(&all_dy[j]);
+        }
         float s1 = CENTRE ? tp_block_sum(sum_dn) : 0, s2 = tp_block_sum(sum_dn_n), c0 = 0, c1;
         float dm = norm_stat_at(a.dmean, row), dr = norm_stat_at(a.drstd, row);
         c1 = a.drstd.p ? norm_c1(s2, rstd, &dr, a.inverse_channels)
@@ -211,15 +259,13 @@ __global__ void __launch_bounds__(TP_ROW_THREADS, 1) norm_backward(norm_backward
         if (CENTRE)
             c0 = a.dmean.p ? norm_c0(s1, rstd, &dm, a.inverse_channels)
                            : norm_c0(s1, rstd, NULL, a.inverse_channels);
-        const T *pds = tp_row_at<T>(a.dsum, row);
         tp_row_each<T, K, VECTOR>(channels, [&](int j, int64_t i, int n) {
-            float w[V], ds[V], dx[V];
-            if (!K) load(j, i, n);
-            if (a.w.p) tp_row_load<T, VECTOR>(w, (const T *)a.w.p, a.w.step, i, n);
-            if (a.dsum.p) tp_row_load<T, VECTOR>(ds, pds, a.dsum.step, i, n);
+            float nx[V], g[V], w[V], ds[V], dx[V];
+            load(j, i, n, nx, g, w);
+            if (a.dsum.p) norm_take<T, K, VECTOR>(ds, all_ds[j], pds, a.dsum.step, i, n);
             TP_ROW_FOR(e, n) {
-                float dn = a.w.p ? g[j][e] * w[e] : g[j][e];
-                dx[e] = fmaf(-nx[j][e], c1, fmaf(dn, rstd, -c0));
+                float dn = g[e] * w[e];
+                dx[e] = fmaf(-nx[e], c1, fmaf(dn, rstd, -c0));
                 if (a.dsum.p) dx[e] = tp_to_f32(tp_from_f32<T>(dx[e])) + ds[e]; /* as add would */
             }
             tp_row_store<T, VECTOR>((T *)a.dx + row * channels, dx, i, n);

@@ -61,23 +61,51 @@ static __device__ __forceinline__ void lce_warp_merge(lce_row *r) {
                   __shfl_xor_sync(0xffffffffu, r->es, bit));
 }
 
-static __device__ __forceinline__ void lce_take(lce_row *r, const lce_eight &x, int count) {
+/* x = e^x, with tp_expf's bits. */
+static __device__ __forceinline__ void lce_exp(lce_eight *x) {
+    uint32_t most = 0; /* the largest magnitude; that of NaN is above all others */
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        uint32_t twice = 2 * tp_f32_to_bits(x->v[e]); /* without the sign */
+        most = most > twice ? most : twice;
+    }
+    if (most < 2 * tp_f32_to_bits(87.0f)) {
+#pragma unroll
+        for (int e = 0; e < 8; e++) x->v[e] = tp_expf_near(x->v[e]);
+    } else {
+#pragma unroll
+        for (int e = 0; e < 8; e++) x->v[e] = tp_expf(x->v[e]);
+    }
+}
+
+/* ALL: count is 8. */
+template <bool ALL>
+static __device__ __forceinline__ void lce_take_some(lce_row *r, const lce_eight &x, int count) {
     float top = LCE_LOWEST;
 #pragma unroll
     for (int e = 0; e < 8; e++)
-        if (e < count) top = fmaxf(top, x.v[e]);
+        if (ALL || e < count) top = fmaxf(top, x.v[e]);
     if (top > r->m) { /* soon rare */
         float d = r->m - top, w = tp_expf(d);
         r->es = w * fmaf(d, r->sum, r->es);
         r->sum *= w;
         r->m = top;
     }
+    lce_eight d, w;
+#pragma unroll
+    for (int e = 0; e < 8; e++) d.v[e] = w.v[e] = x.v[e] - r->m;
+    lce_exp(&w);
 #pragma unroll
     for (int e = 0; e < 8; e++) {
-        float d = x.v[e] - r->m, w = tp_expf(d);
-        r->sum += e < count ? w : 0.0f;
-        r->es += e < count ? w * d : 0.0f;
+        r->sum += ALL || e < count ? w.v[e] : 0.0f;
+        r->es += ALL || e < count ? w.v[e] * d.v[e] : 0.0f;
     }
+}
+static __device__ __forceinline__ void lce_take(lce_row *r, const lce_eight &x, int count) {
+    if (count == 8)
+        lce_take_some<true>(r, x, 8);
+    else
+        lce_take_some<false>(r, x, count);
 }
 
 /* Where a row's scaled entries come from: of(i) answers entries i..i+7, of.at(i) one. */
@@ -118,6 +146,27 @@ static __device__ lce_row lce_take_row(const ROW &of, int64_t v, int target) {
     return r;
 }
 
+/* What lce_grad_target answers, with k.w at entry `here` (none if outside 0..7) and 0 elsewhere. */
+static __device__ __forceinline__ void lce_grad_eight(lce_eight *x, lce_scale q, float4 k,
+                                                      int64_t here) {
+    lce_eight p;
+#pragma unroll
+    for (int e = 0; e < 8; e++) p.v[e] = x->v[e] - k.x;
+    lce_exp(&p);
+#pragma unroll
+    for (int e = 0; e < 8; e++) p.v[e] *= fmaf(k.z, x->v[e], k.y);
+    if (here >= 0 && here < 8) {
+#pragma unroll
+        for (int e = 0; e < 8; e++) p.v[e] += e == here ? k.w : 0.0f;
+    } else {
+#pragma unroll
+        for (int e = 0; e < 8; e++) p.v[e] += 0.0f; /* as above: no negative zeros */
+    }
+#pragma unroll
+    for (int e = 0; e < 8; e++) /* without a cap the slope is just that */
+        x->v[e] = p.v[e] * (q.cap > 0.0f ? lce_slope(x->v[e], q) : q.temperature_inv);
+}
+
 /* T over f32, in place. bf16 entries are narrower: what a turn of the block writes was read in this
  * turn or an earlier one, hence the barrier between reading and writing. */
 template <typename T>
@@ -131,13 +180,12 @@ static __device__ void lce_grad_in_place(float *s, int64_t v, lce_scale q, float
         if (i < v) x = lce_load(s, i, q);
         if (sizeof(T) != sizeof(float)) __syncthreads();
         if (i >= v) continue;
+        lce_grad_eight(&x, q, k, target - i);
 #pragma unroll
         for (int h = 0; h < 8; h += V) {
             tp_vec<T, V> y;
 #pragma unroll
-            for (int e = 0; e < V; e++)
-                y.v[e] = tp_from_f32<T>(lce_grad_target(x.v[h + e], q, k.x, k.y, k.z,
-                                                        i + h + e == target ? k.w : 0.0f));
+            for (int e = 0; e < V; e++) y.v[e] = tp_from_f32<T>(x.v[h + e]);
             tp_store<T, V>(g + i + h, y);
         }
     }
