@@ -113,6 +113,17 @@ template <typename T> struct tp_width { /* elements in 16 bytes */
 };
 static inline bool tp_aligned(const void *p, size_t bytes) { return (uintptr_t)p % bytes == 0; }
 
+/* 2^x by the hardware (2 ulp; results below 2^-126 are 0): 2^-inf = 0, 2^0 = 1. */
+static __device__ __forceinline__ float tp_ex2(float x) {
+#if defined(TP_CUDA_ON_CPU)
+    return exp2f(x);
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
 /* ---- sums and maxima, in an order that depends on the block's size only ---------------------- */
 static __device__ __forceinline__ float tp_warp_sum(float x) {
     for (int m = 16; m; m >>= 1) x += __shfl_xor_sync(0xffffffffu, x, m);

@@ -228,12 +228,6 @@ TP_DEVICE void tp_bar_sync(int id, int count) {
 TP_DEVICE void tp_bar_arrive(int id, int count) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(count) : "memory");
 }
-/* 2^x, the hardware's (2 ulp); 2^-inf = 0. */
-TP_DEVICE float tp_ex2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 /* lo in the lower half; rounds to nearest even. */
 TP_DEVICE uint32_t tp_pack_bf16(float lo, float hi) {
     uint32_t y;

@@ -62,12 +62,6 @@ template <int N> static __device__ __forceinline__ void tp_cp_async_wait(void) {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-static __device__ __forceinline__ float tp_exp2f(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 static __device__ __forceinline__ unsigned tp_pack_bf16x2(float lo, float hi) {
     unsigned r;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
@@ -225,7 +219,6 @@ static inline void tp_cp_async_16(tp_smem dst, const void *src, bool pred) {
 static inline void tp_cp_async_commit(void) { emu_commit(EMU_QUEUE_CP_ASYNC); }
 template <int N> static inline void tp_cp_async_wait(void) { emu_drain_to(EMU_QUEUE_CP_ASYNC, N); }
 
-static inline float tp_exp2f(float x) { return exp2f(x); }
 static inline unsigned tp_pack_bf16x2(float lo, float hi) {
     return tp_f32_to_bf16(lo) | (unsigned)tp_f32_to_bf16(hi) << 16;
 }

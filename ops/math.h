@@ -18,12 +18,15 @@ static inline TP_HD uint32_t tp_f32_to_bits(float f) {
     return u;
 }
 
-/* e^x = 2^n e^r with n an integer and r = x - n ln2, |r| <= ln2/2: answers e^r, which is between
- * 0.7 and 1.5, and in t's low bits n. */
-static inline TP_HD float tp_expf_part(float x, float *t) {
-    *t = fmaf(x, 1.44269504f, 12582912.0f); /* the nearest integer sits in the low bits */
-    float n = *t - 12582912.0f;
-    float r = fmaf(n, -0.693359375f, x); /* ln2 = hi + lo: hi has 15 zero bits, so n*hi is exact */
+/* e^x. x = n ln2 + r, |r| <= ln2/2; e^r = 1 + r + r^2 P(r) with the degree-5 minimax P of Moshier's
+ * Cephes (expf.c); error < 1 ulp. 2^n in two halves so that results below 2^-126 underflow
+ * gradually. NaN stays NaN. */
+static inline TP_HD float tp_expf(float x) {
+    float z = x < -104.0f ? -104.0f : x; /* comparisons with NaN are false: it passes through */
+    z = z > 89.0f ? 89.0f : z;
+    float t = fmaf(z, 1.44269504f, 12582912.0f); /* the nearest integer sits in the low bits */
+    float n = t - 12582912.0f;
+    float r = fmaf(n, -0.693359375f, z); /* ln2 = hi + lo: hi has 15 zero bits, so n*hi is exact */
     r = fmaf(n, 2.12194440e-4f, r);
     float p = 1.9875691500e-4f;
     p = fmaf(p, r, 1.3981999507e-3f);
@@ -31,24 +34,11 @@ static inline TP_HD float tp_expf_part(float x, float *t) {
     p = fmaf(p, r, 4.1665795894e-2f);
     p = fmaf(p, r, 1.6666665459e-1f);
     p = fmaf(p, r, 5.0000001201e-1f);
-    return fmaf(p, r * r, r) + 1.0f;
-}
-/* e^x; e^r = 1 + r + r^2 P(r) with the degree-5 minimax P of Moshier's Cephes (expf.c); error < 1
- * ulp. 2^n in two halves so that results below 2^-126 underflow gradually. NaN stays NaN. */
-static inline TP_HD float tp_expf(float x) {
-    float z = x < -104.0f ? -104.0f : x; /* comparisons with NaN are false: it passes through */
-    z = z > 89.0f ? 89.0f : z;
-    float t, p = tp_expf_part(z, &t);
+    p = fmaf(p, r * r, r) + 1.0f;
     int32_t k = (int32_t)(tp_f32_to_bits(t) - 0x4B400000u), half = k >> 1;
     float a = tp_bits_to_f32((uint32_t)(half + 127) << 23);
     float b = tp_bits_to_f32((uint32_t)(k - half + 127) << 23);
     return p * a * b;
-}
-/* The same bits for |x| < 87, where nothing overflows: n is added to the exponent. 13 instructions
- * of a GPU instead of 20. */
-static inline TP_HD float tp_expf_near(float x) {
-    float t, p = tp_expf_part(x, &t);
-    return tp_bits_to_f32(tp_f32_to_bits(p) + (tp_f32_to_bits(t) << 23));
 }
 
 /* 1/y, correctly rounded, for 1 <= y <= 2^100. A GPU's division of floats is an estimate and a

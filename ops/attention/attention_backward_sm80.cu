@@ -176,7 +176,7 @@ backward_weights(float (&s)[MT][NT][4], float (&slope)[MT][NT][4], const attenti
                         x = attention_softcap(x * p.scale, p.softcap);
                         slope[i][n][2 * half + e] = attention_softcap_dx(x, p.softcap);
                     }
-                    x = tp_exp2f(fmaf(x, c, -lse));
+                    x = tp_ex2(fmaf(x, c, -lse));
                 }
         }
     if (!whole)

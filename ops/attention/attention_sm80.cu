@@ -98,13 +98,13 @@ static __device__ __forceinline__ void forward_softmax(float (&s)[MT][NT][4], fl
             top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
             float m = fmaxf(row.m[r], top * c);
             float base = m == -INFINITY ? 0.0f : m; /* -inf - -inf would be NaN */
-            f[half] = tp_exp2f(row.m[r] - base);
+            f[half] = tp_ex2(row.m[r] - base);
             float sum = 0;
 #pragma unroll
             for (int n = 0; n < NT; n++)
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
-                    s[i][n][at + e] = tp_exp2f(fmaf(s[i][n][at + e], c, -base));
+                    s[i][n][at + e] = tp_ex2(fmaf(s[i][n][at + e], c, -base));
                     sum += s[i][n][at + e];
                 }
             row.l[r] = fmaf(row.l[r], f[half], sum);

@@ -46,10 +46,15 @@ static __device__ __forceinline__ lce_eight lce_load(const float *s, int64_t i, 
 /* Below every logit that is worth the name, yet finite: nothing minus nothing is 0, not NaN. */
 #define LCE_LOWEST (-1e30f)
 
+/* e^x through the hardware's 2^x. A row has two of these for each of its entries: by tp_expf they,
+ * not memory, would set the pace. x log2(e) is off by half an ulp, which is much only where e^x is
+ * next to nothing. */
+static __device__ __forceinline__ float lce_exp(float x) { return tp_ex2(x * 1.44269504f); }
+
 /* Entries of both; neither argument comes first, so that all lanes get the same bits. */
 static __device__ __forceinline__ void lce_merge(lce_row *r, float m, float sum, float es) {
     float top = fmaxf(r->m, m), d0 = r->m - top, d1 = m - top;
-    float w0 = tp_expf(d0), w1 = tp_expf(d1);
+    float w0 = lce_exp(d0), w1 = lce_exp(d1);
     r->es = w0 * fmaf(d0, r->sum, r->es) + w1 * fmaf(d1, sum, es);
     r->sum = w0 * r->sum + w1 * sum;
     r->m = top;
@@ -61,23 +66,6 @@ static __device__ __forceinline__ void lce_warp_merge(lce_row *r) {
                   __shfl_xor_sync(0xffffffffu, r->es, bit));
 }
 
-/* x = e^x, with tp_expf's bits. */
-static __device__ __forceinline__ void lce_exp(lce_eight *x) {
-    uint32_t most = 0; /* the largest magnitude; that of NaN is above all others */
-#pragma unroll
-    for (int e = 0; e < 8; e++) {
-        uint32_t twice = 2 * tp_f32_to_bits(x->v[e]); /* without the sign */
-        most = most > twice ? most : twice;
-    }
-    if (most < 2 * tp_f32_to_bits(87.0f)) {
-#pragma unroll
-        for (int e = 0; e < 8; e++) x->v[e] = tp_expf_near(x->v[e]);
-    } else {
-#pragma unroll
-        for (int e = 0; e < 8; e++) x->v[e] = tp_expf(x->v[e]);
-    }
-}
-
 /* ALL: count is 8. */
 template <bool ALL>
 static __device__ __forceinline__ void lce_take_some(lce_row *r, const lce_eight &x, int count) {
@@ -86,19 +74,16 @@ static __device__ __forceinline__ void lce_take_some(lce_row *r, const lce_eight
     for (int e = 0; e < 8; e++)
         if (ALL || e < count) top = fmaxf(top, x.v[e]);
     if (top > r->m) { /* soon rare */
-        float d = r->m - top, w = tp_expf(d);
+        float d = r->m - top, w = lce_exp(d);
         r->es = w * fmaf(d, r->sum, r->es);
         r->sum *= w;
         r->m = top;
     }
-    lce_eight d, w;
-#pragma unroll
-    for (int e = 0; e < 8; e++) d.v[e] = w.v[e] = x.v[e] - r->m;
-    lce_exp(&w);
 #pragma unroll
     for (int e = 0; e < 8; e++) {
-        r->sum += ALL || e < count ? w.v[e] : 0.0f;
-        r->es += ALL || e < count ? w.v[e] * d.v[e] : 0.0f;
+        float d = x.v[e] - r->m, w = lce_exp(d);
+        r->sum += ALL || e < count ? w : 0.0f;
+        r->es += ALL || e < count ? w * d : 0.0f;
     }
 }
 static __device__ __forceinline__ void lce_take(lce_row *r, const lce_eight &x, int count) {
@@ -151,10 +136,7 @@ static __device__ __forceinline__ void lce_grad_eight(lce_eight *x, lce_scale q,
                                                       int64_t here) {
     lce_eight p;
 #pragma unroll
-    for (int e = 0; e < 8; e++) p.v[e] = x->v[e] - k.x;
-    lce_exp(&p);
-#pragma unroll
-    for (int e = 0; e < 8; e++) p.v[e] *= fmaf(k.z, x->v[e], k.y);
+    for (int e = 0; e < 8; e++) p.v[e] = lce_exp(x->v[e] - k.x) * fmaf(k.z, x->v[e], k.y);
     if (here >= 0 && here < 8) {
 #pragma unroll
         for (int e = 0; e < 8; e++) p.v[e] += e == here ? k.w : 0.0f;

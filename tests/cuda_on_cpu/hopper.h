@@ -95,7 +95,6 @@ static inline void tp_bar_arrive(int id, int count) {
     hopper_no_unfenced_stores("bar.arrive");
     emu_named_barrier(id, count, false);
 }
-static inline float tp_ex2(float x) { return exp2f(x); }
 static inline uint32_t tp_pack_bf16(float lo, float hi) {
     return (uint32_t)__float2bfloat16_rn(lo).bits | (uint32_t)__float2bfloat16_rn(hi).bits << 16;
 }
