@@ -25,8 +25,7 @@ tp_cuda_gemm_stats tp_cuda_gemm_stats_of(const tp_ctx *c) {
     return blas ? blas->stats : tp_cuda_gemm_stats{};
 }
 
-/* ---- a product that gelu's derivative follows, where nobody does both at once -----------------
- */
+/* ---- gelu's derivative behind a product ------------------------------------------------------ */
 static const int THREADS = 256;
 template <typename T, int V>
 __global__ void __launch_bounds__(THREADS)
