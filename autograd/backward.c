@@ -219,6 +219,33 @@ static tp_tensor *own_header(tp_ctx *c, const tp_call *k, tp_tensor *const dout[
     return v;
 }
 
+/* The cotangents of a walked call's outputs are done with, save those that tp_grad was asked for.
+ */
+static void let_go(tp_ctx *c, int at) {
+    tp_tape *tape = c->tape;
+    tp_node *n = &tape->node[at];
+    for (int i = 0; i < n->call.nout; i++) {
+        bool asked = false;
+        for (int l = 0; l < tape->nleaf; l++)
+            asked |= tape->leaf[l].wanted && tape->leaf[l].t == n->call.out[i];
+        if (asked) continue;
+        if (n->dout[i]) tp_release(c, n->dout[i]);
+        n->dout[i] = NULL;
+    }
+}
+
+/* Whether all that the call's vjp makes goes to the sink, which keeps what nobody else holds. */
+static bool all_for_sink(tp_ctx *c, const tp_walk *w, const tp_call *k) {
+    tp_tape *tape = c->tape;
+    if (!tape->sink || !w->to_grad || w->create_graph) return false;
+    for (int i = 0; i < k->nin; i++) {
+        if (!tp_wants(k, i)) continue;
+        tp_leaf *l = k->in[i]->node < 0 ? tp_leaf_of(c, k->in[i], false) : NULL;
+        if (!l || l->wanted) return false;
+    }
+    return true;
+}
+
 static tp_status run_vjp(tp_ctx *c, const tp_walk *w, int at) {
     tp_tape *tape = c->tape;
     tp_call k = tape->node[at].call; /* a copy: the array may move while the vjp records */
@@ -249,6 +276,8 @@ static tp_status run_vjp(tp_ctx *c, const tp_walk *w, int at) {
     tp_scope_swap_back(c, name, name_len);
     reopen(&k, released, false);
     if (k.last) tp_node_drop(c, &tape->node[at]); /* what a leaf now keeps is no longer shared */
+    /* A gradient that is handed on (cast's, of a weight whose sums are f32) goes with its bytes. */
+    if (all_for_sink(c, w, &k)) let_go(c, at);
     for (int i = 0; i < k.nin && !c->status; i++)
         if (keep[i]) tp_gather(c, w, k.in[i], keep[i], k.op->name);
     tape->walking = walking;
@@ -299,14 +328,7 @@ tp_status tp_tape_walk(tp_ctx *c, const tp_walk *w) {
             st = tape->node[at].replay ? tp_checkpoint_walk(c, w, at) : run_vjp(c, w, at);
         tp_call k = tape->node[at].call;
         if (!st) st = settle(c, w, &k);
-        for (int i = 0; i < k.nout && !w->create_graph; i++) {
-            tp_tensor **d = &tape->node[at].dout[i];
-            bool asked = false; /* tp_grad may want this very cotangent */
-            for (int l = 0; l < tape->nleaf; l++)
-                asked |= tape->leaf[l].wanted && tape->leaf[l].t == k.out[i];
-            if (*d && !asked) tp_release(c, *d);
-            if (!asked) *d = NULL;
-        }
+        if (!w->create_graph) let_go(c, at);
         if (!w->retain && !w->create_graph) tp_node_drop(c, &tape->node[at]);
     }
     /* end */

@@ -81,13 +81,13 @@ enum { TP_MAXDIM = 6, TP_WHY_BYTES = 512 };
 typedef struct tp_tensor {
     struct tp_storage *storage; /* bytes, shared by views */
     void *data;                 /* first element; NULL under META and for empty tensors */
+    int64_t offset;             /* of the first element in storage, in elements, also under META */
     tp_dtype dtype;
     int ndim; /* 0 for a scalar */
     int64_t shape[TP_MAXDIM];
-    int64_t stride[TP_MAXDIM]; /* in elements */
-    const char *name;          /* parameters: "wte.weight"; else NULL */
-    bool requires_grad;
-    bool released;                 /* its scope was closed: nobody may use it any more */
+    int64_t stride[TP_MAXDIM];     /* in elements */
+    const char *name;              /* parameters: "wte.weight"; else NULL */
+    bool requires_grad, released;  /* released: its scope was closed, nobody may use it any more */
     int node, out;                 /* which call of the tape made it; node < 0: a leaf */
     int id;                        /* %id in the printed tape; 0 until printed or recorded */
     struct tp_tensor *grad;        /* leaves: d loss / d this, summed by tp_backward; NULL: none */

@@ -80,6 +80,7 @@ bool tp_alloc_fails(tp_ctx *c);  /* counts; true when fail_alloc_at strikes */
 tp_tensor *tp_header_new(tp_ctx *c, tp_dtype t, int ndim, const int64_t *shape); /* no bytes yet */
 tp_status tp_tensor_bytes(tp_ctx *c, tp_tensor *t); /* give a header its storage */
 void tp_strides_set(tp_tensor *t);                  /* row-major, from shape */
+void tp_view_shift(tp_tensor *view, int64_t n);     /* it begins n elements further on */
 #ifdef __cplusplus
 }
 #endif

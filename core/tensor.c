@@ -161,8 +161,14 @@ tp_tensor *tp_tensor_view(tp_ctx *c, tp_tensor *base) {
     memcpy(t->stride, base->stride, sizeof t->stride);
     t->storage = base->storage;
     t->data = base->data;
+    t->offset = base->offset;
     tp_storage_retain(t->storage);
     return t;
+}
+
+void tp_view_shift(tp_tensor *view, int64_t n) {
+    view->offset += n;
+    if (view->data) view->data = (char *)view->data + n * (int64_t)tp_dtype_size(view->dtype);
 }
 
 tp_tensor *tp_tensor_borrow(tp_ctx *c, const tp_tensor *of) {
@@ -171,6 +177,7 @@ tp_tensor *tp_tensor_borrow(tp_ctx *c, const tp_tensor *of) {
     memcpy(t->stride, of->stride, sizeof t->stride);
     t->storage->base = of->storage ? of->storage->base : NULL;
     t->data = of->data;
+    t->offset = of->offset;
     return t;
 }
 

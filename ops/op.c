@@ -98,7 +98,7 @@ tp_status tp_op_run(tp_ctx *c, const tp_op *op, const void *attr, int nin, tp_te
     }
     if ((st = op->infer(&k))) return st;
     for (int i = 0; i < k.nout && !op->view; i++)
-        if ((st = tp_tensor_bytes(c, k.out[i]))) return st;
+        if (!k.out[i]->storage && (st = tp_tensor_bytes(c, k.out[i]))) return st;
     if (!op->view && (st = run_kernel(&k))) return st;
     if (op->flops) c->flops += op->flops(&k);
     mark_gradients(&k);

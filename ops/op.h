@@ -109,7 +109,8 @@ tp_tensor *tp_op1_(tp_ctx *c, const tp_op *op, const void *attr, int nin, tp_ten
 /* Appends an output header to the call. */
 tp_status tp_out(tp_call *k, tp_dtype t, int ndim, const int64_t *shape);
 tp_status tp_out_like(tp_call *k, const tp_tensor *t);
-tp_status tp_out_view(tp_call *k, tp_tensor *base); /* for view ops: then edit shape and stride */
+/* For view ops, or outputs that share a tensor of infer's own; then edit shape and stride. */
+tp_status tp_out_view(tp_call *k, tp_tensor *base);
 /* Refusal with the op's name in front: tp_refuse(k, TP_ESHAPE, "x must be ..., got %s", …). */
 tp_status tp_refuse(const tp_call *k, tp_status s, const char *fmt, ...) TP_PRINTF(3, 4);
 tp_status tp_need_float(const tp_call *k, int i, const char *arg); /* in[i] is f32/f64/bf16 */

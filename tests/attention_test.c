@@ -9,6 +9,7 @@
 #include "core/ctx.h"
 #include "ops/attention/attention.h"
 #include "ops/convert.h"
+#include "ops/copy/copy.h"
 #include <math.h>
 #include <string.h>
 
@@ -50,7 +51,7 @@ static tp_tensor *slice(const setup *s, int which, int64_t b, int64_t n_b, int64
             stride[4] = {LONG * row, row, s->D, 1};
     memcpy(x->shape, shape, sizeof shape);
     memcpy(x->stride, stride, sizeof stride);
-    x->data = tp_f32(s->qkv) + (b * LONG + t) * row + start;
+    tp_view_shift(x, (b * LONG + t) * row + start);
     return x;
 }
 
@@ -235,7 +236,10 @@ static gradients differentiate(setup *s, int64_t b, int64_t n_b) {
     gradients g;
     tp_attention_backward_args a = {x[0], x[1], x[2], o, lse, d_o, NULL};
     if (tp_attention_backward(s->c, &a, &s->opts, g.d)) fail_msg("%s", tp_error(s->c));
-    for (int i = 0; i < 3; i++) keep(&g.d[i], s);
+    for (int i = 0; i < 3; i++) { /* of one whole sequence they are packed, as q, k and v are */
+        g.d[i] = tp_contiguous_of(s->c, g.d[i]);
+        keep(&g.d[i], s);
+    }
     tp_step_end(s->c);
     return g;
 }

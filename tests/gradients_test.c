@@ -5,8 +5,13 @@
 #include <setjmp.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include "autograd/autograd.h"
 #include "core/ctx.h"
+#include "ops/add/add.h"
+#include "ops/cast/cast.h"
+#include "ops/convert.h"
 #include "ops/mul/mul.h"
+#include "ops/reshape/reshape.h"
 #include "ops/sum/sum.h"
 #include "optim/gradients.h"
 #include <math.h>
@@ -240,6 +245,92 @@ static void test_shards(void **state) {
     }
 }
 
+/* ---- handing on ------------------------------------------------------------------------------ */
+enum { HANDED = 6 };
+typedef struct taken {
+    int n, fills;
+    tp_tensor *leaf[2];
+    float first[2][HANDED];
+    tp_storage *storage[2];
+} taken;
+
+static tp_status take(void *arg, tp_ctx *c, tp_tensor *leaf, int use, tp_tensor *g) {
+    taken *t = arg;
+    (void)c, (void)use;
+    assert_true(t->n < 2);
+    assert_int_equal(g->dtype, TP_F32);
+    assert_int_equal(g->storage->refs, 1); /* alone with its bytes */
+    t->leaf[t->n] = leaf;
+    tp_storage_retain(t->storage[t->n] = g->storage);
+    memcpy(t->first[t->n], g->data, sizeof t->first[0]);
+    tp_f32(g)[0] = 77; /* and may do with them what it likes */
+    t->n++;
+    return TP_OK;
+}
+static void see_call(void *arg, const tp_call *k, int at, int of, bool saves) {
+    (void)at, (void)of, (void)saves;
+    ((taken *)arg)->fills += k->backward && !strcmp(k->op->name, "fill");
+}
+static void see_grad(void *arg, const tp_tensor *t, const tp_tensor *sum) {
+    (void)arg, (void)t, (void)sum;
+}
+
+/* which: 0: a weight in bf16, whose gradient is summed in f32 and handed on by its cast;
+ * 1: one gradient for two weights; 2: the caller's own, of which the weight is a view. */
+static taken hand_on(int which, float dy0) {
+    tp_ctx *c;
+    taken t = {0};
+    assert_int_equal(tp_ctx_new(&c, &(tp_ctx_opts){.threads = 1}), TP_OK);
+    tp_tensor *w[2], *y, *dy;
+    for (int i = 0; i < 2; i++) {
+        w[i] = tp_tensor_keep(c, TP_F32, TP_SHAPE(HANDED));
+        for (int j = 0; j < HANDED; j++) tp_f32(w[i])[j] = (float)(i + j);
+        tp_require_grad(w[i]);
+    }
+    tp_tape_on(c);
+    tp_tape_trace(c, true);
+    tp_tape_watch watch = {&t, see_call, see_grad};
+    tp_tape_watch_by(c, &watch);
+    tp_tape_sink(c, &(tp_grad_sink){.arg = &t, .take = take});
+    if (which == 0) {
+        tp_tensor *x = tp_tensor_new(c, TP_F32, TP_SHAPE(3, 1, HANDED));
+        for (int j = 0; j < 3 * HANDED; j++) tp_f32(x)[j] = j < HANDED ? 1.0f : 0.0f;
+        y = tp_mul(c, tp_cast(c, x, TP_BF16), tp_cast(c, w[0], TP_BF16));
+    } else if (which == 1) {
+        y = tp_cast(c, tp_add(c, w[0], w[1]), TP_BF16);
+    } else {
+        y = tp_reshape(c, w[0], TP_SHAPE(2, HANDED / 2));
+    }
+    assert_non_null(y);
+    dy = tp_tensor_new(c, y->dtype, y->ndim, y->shape);
+    for (int64_t j = 0; j < tp_numel(dy); j++) tp_set(dy, j, j ? (double)j : (double)dy0);
+    assert_int_equal(tp_backward_from(c, 1, &y, &dy), TP_OK);
+    assert_true(tp_get(dy, 0) == (double)dy0); /* nobody wrote there */
+    for (int i = 0; i < t.n; i++) {
+        assert_true(t.storage[i] != dy->storage && t.storage[i] != w[0]->storage);
+        tp_storage_drop(c, t.storage[i]);
+    }
+    assert_true(t.n < 2 || t.storage[0] != t.storage[1]);
+    tp_tape_sink(c, NULL);
+    tp_ctx_free(c);
+    for (int i = 0; i < t.n; i++)
+        for (int j = 1; j < HANDED; j++) assert_true(t.first[i][j] == (float)j);
+    return t;
+}
+
+static void test_handing_on(void **state) {
+    (void)state;
+    taken t = hand_on(0, 5);
+    assert_true(t.n == 1 && t.first[0][0] == 5);
+    assert_int_equal(t.fills, 0); /* handed on: nothing was copied */
+    t = hand_on(1, 5);
+    assert_true(t.n == 2 && t.leaf[0] != t.leaf[1] && t.first[0][0] == 5 && t.first[1][0] == 5);
+    assert_int_equal(t.fills, 1); /* the first of the two has a copy, the second what is left */
+    t = hand_on(2, -0.0f);
+    assert_true(t.n == 1 && t.first[0][0] == 0);
+    assert_int_equal(t.fills, 1); /* the caller's bytes are not given away */
+}
+
 /* ---- failing allocations -----------------------------------------------------------------------
  */
 static void test_failing_allocations(void **state) {
@@ -275,6 +366,7 @@ int main(void) {
         cmocka_unit_test(test_bad_gradient_in_bwd),
         cmocka_unit_test(test_leaf_outside_the_table),
         cmocka_unit_test(test_shards),
+        cmocka_unit_test(test_handing_on),
         cmocka_unit_test(test_failing_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,7 +9,9 @@
  *
  * (Dao et al., arXiv 2205.14135, appendix B.2.) p is made again from q, k and lse. */
 #include "ops/attention/attention.h"
+#include "core/ctx.h"
 #include "ops/attention/attention_problem.h"
+#include "ops/join/join.h"
 #include <math.h>
 #include <string.h>
 
@@ -31,6 +33,20 @@ static tp_status need_shape(const tp_call *k, int i, const char *arg, int ndim,
     return TP_OK;
 }
 
+/* q, k and v are parts of one buffer's heads, (B,T,H+2Hkv,D), as one product makes them: so are
+ * their gradients, and nobody has to put them together. */
+static tp_status packed_out(tp_call *k, const tp_tensor *like) {
+    tp_tensor *all = tp_tensor_new(k->ctx, like->dtype, like->ndim, like->shape);
+    tp_status st = all ? TP_OK : k->ctx->status;
+    for (int64_t i = 0, head = 0; i < 3 && !st; head += k->in[i++]->shape[2]) {
+        if ((st = tp_out_view(k, all))) break;
+        k->out[i]->shape[2] = k->in[i]->shape[2];
+        tp_view_shift(k->out[i], head * all->stride[2]);
+    }
+    tp_release(k->ctx, all); /* its bytes are the outputs' */
+    return st;
+}
+
 static tp_status backward_infer(tp_call *k) {
     tp_status st = attention_check(k, BACKWARD_SEGMENTS);
     if (st) return st;
@@ -41,6 +57,9 @@ static tp_status backward_infer(tp_call *k) {
     if ((st = need_shape(k, BACKWARD_DO, "do", 4, o))) return st;
     if ((st = need_shape(k, BACKWARD_LSE, "lse", 3, lse))) return st;
     if ((st = need_shape(k, BACKWARD_DLSE, "dlse", 3, lse))) return st;
+    tp_tensor packed;
+    if (tp_lie_joined(2, 3, k->in, &packed) && tp_contiguous(&packed))
+        return packed_out(k, &packed);
     for (int i = 0; i < 3; i++)
         if ((st = tp_out_like(k, k->in[i]))) return st;
     return TP_OK;

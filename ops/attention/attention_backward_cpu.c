@@ -72,10 +72,11 @@ static inline int64_t row_time(const pair *u, int64_t i) { return (u->row + i) /
 static inline int64_t row_head(const pair *u, int64_t i) {
     return u->head * u->f->p.G + (u->row + i) % u->f->p.G;
 }
+static inline float *out_row(const tp_tensor *t, int64_t b, int64_t time, int64_t head) {
+    return tp_f32(t) + b * t->stride[0] + time * t->stride[1] + head * t->stride[2];
+}
 static inline float *dq_row(const pair *u, int64_t i) {
-    const attention_problem *p = &u->f->p;
-    return tp_f32(u->f->call->out[0]) +
-           ((u->b * p->T + row_time(u, i)) * p->H + row_head(u, i)) * p->D;
+    return out_row(u->f->call->out[0], u->b, row_time(u, i), row_head(u, i));
 }
 
 /* ---- delta ---------------------------------------------------------------------------------- */
@@ -277,9 +278,8 @@ static void finish_dkv(const pair *u) {
     const flash_backward *f = u->f;
     const attention_problem *p = &f->p;
     for (int64_t i = 0, j = u->tile * TILE; i < TILE && j < p->S; i++, j++) {
-        int64_t row = (u->b * p->S + j) * p->Hkv + u->head;
-        copy_row(tp_f32(f->call->out[1]) + row * p->D, u->dk + i * f->Dp, p->D);
-        copy_row(tp_f32(f->call->out[2]) + row * p->Dv, u->dv + i * f->Dvp, p->Dv);
+        copy_row(out_row(f->call->out[1], u->b, j, u->head), u->dk + i * f->Dp, p->D);
+        copy_row(out_row(f->call->out[2], u->b, j, u->head), u->dv + i * f->Dvp, p->Dv);
     }
 }
 

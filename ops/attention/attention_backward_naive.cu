@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(32, 16)
                      .dx;
         naive_add<T>(dq, p.D, dx, min(hi - j0, 32), p.k, b, j0, h / p.G, lane);
     }
-    T *to = (T *)x.dq + (((int64_t)b * p.T + t) * p.H + h) * p.D;
+    T *to = attention_out_row<T>(x.dq, b, t, h);
     for (int d = lane; d < p.D; d += 32) to[d] = tp_from_f32<T>(p.scale * tp_lds(dq + d));
 }
 
@@ -119,9 +119,9 @@ __global__ void __launch_bounds__(32, 16)
             naive_add<T>(dk, p.D, r.dx, n, p.q, b, t0, h, lane);
             if (x.d_o.x) naive_add<T>(dv, p.Dv, r.p, n, x.d_o, b, t0, h, lane);
         }
-    T *to = (T *)x.dk + (((int64_t)b * p.S + j) * p.Hkv + hkv) * p.D;
+    T *to = attention_out_row<T>(x.dk, b, j, hkv);
     for (int d = lane; d < p.D; d += 32) to[d] = tp_from_f32<T>(p.scale * tp_lds(dk + d));
-    to = (T *)x.dv + (((int64_t)b * p.S + j) * p.Hkv + hkv) * p.Dv;
+    to = attention_out_row<T>(x.dv, b, j, hkv);
     for (int d = lane; d < p.Dv; d += 32) to[d] = tp_from_f32<T>(tp_lds(dv + d));
 }
 

@@ -118,8 +118,7 @@ __global__ void __launch_bounds__(256)
         int first, last;
         backward_key_blocks<M, N>(p, attention_band_of(&p, b), t / M, &first, &last);
         if (first > last)
-            *(uint4 *)((uint16_t *)x.dq + (((int64_t)b * p.T + t) * p.H + h) * p.D + d) =
-                make_uint4(0, 0, 0, 0);
+            *(uint4 *)(attention_out_row<uint16_t>(x.dq, b, t, h) + d) = make_uint4(0, 0, 0, 0);
     }
     if (!inside || part) return;
     float lse = INFINITY;
@@ -258,7 +257,7 @@ static __device__ __forceinline__ void backward_dq_finish(const float (&acc)[MT]
         for (int half = 0; half < 2; half++) {
             const int row = t + 16 * i + 8 * half;
             if (row >= p.T) continue;
-            uint16_t *to = (uint16_t *)x.dq + (((int64_t)b * p.T + row) * p.H + h) * p.D + d;
+            uint16_t *to = attention_out_row<uint16_t>(x.dq, b, row, h) + d;
 #pragma unroll
             for (int n = 0; n < NT; n++)
                 if (d + 8 * n < p.D)
@@ -481,12 +480,10 @@ __global__ void __launch_bounds__(THREADS, 1)
         tile_store<KV_MT, KV_NT, D>(dk, k_tile, m, c, lane);
         tile_store<KV_MT, KV_NT, D>(dv, v_tile, m, c, lane);
         __syncthreads();
-        const int64_t stride = (int64_t)p.Hkv * p.D;
-        const int64_t to = ((int64_t)a.b * p.S + j0) * stride + (int64_t)a.hkv * p.D;
-        tile_write<N, D>((uint16_t *)x.dk + to, stride, k_tile, 0, p.S - j0, p.D, (int)threadIdx.x,
-                         THREADS);
-        tile_write<N, D>((uint16_t *)x.dv + to, stride, v_tile, 0, p.S - j0, p.D, (int)threadIdx.x,
-                         THREADS);
+        uint16_t *to = attention_out_row<uint16_t>(x.dk, a.b, j0, a.hkv);
+        tile_write<N, D>(to, x.dk.t, k_tile, 0, p.S - j0, p.D, (int)threadIdx.x, THREADS);
+        to = attention_out_row<uint16_t>(x.dv, a.b, j0, a.hkv);
+        tile_write<N, D>(to, x.dv.t, v_tile, 0, p.S - j0, p.D, (int)threadIdx.x, THREADS);
     }
 }
 

@@ -19,6 +19,7 @@
  *
  * Three kernels: prepare (delta = rowsum(do o) - dlse, lse in base 2, counters), the main one, and
  * finish (dq from f32 to bf16). */
+#include "ops/attention/attention_cuda.h"
 #include "ops/attention/attention_sm90.h"
 
 template <int D> struct backward_tile;
@@ -444,9 +445,9 @@ template <int BM> static __global__ void attention_prepare_sm90(prepare_params f
     }
 }
 
-/* dq in bf16. Grid (blocks, B*H), 256 threads. dq is dense (B,T,H,D). */
+/* dq in bf16. Grid (blocks, B*H), 256 threads. */
 template <int D>
-static __global__ void attention_finish_sm90(const float *dq, tp_bf16 *out, sm90_problem p,
+static __global__ void attention_finish_sm90(const float *dq, attention_out out, sm90_problem p,
                                              int width, int blocks, float scale) {
     constexpr int BM = backward_tile<D>::BM;
     int m = blockIdx.x, b = blockIdx.y / p.H, h = blockIdx.y % p.H;
@@ -463,7 +464,7 @@ static __global__ void attention_finish_sm90(const float *dq, tp_bf16 *out, sm90
             if (t >= p.T || column >= width) continue;
             tp_vec<tp_bf16, 2> y = {{tp_from_f32<tp_bf16>(x.v[2 * r] * scale),
                                      tp_from_f32<tp_bf16>(x.v[2 * r + 1] * scale)}};
-            tp_store<tp_bf16, 2>(out + (((int64_t)b * p.T + t) * p.H + h) * width + column, y);
+            tp_store<tp_bf16, 2>(attention_out_row<tp_bf16>(out, b, t, h) + column, y);
         }
     }
 }
@@ -541,7 +542,7 @@ template <int D> static tp_status backward_run(const tp_call *k, const attention
         st = TP_LAUNCH(k, attention_backward_sm90<D>, (unsigned)f.work, 384,
                        backward_memory<D>::BYTES, f);
     const float *dq = f.dq;
-    tp_bf16 *out = (tp_bf16 *)k->out[0]->data;
+    const attention_out out = attention_out_of(k->out[0]);
     sm90_problem shape = f.p;
     int width = (int)p->D, blocks = f.blocks;
     float scale = f.scale;

@@ -25,6 +25,12 @@ typedef struct attention_statistic {
     int64_t b, h, t;
 } attention_statistic;
 
+/* Rows that are written; their innermost stride is 1. */
+typedef struct attention_out {
+    void *x;
+    int64_t b, t, h;
+} attention_out;
+
 typedef struct attention_params {
     attention_rows q, k, v;
     void *o;    /* (B,T,H,Dv), dense */
@@ -45,7 +51,7 @@ typedef struct attention_backward_params {
     attention_params f; /* its o and lse are not used */
     attention_rows o, d_o;
     attention_statistic lse, dlse;
-    void *dq, *dk, *dv; /* dense, shaped like q, k and v */
+    attention_out dq, dk, dv; /* shaped like q, k and v */
 } attention_backward_params;
 
 static __device__ __forceinline__ float attention_statistic_at(const attention_statistic &s, int b,
@@ -53,6 +59,12 @@ static __device__ __forceinline__ float attention_statistic_at(const attention_s
     if (!s.x) return 0;
     const int64_t i = b * s.b + h * s.h + t * s.t;
     return s.bf16 ? tp_to_f32(((const tp_bf16 *)s.x)[i]) : ((const float *)s.x)[i];
+}
+
+template <typename T>
+static __device__ __forceinline__ T *attention_out_row(const attention_out &x, int b, int t,
+                                                       int h) {
+    return (T *)x.x + b * x.b + t * x.t + h * x.h;
 }
 
 /* Where row j of sequence b is, in elements. */
@@ -120,6 +132,11 @@ static inline attention_statistic attention_statistic_of(const tp_tensor *x) {
     return s;
 }
 
+static inline attention_out attention_out_of(const tp_tensor *x) {
+    attention_out r = {x->data, x->stride[0], x->stride[1], x->stride[2]};
+    return r;
+}
+
 static inline attention_backward_params attention_backward_params_of(const tp_call *k) {
     attention_backward_params p = {};
     p.f = attention_params_of(k, k->in[BACKWARD_SEGMENTS], NULL);
@@ -127,7 +144,8 @@ static inline attention_backward_params attention_backward_params_of(const tp_ca
     p.d_o = attention_rows_of(k->in[BACKWARD_DO]);
     p.lse = attention_statistic_of(k->in[BACKWARD_LSE]);
     p.dlse = attention_statistic_of(k->in[BACKWARD_DLSE]);
-    p.dq = k->out[0]->data, p.dk = k->out[1]->data, p.dv = k->out[2]->data;
+    p.dq = attention_out_of(k->out[0]);
+    p.dk = attention_out_of(k->out[1]), p.dv = attention_out_of(k->out[2]);
     return p;
 }
 

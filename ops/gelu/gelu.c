@@ -32,6 +32,7 @@ static gelu_terms gelu_at(double x) {
 }
 
 double gelu_f64(double x) { return gelu_at(x).y; }
+double gelu_dx_f64(double x) { return gelu_at(x).dy; }
 
 static tp_status gelu_oracle(const tp_call *k) {
     for (int64_t i = 0, n = tp_numel(k->out[0]); i < n; i++)

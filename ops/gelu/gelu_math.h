@@ -4,7 +4,8 @@
 #define TP_GELU_MATH_H
 #include "ops/math.h"
 
-double gelu_f64(double x); /* the oracle's formula, in gelu.c */
+double gelu_f64(double x); /* the oracle's formulas, in gelu.c */
+double gelu_dx_f64(double x);
 
 /* 0.5 (1 + tanh u) = 1/(1 + e^-2u): one e^x and one division, and no cancellation for u < 0. */
 static inline TP_HD float gelu_2u(float x, float x2) {

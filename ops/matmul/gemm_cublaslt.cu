@@ -147,6 +147,12 @@ static bool key_of(plan_key *key, const tp_cuda_gemm *g, cublasLtEpilogue_t epil
     return key->ldc >= g->n;
 }
 
+static bool has_aux(const plan_key *key) {
+    return key->epilogue == CUBLASLT_EPILOGUE_GELU_AUX ||
+           key->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS ||
+           key->epilogue == CUBLASLT_EPILOGUE_DGELU;
+}
+
 static cudaDataType_t type_of(int32_t dtype) { return dtype == TP_F32 ? CUDA_R_32F : CUDA_R_16BF; }
 
 /* The sizes of the three layouts, and how far apart their rows lie. */
@@ -182,8 +188,7 @@ static void set_call(cublasStatus_t *e, plan *p, const tp_cuda_gemm *g, int64_t 
                    batch > 1 ? stride[i] : (int64_t)0);
     }
     if (g->bias) set_op(e, p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, g->bias);
-    if (p->key.epilogue & CUBLASLT_EPILOGUE_GELU)
-        set_op(e, p, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, g->aux);
+    if (has_aux(&p->key)) set_op(e, p, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, g->aux);
 }
 
 /* ---- plans ---------------------------------------------------------------------------------- */
@@ -216,8 +221,7 @@ static tp_status describe(const tp_call *k, plan *p) {
     set_op(&e, p, CUBLASLT_MATMUL_DESC_TRANSA, (int32_t)(y->b_along_k ? CUBLAS_OP_T : CUBLAS_OP_N));
     set_op(&e, p, CUBLASLT_MATMUL_DESC_TRANSB, (int32_t)(y->a_along_m ? CUBLAS_OP_T : CUBLAS_OP_N));
     set_op(&e, p, CUBLASLT_MATMUL_DESC_EPILOGUE, (uint32_t)y->epilogue);
-    if (y->epilogue & CUBLASLT_EPILOGUE_GELU)
-        set_op(&e, p, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, y->ldc);
+    if (has_aux(y)) set_op(&e, p, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, y->ldc);
     return check(k, e);
 }
 
@@ -335,13 +339,17 @@ __global__ void __launch_bounds__(THREADS) gelu_rows(const T *h, T *y, int64_t n
     tp_store<T, V>(y + i, x);
 }
 
-/* On Hopper the product writes h and gelu(h) itself; Ampere's kernels lose more by it than a pass
- * over h costs. */
+/* On Hopper the product has to do with h itself: it writes h and gelu(h), or reads h for gelu'(h).
+ * Ampere's kernels lose more by it than a pass over h costs. */
+static bool fuses(const tp_call *k, const tp_cuda_gemm *g) {
+    return tp_cuda_of(k->ctx)->sm >= 90 && g->c.dtype == TP_BF16 && g->c.row % 8 == 0 &&
+           g->batch == 1 && tp_aligned(g->aux, 16);
+}
+
 static tp_status run_gelu(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g, bool *taken) {
     tp_status st = TP_OK;
     *taken = false;
-    if (tp_cuda_of(k->ctx)->sm >= 90 && g->c.dtype == TP_BF16 && g->c.row % 8 == 0 &&
-        g->batch == 1 && tp_aligned(g->aux, 16))
+    if (fuses(k, g))
         st =
             run_plan(k, blas, g,
                      g->bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX, taken);
@@ -364,6 +372,8 @@ static tp_status run_gelu(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g
 
 tp_status tp_gemm_cublaslt(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g, bool *taken) {
     if (g->epilogue == TP_EPILOGUE_GELU) return run_gelu(k, blas, g, taken);
+    if (g->epilogue == TP_EPILOGUE_DGELU) /* else a product, and a pass behind it: gemm_cuda.cu */
+        return fuses(k, g) ? run_plan(k, blas, g, CUBLASLT_EPILOGUE_DGELU, taken) : TP_OK;
     return run_plan(k, blas, g, g->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT,
                     taken);
 }

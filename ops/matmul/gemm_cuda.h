@@ -31,7 +31,9 @@ typedef struct tp_cuda_matrix {
 
 typedef enum tp_cuda_epilogue {
     TP_EPILOGUE_NONE,
-    TP_EPILOGUE_GELU, /* c = gelu(h), h = a b + bias; h is written to aux, laid out as c */
+    TP_EPILOGUE_GELU,  /* c = gelu(h), h = a b + bias; h is written to aux, laid out as c */
+    TP_EPILOGUE_DGELU, /* c = (a b) gelu'(h), h read from aux, laid out as c; without bias and
+                          accumulate. Where a pass of its own follows, a b is rounded between. */
 } tp_cuda_epilogue;
 
 /* c (m,n) = a (m,k) b (k,n) + bias (n), or c += …; sums in f32, then rounded to c's dtype once.

@@ -1,12 +1,13 @@
-/* matmul, matmul_ and matmul_gelu on CUDA: tensors and attributes turned into gemm_cuda.h's
- * matrices. */
+/* matmul, matmul_, matmul_gelu, matmul_dgelu and gelu_mlp on CUDA: tensors and attributes turned
+ * into gemm_cuda.h's matrices. */
 #include "ops/cuda.h"
 #include "ops/matmul/gemm_cuda.h"
 #include "ops/matmul/matmul_call.h"
 
 typedef struct product {
     const tp_tensor *a, *b, *bias;
-    tp_tensor *c, *h; /* h: NULL, or where the product goes that c is the gelu of */
+    tp_tensor *c, *h; /* h: what the epilogue reads or writes; dense */
+    tp_cuda_epilogue epilogue;
     bool accumulate;
     int64_t pitch; /* 0: c is dense; else what c.row is */
 } product;
@@ -53,7 +54,7 @@ static tp_status run_product(const tp_call *k, const product *p) {
         .c = {p->c->data, p->c->dtype, p->pitch ? p->pitch : n, 1, m * n},
         .bias = p->bias ? p->bias->data : NULL,
         .accumulate = p->accumulate,
-        .epilogue = p->h ? TP_EPILOGUE_GELU : TP_EPILOGUE_NONE,
+        .epilogue = p->epilogue,
         .aux = p->h ? p->h->data : NULL,
     };
     if (b->ndim == 2 && !attr->trans_a && even_rows(a, &stride)) {
@@ -107,7 +108,8 @@ static size_t matmul_workspace(const tp_call *k) {
 }
 
 static tp_status matmul_run(const tp_call *k) {
-    product p = {k->in[0], k->in[1], k->in[2], k->out[0], NULL, false, logits_pitch(k)};
+    product p = {k->in[0], k->in[1],         k->in[2], k->out[0],
+                 NULL,     TP_EPILOGUE_NONE, false,    logits_pitch(k)};
     if (!p.pitch) return run_product(k, &p);
     tp_tensor padded = *k->out[0];
     int64_t n = tp_dim(&padded, -1), count = tp_numel(&padded);
@@ -122,17 +124,41 @@ TP_CUDA_KERNEL(matmul_cuda, .decline = matmul_decline, .run = matmul_run,
                .workspace = matmul_workspace);
 
 static tp_status matmul_gelu_run(const tp_call *k) {
-    product p = {k->in[0], k->in[1], k->in[2], k->out[0], k->out[1], false, 0};
+    product p = {k->in[0], k->in[1], k->in[2], k->out[0], k->out[1], TP_EPILOGUE_GELU, false, 0};
     return run_product(k, &p);
 }
 TP_CUDA_KERNEL(matmul_gelu_cuda, .decline = matmul_decline, .run = matmul_gelu_run);
+
+static const char *matmul_dgelu_decline(const tp_call *k) {
+    return tp_contiguous(k->in[2]) ? tp_decline_cuda_floats(k) : "h is strided";
+}
+
+static tp_status matmul_dgelu_run(const tp_call *k) {
+    product p = {k->in[0], k->in[1], NULL, k->out[0], k->in[2], TP_EPILOGUE_DGELU, false, 0};
+    return run_product(k, &p);
+}
+TP_CUDA_KERNEL(matmul_dgelu_cuda, .decline = matmul_dgelu_decline, .run = matmul_dgelu_run);
+
+static const char *gelu_mlp_decline(const tp_call *k) {
+    for (int i = 2; i < 5; i += 2)
+        if (k->in[i] && !tp_contiguous(k->in[i])) return "a bias is strided";
+    return tp_decline_cuda_floats(k);
+}
+
+static tp_status gelu_mlp_run(const tp_call *k) {
+    product up = {k->in[0], k->in[1], k->in[2], k->out[1], k->out[2], TP_EPILOGUE_GELU, false, 0};
+    product down = {k->out[1], k->in[3], k->in[4], k->out[0], NULL, TP_EPILOGUE_NONE, false, 0};
+    tp_status st = run_product(k, &up);
+    return st ? st : run_product(k, &down);
+}
+TP_CUDA_KERNEL(gelu_mlp_cuda, .decline = gelu_mlp_decline, .run = gelu_mlp_run);
 
 static const char *matmul_add_decline(const tp_call *k) {
     return tp_contiguous(k->in[0]) ? tp_decline_cuda_floats(k) : "sum is strided";
 }
 
 static tp_status matmul_add_run(const tp_call *k) {
-    product p = {k->in[1], k->in[2], NULL, k->in[0], NULL, true, 0};
+    product p = {k->in[1], k->in[2], NULL, k->in[0], NULL, TP_EPILOGUE_NONE, true, 0};
     return run_product(k, &p);
 }
 TP_CUDA_KERNEL(matmul_add_cuda, .decline = matmul_add_decline, .run = matmul_add_run);

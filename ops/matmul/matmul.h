@@ -30,6 +30,15 @@ tp_status tp_matmul_(tp_ctx *c, tp_tensor *sum, tp_tensor *a, tp_tensor *b,
  * product is at hand. Only with a shared b (K,N) and without trans_a. */
 tp_tensor *tp_matmul_gelu(tp_ctx *c, tp_tensor *a, tp_tensor *b, const tp_matmul_opts *o);
 
+/* dh = (a b) gelu'(h), as tp_gelu_backward(h, tp_matmul(a, b)): what reaches h through gelu(h) and
+ * a product behind it. a (…,M,K), b (K,N), or (N,K) with trans_b, h (…,M,N). */
+tp_tensor *tp_matmul_dgelu(tp_ctx *c, tp_tensor *a, tp_tensor *b, tp_tensor *h, bool trans_b);
+
+/* y = gelu(x w1 + b1) w2 + b2, GPT-2's MLP as one op, so that its gradient is a product that ends
+ * in gelu's derivative: x (…,M,C), w1 (C,F), b1 (F) or NULL, w2 (F,N), b2 (N) or NULL. */
+tp_tensor *tp_gelu_mlp(tp_ctx *c, tp_tensor *x, tp_tensor *w1, tp_tensor *b1, tp_tensor *w2,
+                       tp_tensor *b2);
+
 typedef struct tp_wgrad_opts {
     bool transposed; /* dw is (N,K) instead of (K,N) */
     bool weight;     /* dw is wanted */

@@ -1,6 +1,7 @@
 /* slice. y is a range of x along one dimension; what lies outside it has no influence, so dx is dy
  * with zeros before and behind: concat(0, dy, 0), where concat writes the absent parts as zeros. */
 #include "ops/slice/slice.h"
+#include "core/ctx.h"
 #include "ops/concat/concat.h"
 
 extern const tp_op op_slice;
@@ -26,8 +27,7 @@ static tp_status slice_infer(tp_call *k) {
     if (st) return st;
     tp_tensor *y = k->out[0];
     y->shape[dim] = a->length;
-    if (y->data)
-        y->data = (char *)y->data + a->start * x->stride[dim] * (int64_t)tp_dtype_size(x->dtype);
+    tp_view_shift(y, a->start * x->stride[dim]);
     return TP_OK;
 }
 

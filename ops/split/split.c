@@ -1,8 +1,11 @@
 /* split. The pieces lie one behind the other in x, so dx is concat of their gradients; a piece that
  * nobody read is an absent input of concat, which writes it as zeros. One node of the tape instead
- * of one per piece: a sum of three padded gradients would touch three times the memory. */
+ * of one per piece: a sum of three padded gradients would touch three times the memory. Gradients
+ * that lie as the pieces do (attention_backward's) are dx as they are: join. */
 #include "ops/split/split.h"
+#include "core/ctx.h"
 #include "ops/concat/concat.h"
+#include "ops/join/join.h"
 #include <string.h>
 
 extern const tp_op op_split;
@@ -40,12 +43,12 @@ static tp_status split_infer(tp_call *k) {
     if (a->n < 1 || a->n > TP_MAXOUT)
         return tp_refuse(k, TP_EARG, "1 to %d pieces are possible, got %d", TP_MAXOUT, a->n);
     tp_status st = check_sizes(k, dim);
-    int64_t start = 0, size = (int64_t)tp_dtype_size(x->dtype);
+    int64_t start = 0;
     for (int i = 0; i < a->n && !st; i++) {
         if ((st = tp_out_view(k, k->in[0]))) break;
         tp_tensor *y = k->out[i];
         y->shape[dim] = a->size[i];
-        if (y->data) y->data = (char *)y->data + start * x->stride[dim] * size;
+        tp_view_shift(y, start * x->stride[dim]);
         start += a->size[i];
     }
     return st;
@@ -64,7 +67,10 @@ tp_status tp_split(tp_ctx *c, tp_tensor *x, int dim, int n, const int64_t *sizes
 
 static void split_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[]) {
     const split_attr *a = k->attr;
-    din[0] = tp_concat_sized(k->ctx, a->dim, a->n, dout, a->size);
+    tp_tensor whole;
+    din[0] = tp_lie_joined(a->dim, a->n, dout, &whole)
+                 ? tp_join(k->ctx, a->dim, a->n, dout)
+                 : tp_concat_sized(k->ctx, a->dim, a->n, dout, a->size);
 }
 
 #define SPLIT(dim, n, ...)                                                                         \

@@ -108,12 +108,19 @@ typedef struct problem {
     int64_t batch, m, n, k;
     lie a, b;
     int64_t gap, first; /* 8: rows begin at multiples of 16 bytes; odd: anywhere */
-    bool bias, accumulate, gelu, c_f32;
+    bool bias, accumulate, gelu, c_f32, dgelu;
 } problem;
 
 typedef struct solved {
-    matrix a, b, c, bias, aux, before;
+    matrix a, b, c, bias, aux, before, given; /* given: aux as it was */
 } solved;
+
+static matrix copied(const matrix *x) {
+    matrix y = *x;
+    y.host = malloc((size_t)x->values * sizeof(float));
+    memcpy(y.host, x->host, (size_t)x->values * sizeof(float));
+    return y;
+}
 
 static solved solve(tp_ctx *c, const problem *p, tp_dtype t) {
     static const tp_op op = {.name = "product"};
@@ -126,9 +133,8 @@ static solved solve(tp_ctx *c, const problem *p, tp_dtype t) {
         .aux = make(c, 4, tc, ROWS, p->gap, p->first, p->batch, p->m, p->n),
         .bias = make(c, 5, tc, ROWS, 0, p->first, 1, 1, p->n),
     };
-    s.before = s.c;
-    s.before.host = malloc((size_t)s.c.values * sizeof(float));
-    memcpy(s.before.host, s.c.host, (size_t)s.c.values * sizeof(float));
+    s.before = copied(&s.c);
+    s.given = copied(&s.aux);
     tp_cuda_gemm g = {.batch = p->batch,
                       .m = p->m,
                       .n = p->n,
@@ -138,7 +144,9 @@ static solved solve(tp_ctx *c, const problem *p, tp_dtype t) {
                       .c = view(&s.c),
                       .accumulate = p->accumulate};
     if (p->bias) g.bias = view(&s.bias).p;
-    if (p->gelu) g.epilogue = TP_EPILOGUE_GELU, g.aux = view(&s.aux).p;
+    if (p->gelu || p->dgelu) g.aux = view(&s.aux).p;
+    if (p->gelu) g.epilogue = TP_EPILOGUE_GELU;
+    if (p->dgelu) g.epilogue = TP_EPILOGUE_DGELU;
     tp_cuda_gemm_run(&k, &g);
     download(c, &s.c);
     download(c, &s.aux);
@@ -147,7 +155,7 @@ static solved solve(tp_ctx *c, const problem *p, tp_dtype t) {
 
 static void drop(solved *s) {
     free(s->a.host), free(s->b.host), free(s->c.host);
-    free(s->aux.host), free(s->bias.host), free(s->before.host);
+    free(s->aux.host), free(s->bias.host), free(s->before.host), free(s->given.host);
 }
 
 /* The documented value; chain: the documented bits, in f32. */
@@ -163,6 +171,13 @@ static double value(const problem *p, const solved *s, int64_t b, int64_t i, int
     if (p->bias) acc += bias;
     if (p->accumulate) acc = old + acc;
     sum += bias + (p->accumulate ? old : 0);
+    if (p->dgelu) {
+        *h = at(&s->given, b, i, j);
+        if (chain) return gelu_dx((float)*h) * acc;
+        double t = tanh(0.7978845608028654 * (*h + 0.044715 * *h * *h * *h));
+        return sum * (0.5 * (1 + t) +
+                      0.5 * *h * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * *h * *h));
+    }
     *h = chain ? acc : sum;
     if (!p->gelu) return *h;
     double u = 0.7978845608028654 * (*h + 0.044715 * *h * *h * *h);
@@ -177,7 +192,7 @@ static double error_of(const problem *p, const solved *s, bool chain) {
             for (int64_t j = 0; j < p->n; j++) {
                 double h, v = value(p, s, b, i, j, chain, &h);
                 double e = fabs(at(&s->c, b, i, j) - v);
-                if (p->gelu) e = fmax(e, fabs(at(&s->aux, b, i, j) - h));
+                if (p->gelu || p->dgelu) e = fmax(e, fabs(at(&s->aux, b, i, j) - h));
                 if (!(e <= worst)) worst = isnan(e) ? INFINITY : e;
                 top = fmax(top, fabs(v));
             }
@@ -242,6 +257,10 @@ static const problem problems[] = {
     {"f32 out", 1, 64, 72, 200, COLS, ROWS, 8, 0, .c_f32 = true},
     {"f32 out, odd", 2, 19, 33, 70, COLS, ROWS, 1, 0, .c_f32 = true, .accumulate = true},
     {"empty k", 1, 9, 16, 0, ROWS, ROWS, 8, 0, .bias = true, .gelu = true},
+    {"gelu's derivative", 1, 40, 64, 64, ROWS, COLS, 0, 0, .dgelu = true},
+    {"gelu's derivative, gaps", 1, 24, 40, 32, ROWS, ROWS, 8, 0, .dgelu = true},
+    {"gelu's derivative, odd", 1, 67, 69, 37, ROWS, COLS, 3, 1, .dgelu = true},
+    {"gelu's derivative, batched", 3, 20, 24, 16, ROWS, COLS, 8, 8, .dgelu = true},
     {"empty m", 1, 0, 16, 8, ROWS, ROWS, 8, 0},
     {"many rows of tiles", 1, 1100, 8, 8, ROWS, ROWS, 0, 0},
 };

@@ -232,7 +232,7 @@ static tp_tensor *upload(tp_ctx *c, const problem *p, int i, tp_tensor **buffer)
         t = tp_tensor_view(c, *buffer);
         int64_t at = i == Q ? 0 : i == K ? s->H : s->H + s->Hkv;
         t->shape[2] = dim[2];
-        t->data = (char *)t->data + at * s->D * 2;
+        tp_view_shift(t, at * s->D);
         half = (uint16_t *)room(total, 2);
         tp_download_bytes(c, half, (*buffer)->data, (size_t)total * 2);
         for (int64_t e = 0; e < p->n[i]; e++)
@@ -248,6 +248,23 @@ static tp_tensor *upload(tp_ctx *c, const problem *p, int i, tp_tensor **buffer)
     }
     free(half);
     return t;
+}
+
+/* t's values, wherever they lie in its buffer, as floats. */
+static tp_status download(tp_ctx *c, const tp_tensor *t, float *to) {
+    size_t size = tp_dtype_size(t->dtype), bytes = t->storage->bytes;
+    char *all = (char *)room((int64_t)bytes, 1);
+    tp_status st = tp_download_bytes(c, all, t->storage->base, bytes);
+    for (int64_t e = 0, n = tp_numel(t); e < n; e++) {
+        const char *from = all + (t->offset + tp_offset(t, e)) * (int64_t)size;
+        uint16_t half;
+        if (t->dtype == TP_BF16)
+            memcpy(&half, from, 2), to[e] = tp_bf16_to_f32(half);
+        else
+            memcpy(&to[e], from, 4);
+    }
+    free(all);
+    return st;
 }
 
 static char *declined; /* not NULL: failures are expected, and their sentence goes here */
@@ -272,12 +289,10 @@ static bool run(const problem *p, bool backward, float *result[3], const char *w
     if (!st) st = tp_sync(c);
     for (int i = 0; i < 3 && !st; i++) {
         if (!out[i]) continue;
-        int64_t n = tp_numel(out[i]);
-        result[i] = (float *)room(n, 4);
-        st =
-            tp_download_bytes(c, result[i], out[i]->data, (size_t)n * tp_dtype_size(out[i]->dtype));
-        if (out[i]->dtype == TP_BF16)
-            for (int64_t e = n; e-- > 0;) result[i][e] = tp_bf16_to_f32(((uint16_t *)result[i])[e]);
+        st = download(c, out[i], result[i] = (float *)room(tp_numel(out[i]), 4));
+        bool whole = p->s.packed && p->s.S == p->s.T; /* then the gradients are packed too */
+        expect(!backward || tp_contiguous(out[i]) != whole || p->s.T == 1, p->s.name,
+               "gradient %g lies as it should not (%g)", i, whole);
     }
     if (st && declined)
         snprintf(declined, 600, "%s", tp_error(c));

@@ -152,7 +152,7 @@ static bool fits(const emu_lt_product *p) {
     if (m != p->c.rows || n != p->c.cols || ka != kb || p->a.type != p->b.type) return false;
     if (p->c.type != p->a.type && p->c.type != CUDA_R_32F) return false;
     if (has(&p->d, CUBLASLT_EPILOGUE_BIAS) && !p->d.bias) return false;
-    if (has(&p->d, CUBLASLT_EPILOGUE_GELU) &&
+    if ((has(&p->d, CUBLASLT_EPILOGUE_GELU) || has(&p->d, CUBLASLT_EPILOGUE_DGELU)) &&
         (!p->d.aux || p->d.aux_ld % 8 || p->d.aux_ld < (int64_t)m || p->c.batch > 1 ||
          (uintptr_t)p->d.aux % 16))
         return false;
@@ -195,6 +195,8 @@ static void multiply(const emu_lt_product *p) {
                     put(p->d.aux, p->c.type, j * p->d.aux_ld + i, v);
                     v = gelu_f(v);
                 }
+                if (has(&p->d, CUBLASLT_EPILOGUE_DGELU)) /* aux is read: h, of the result's type */
+                    v *= gelu_dx(get(p->d.aux, p->c.type, j * p->d.aux_ld + i));
                 put(p->pc, p->c.type, at, v);
             }
 }
