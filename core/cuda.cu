@@ -53,6 +53,20 @@ static tp_status take_device(tp_ctx *c, tp_cuda *g) {
     return TP_OK;
 }
 
+int tp_cuda_sm(const tp_ctx *c) {
+    const tp_cuda *g = tp_cuda_of(c);
+    int n = 0, major = 8, minor = 0;
+    if (g) return g->sm;
+    if (cudaGetDeviceCount(&n) == cudaSuccess && n > 0) {
+        int device = local_rank() % n;
+        if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ||
+            cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device))
+            major = 8, minor = 0;
+    }
+    cudaGetLastError();
+    return 10 * major + minor;
+}
+
 static void cuda_describe(char *to, size_t bytes) {
     int n = 0;
     cudaDeviceProp p;

@@ -45,6 +45,9 @@ typedef struct tp_cuda {
 } tp_cuda;
 
 static inline tp_cuda *tp_cuda_of(const tp_ctx *c) { return (tp_cuda *)c->on_device; }
+/* 80, 90, …: the compute capability of the context's GPU or, where memory is planned without one, of
+ * the GPU that would be taken; 80 if there is none. */
+int tp_cuda_sm(const tp_ctx *c);
 /* Hands in one item of `bytes` (the same for each call with this launch). */
 tp_status tp_cuda_gather(tp_ctx *c, tp_status (*launch)(tp_ctx *c, const void *items, int n),
                          const void *item, size_t bytes);

@@ -238,8 +238,7 @@ static inline const char *sm90_decline_tensor(const tp_tensor *t, int64_t dmax) 
 /* What both directions decline. */
 static inline const char *sm90_decline(const tp_call *k, const attention_problem *p, int64_t dmax) {
     const int64_t far = INT64_C(1) << 28;
-    const tp_cuda *device = tp_cuda_of(k->ctx); /* NULL: memory is planned without one */
-    const char *no = device && device->sm == 90 ? NULL : "needs Hopper (sm_90a)";
+    const char *no = tp_cuda_sm(k->ctx) == 90 ? NULL : "needs Hopper (sm_90a)";
     for (int i = 0; i < 3 && !no; i++) no = sm90_decline_tensor(k->in[i], dmax);
     if (no) return no;
     if (p->starts) return "a start for each sequence";
