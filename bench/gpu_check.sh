@@ -15,7 +15,7 @@ set -u
 cd "$(dirname "$0")/.."
 build=build-cuda
 out=${OUT:-$build/gpu-check}
-usage() { sed -n '2,15p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
+usage() { sed -n '2,13p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
 make=yes pack= parts=
 while [ $# -gt 0 ]; do
     case $1 in
@@ -123,8 +123,12 @@ command -v nvidia-smi >/dev/null || { echo "gpu_check: there is no nvidia-smi, s
 [ -x $build/tapir ] || { echo "gpu_check: there is no $build/tapir" >&2; exit 1; }
 card=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1)
 echo "$card, $(date +%F)"
-$build/tapir version | grep -q '^cuda.*compute capability' ||
-    { echo "gpu_check: $build/tapir sees no GPU: $($build/tapir version 2>&1 | grep -i cuda)" >&2; exit 1; }
+# Where pip puts CUDA's libraries, if there is no toolkit (programs that were packed look there).
+TAPIR_CUDA_LIBS="${TAPIR_CUDA_LIBS:-} $(python3 -c 'import glob, nvidia
+for p in nvidia.__path__: print(*glob.glob(p + "/*/lib"))' 2>/dev/null)"
+export TAPIR_CUDA_LIBS
+$build/tapir version 2>&1 | grep -q '^cuda.*compute capability' ||
+    { echo "gpu_check: $build/tapir sees no GPU: $($build/tapir version 2>&1 | grep -i 'cu[db]')" >&2; exit 1; }
 torch=no
 python3 -c 'import torch' 2>/dev/null && torch=yes
 cores=$(nproc)
