@@ -20,9 +20,9 @@ make=yes pack= parts=
 while [ $# -gt 0 ]; do
     case $1 in
     --no-build) make=no ;;
-    --pack) [ $# = 2 ] || usage; pack=$2; shift ;;
+    --pack) [ $# = 2 ] || { echo "gpu_check: --pack wants one file" >&2; usage; }; pack=$2; shift ;;
     tests | sanitize | attention | loss | step | gemm | curve) parts="$parts $1" ;;
-    *) usage ;;
+    *) echo "gpu_check: $1 is no part and no option" >&2; usage ;;
     esac
     shift
 done
@@ -31,6 +31,15 @@ table="$out/table.txt"
 : >"$table"
 failed=0
 row() { printf '%-34s %-8s %s\n' "$1" "$2" "$3" >>"$table"; }
+# told CODE: sets verdict, and failed.
+told() {
+    case $1 in
+    0) verdict=ok ;;
+    77) verdict=skipped ;;
+    124 | 137) verdict=HANGS failed=1 ;;
+    *) verdict=FAILED failed=1 ;;
+    esac
+}
 # check NAME SECONDS COMMAND…: one row; the output goes to a file.
 check() {
     name=$1 limit=$2
@@ -38,12 +47,7 @@ check() {
     log="$out/$(echo "$name" | tr ' /' '__').log"
     start=$(date +%s)
     timeout -k 5 "$limit" "$@" >"$log" 2>&1
-    case $? in
-    0) verdict=ok ;;
-    77) verdict=skipped ;;
-    124 | 137) verdict=HANGS failed=1 ;;
-    *) verdict=FAILED failed=1 ;;
-    esac
+    told $?
     case $verdict in ok | skipped) ;; *) tail -n 15 "$log" ;; esac
     row "$name" $verdict "$(($(date +%s) - start)) s   $(tail -n 1 "$log" | cut -c1-90)"
     echo "$verdict  $name"
@@ -63,11 +67,8 @@ figures() {
     name=$1 log="$out/$1.txt" limit=$2
     shift 2
     timeout -k 5 "$limit" "$@" >"$log" 2>&1
-    case $? in
-    0) ;;
-    124 | 137) failed=1; row "$name" HANGS "over $limit s" ;;
-    *) failed=1; row "$name" FAILED "" ;;
-    esac
+    told $?
+    [ $verdict = ok ] || row "$name" $verdict "within $limit s"
     cat "$log"
     sed 's/^/    /' "$log" >>"$table"
 }

@@ -13,11 +13,13 @@ shift 2
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 mkdir -p "$out"
+. tests/lib/runs.sh
+words="run.steps=200 log.every=1 eval.every=50 sample.every=1000 checkpoint.every=50 log.tensorboard=false"
 run() { # run NAME WORD…
     name=$1
     shift
-    "$tapir" train configs/quickstart.yaml run.dir="$dir/$name" run.steps=200 log.every=1 eval.every=50 sample.every=1000 \
-        checkpoint.every=50 log.tensorboard=false "$@" >"$dir/$name.out" 2>&1 || { tail -n 3 "$dir/$name.out"; exit 1; }
+    "$tapir" train configs/quickstart.yaml run.dir="$dir/$name" $words "$@" >"$dir/$name.out" 2>&1 ||
+        { tail -n 3 "$dir/$name.out"; exit 1; }
 }
 losses() { sed -n 's/.*"train_loss":\([0-9.e+-]*\),.*/\1/p' "$dir/$1/metrics.jsonl"; }
 hash_of() { "$tapir" hash "$dir/$1" | cut -d' ' -f1; }
@@ -28,16 +30,8 @@ cpu=$!
 run bf16 device=cuda dtype=bf16 "$@"
 run again device=cuda dtype=bf16 "$@"
 run f32 device=cuda dtype=f32 "$@"
-"$tapir" train configs/quickstart.yaml run.dir="$dir/killed" run.steps=200 log.every=1 eval.every=50 sample.every=1000 \
-    checkpoint.every=50 log.tensorboard=false device=cuda dtype=bf16 "$@" >"$dir/killed.out" 2>&1 &
-pid=$!
-turns=0
-while [ $turns -lt 1200 ] && ! ls "$dir/killed/checkpoints/"*100.h5 >/dev/null 2>&1; do
-    sleep 0.05
-    turns=$((turns + 1))
-done
-kill -9 $pid 2>/dev/null
-wait $pid 2>/dev/null
+killed_at "$dir/killed/checkpoints/*100.h5" "$tapir" train configs/quickstart.yaml run.dir="$dir/killed" $words \
+    device=cuda dtype=bf16 "$@"
 run killed --resume device=cuda dtype=bf16 "$@"
 [ "$(hash_of again)" = "$(hash_of bf16)" ] && echo "run to run: the same bits" || { echo "run to run: OTHER BITS"; failed=1; }
 [ "$(hash_of killed)" = "$(hash_of bf16)" ] && echo "kill -9 and resume: the same bits" ||

@@ -29,9 +29,13 @@ static inline TP_HD float lce_slope(float s, lce_scale q) {
 static inline TP_HD float lce_grad_other(float s, lce_scale q, float lse, float a, float b) {
     return tp_expf(s - lse) * fmaf(b, s, a) * lce_slope(s, q);
 }
+/* The same at the target, d/d s alone, with p = e^(s-lse). */
+static inline TP_HD float lce_grad_scaled(float p, float s, float a, float b, float d) {
+    return p * fmaf(b, s, a) + d;
+}
 static inline TP_HD float lce_grad_target(float s, lce_scale q, float lse, float a, float b,
                                           float d) {
-    return (tp_expf(s - lse) * fmaf(b, s, a) + d) * lce_slope(s, q);
+    return lce_grad_scaled(tp_expf(s - lse), s, a, b, d) * lce_slope(s, q);
 }
 
 /* What is known of a row so far: m its largest logit, sum = Σ e^(s-m), es = Σ e^(s-m) (s-m). */

@@ -111,7 +111,7 @@ static inline bool lce_plan_one_pass(lce_plan *p, int64_t want, size_t budget) {
     const lce_dims *d = &p->d;
     int64_t partial = p->segments > 1 ? p->segments * d->c : 0, rows = want;
     lce_plan_groups(p, 1);
-    if (!d->n) return false;
+    if (!d->n || !d->c) return false;
     if (want <= 0) {
         size_t floats = budget / sizeof(float), waiting = (size_t)(lce_waiting(p) * d->v);
         rows = waiting < floats ? (int64_t)((floats - waiting) / (size_t)(p->ld + partial)) : 0;

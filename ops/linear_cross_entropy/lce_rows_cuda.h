@@ -131,22 +131,20 @@ static __device__ lce_row lce_take_row(const ROW &of, int64_t v, int target) {
     return r;
 }
 
-/* What lce_grad_target answers, with k.w at entry `here` (none if outside 0..7) and 0 elsewhere. */
+/* lce_grad_target by lce_exp, with k.w at entry `here` (none if outside 0..7) and 0 elsewhere. */
 static __device__ __forceinline__ void lce_grad_eight(lce_eight *x, lce_scale q, float4 k,
                                                       int64_t here) {
-    lce_eight p;
+    lce_eight g;
+    bool target = here >= 0 && here < 8;
 #pragma unroll
-    for (int e = 0; e < 8; e++) p.v[e] = lce_exp(x->v[e] - k.x) * fmaf(k.z, x->v[e], k.y);
-    if (here >= 0 && here < 8) {
+    for (int e = 0; e < 8; e++)
+        g.v[e] = lce_grad_scaled(lce_exp(x->v[e] - k.x), x->v[e], k.y, k.z, 0.0f);
+    if (target) /* seldom */
 #pragma unroll
-        for (int e = 0; e < 8; e++) p.v[e] += e == here ? k.w : 0.0f;
-    } else {
-#pragma unroll
-        for (int e = 0; e < 8; e++) p.v[e] += 0.0f; /* as above: no negative zeros */
-    }
+        for (int e = 0; e < 8; e++) g.v[e] += e == here ? k.w : 0.0f;
 #pragma unroll
     for (int e = 0; e < 8; e++) /* without a cap the slope is just that */
-        x->v[e] = p.v[e] * (q.cap > 0.0f ? lce_slope(x->v[e], q) : q.temperature_inv);
+        x->v[e] = g.v[e] * (q.cap > 0.0f ? lce_slope(x->v[e], q) : q.temperature_inv);
 }
 
 /* T over f32, in place. bf16 entries are narrower: what a turn of the block writes was read in this

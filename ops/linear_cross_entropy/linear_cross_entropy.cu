@@ -312,7 +312,7 @@ static tp_status rows_pass(const tp_call *k, const lce_plan *p, const outputs *o
                  : o->job == LCE_JOB_TRAIN ? lce_rows_run<LCE_JOB_TRAIN>(k, rows, a)
                                            : lce_rows_run<LCE_JOB_GRAD>(k, rows, a);
         if (!st && o->dx && p->d.c) st = dx_run(k, p, row0, rows, o->dx);
-        if (!st && p->one_pass && p->d.c) st = weight_of_chunk(k, p, row0, rows, o->dw);
+        if (!st && p->one_pass) st = weight_of_chunk(k, p, row0, rows, o->dw);
     }
     return st;
 }
@@ -351,8 +351,7 @@ static tp_status short_leaves(const tp_call *k, const lce_plan *p, int64_t g, in
 
 static tp_status weight_pass(const tp_call *k, const lce_plan *p, tp_tensor *dw) {
     tp_status st = TP_OK;
-    if (p->one_pass && p->d.c) return TP_OK; /* it has come out of the rows pass */
-    if (!p->d.n || !p->d.c)                  /* no token: 0 */
+    if (!p->d.n || !p->d.c) /* no token: 0 */
         return dw->data ? k->ctx->backend->fill(k->ctx, dw->data, 0,
                                                 (size_t)tp_numel(dw) * tp_dtype_size(dw->dtype))
                         : TP_OK;
@@ -417,7 +416,7 @@ static tp_status backward_run(const tp_call *k) {
     o.job = LCE_JOB_GRAD;
     tp_status st = tokens_run(k, &p, LCE_BACK_LSE);
     if (!st && !at->no_dx) st = rows_pass(k, &p, &o);
-    return st || at->no_dw ? st : weight_pass(k, &p, k->out[1]);
+    return st || at->no_dw || p.one_pass ? st : weight_pass(k, &p, k->out[1]);
 }
 static size_t backward_workspace(const tp_call *k) {
     const lce_attr *at = (const lce_attr *)k->attr;
@@ -436,7 +435,7 @@ static tp_status train_run(const tp_call *k) {
     o.job = LCE_JOB_TRAIN;
     tp_status st = tokens_run(k, &p, LCE_TRAIN_COEF);
     if (!st) st = rows_pass(k, &p, &o);
-    if (!st) st = weight_pass(k, &p, k->out[LCE_SUM_DW]);
+    if (!st && !p.one_pass) st = weight_pass(k, &p, k->out[LCE_SUM_DW]);
     return st ? st : sum_loss(k, &p, k->out[LCE_SUM]);
 }
 static size_t train_workspace(const tp_call *k) {

@@ -1,6 +1,7 @@
 /* Products on CUDA: our own kernels and cuBLASLt, every layout, size and ending; what they promise
  * about bits; that plans are made once; and the tree of matmul_wgrad. */
 #include "core/ctx.h"
+#include "expect.h"
 #include "ops/convert.h"
 #include "ops/gelu/gelu_math.h"
 #include "ops/matmul/gemm_cuda.h"
@@ -16,14 +17,6 @@
 #endif
 
 extern const tp_kernel matmul_wgrad_cuda;
-
-static int failed, checks;
-static void expect(bool ok, const char *what, const char *which) {
-    checks++;
-    if (ok) return;
-    failed++;
-    printf("FAILED %s: %s\n", which, what);
-}
 
 static tp_ctx *open(void) {
     tp_ctx *c;

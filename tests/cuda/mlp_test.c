@@ -4,6 +4,7 @@
  * within bf16's error, a row's bits the same whatever rows are beside it, and fewer launches. */
 #include "autograd/autograd.h"
 #include "core/ctx.h"
+#include "expect.h"
 #include "ops/cast/cast.h"
 #include "ops/gelu/gelu.h"
 #include "ops/matmul/gemm_cuda.h"
@@ -19,14 +20,6 @@
 
 enum { X, W1, B1, W2, B2, LEAVES, DY = LEAVES, Y = LEAVES, RESULTS };
 static const int64_t C = 24, F = 40; /* multiples of 8: rows of vectors */
-static int failed, checks;
-static void expect(bool ok, const char *what, const char *who) {
-    checks++;
-    if (ok) return;
-    failed++;
-    printf("FAILED %s: %s\n", who, what);
-}
-
 typedef struct run {
     const char *who;
     int sm;

@@ -73,16 +73,8 @@ expect "dropout" run again2 $w
 expect "run to run" [ "$(hash_of again1)" = "$(hash_of again2)" ]
 expect "another seed" run other $w seed=2
 expect "another seed has other bits" [ "$(hash_of again1)" != "$(hash_of other)" ]
-"$tapir" train "$src/configs/tests/cuda.yaml" run.dir="$dir/killed" data.train="$dir/train.h5" \
-    data.val="$dir/val.h5" $w >"$dir/out" 2>&1 &
-pid=$!
-turns=0
-while [ $turns -lt 600 ] && ! ls "$dir/killed/checkpoints/"*4.h5 >/dev/null 2>&1; do
-    sleep 0.1
-    turns=$((turns + 1))
-done
-kill -9 $pid 2>/dev/null
-wait $pid 2>/dev/null
+killed_at "$dir/killed/checkpoints/*4.h5" "$tapir" train "$src/configs/tests/cuda.yaml" run.dir="$dir/killed" \
+    data.train="$dir/train.h5" data.val="$dir/val.h5" $w
 expect "resumed" run killed $w --resume
 expect "kill -9 and resume" [ "$(hash_of killed)" = "$(hash_of again1)" ]
 
