@@ -328,17 +328,6 @@ static tp_status run_plan(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g
 }
 
 /* ---- products that end in a gelu ------------------------------------------------------------ */
-static const int THREADS = 256;
-template <typename T, int V>
-__global__ void __launch_bounds__(THREADS) gelu_rows(const T *h, T *y, int64_t n) {
-    int64_t i = V * ((int64_t)blockIdx.x * THREADS + threadIdx.x);
-    if (i >= n) return;
-    tp_vec<T, V> x = tp_load<T, V>(h + i);
-#pragma unroll
-    for (int e = 0; e < V; e++) x.v[e] = tp_from_f32<T>(gelu_f(tp_to_f32(x.v[e])));
-    tp_store<T, V>(y + i, x);
-}
-
 /* On Hopper the product has to do with h itself: it writes h and gelu(h), or reads h for gelu'(h).
  * Ampere's kernels lose more by it than a pass over h costs. */
 static bool fuses(const tp_call *k, const tp_cuda_gemm *g) {
@@ -353,21 +342,10 @@ static tp_status run_gelu(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g
         st =
             run_plan(k, blas, g,
                      g->bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX, taken);
-    if (st || *taken || g->c.row != g->n || g->batch != 1) return st;
-    tp_cuda_gemm h = *g;
-    h.c.p = g->aux;
-    h.aux = NULL;
-    st = run_plan(k, blas, &h, g->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT, taken);
-    if (st || !*taken) return st;
-    int64_t n = g->m * g->n;
-    TP_BY_FLOAT(g->c.dtype, T, {
-        const int V = tp_width<T>::N;
-        if (n % V == 0 && tp_aligned(g->aux, 16) && tp_aligned(g->c.p, 16))
-            return TP_LAUNCH(k, (gelu_rows<T, V>), tp_blocks(n, V * THREADS), THREADS, 0,
-                             (const T *)g->aux, (T *)g->c.p, n);
-        return TP_LAUNCH(k, (gelu_rows<T, 1>), tp_blocks(n, THREADS), THREADS, 0, (const T *)g->aux,
-                         (T *)g->c.p, n);
-    });
+    if (st || *taken) return st;
+    const tp_cuda_gemm h = tp_gemm_before_gelu(g);
+    st = run_plan(k, blas, &h, h.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT, taken);
+    return st || !*taken ? st : tp_gemm_then_gelu(k, g);
 }
 
 tp_status tp_gemm_cublaslt(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g, bool *taken) {

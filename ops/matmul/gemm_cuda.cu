@@ -25,34 +25,38 @@ tp_cuda_gemm_stats tp_cuda_gemm_stats_of(const tp_ctx *c) {
     return blas ? blas->stats : tp_cuda_gemm_stats{};
 }
 
-/* ---- gelu's derivative behind a product ------------------------------------------------------ */
+/* ---- gelu, or its derivative, behind a product ----------------------------------------------- */
 static const int THREADS = 256;
-template <typename T, int V>
+/* c = gelu(h), or c *= gelu'(h), V neighbours of a row each. */
+template <typename T, int V, bool SLOPE>
 __global__ void __launch_bounds__(THREADS)
-    gelu_slope(const T *h, T *c, int64_t count, int64_t n, int64_t m, int64_t row, int64_t batch) {
+    gelu_after(const T *h, T *c, int64_t count, int64_t n, int64_t m, int64_t row, int64_t batch) {
     const int64_t i = V * ((int64_t)blockIdx.x * THREADS + threadIdx.x);
     if (i >= count) return;
     const int64_t r = i / n, b = r / m, at = b * batch + (r - b * m) * row + (i - r * n);
     const tp_vec<T, V> x = tp_load<T, V>(h + at);
-    tp_vec<T, V> y = tp_load<T, V>(c + at);
+    tp_vec<T, V> y = {};
+    if (SLOPE) y = tp_load<T, V>(c + at);
 #pragma unroll
-    for (int e = 0; e < V; e++)
-        y.v[e] = tp_from_f32<T>(gelu_dx(tp_to_f32(x.v[e])) * tp_to_f32(y.v[e]));
+    for (int e = 0; e < V; e++) {
+        const float z = tp_to_f32(x.v[e]);
+        y.v[e] = tp_from_f32<T>(SLOPE ? gelu_dx(z) * tp_to_f32(y.v[e]) : gelu_f(z));
+    }
     tp_store<T, V>(c + at, y);
 }
 
-static tp_status run_slope(const tp_call *k, const tp_cuda_gemm *g) {
+template <bool SLOPE> static tp_status after(const tp_call *k, const tp_cuda_gemm *g) {
     const int64_t count = g->batch * g->m * g->n, row = g->c.row, batch = g->c.batch;
     TP_BY_FLOAT(g->c.dtype, T, {
         const int V = tp_width<T>::N;
-        if (g->n % V == 0 && row % V == 0 && (g->batch == 1 || batch % V == 0) &&
-            tp_aligned(g->aux, 16) && tp_aligned(g->c.p, 16))
-            return TP_LAUNCH(k, (gelu_slope<T, V>), tp_blocks(count, V * THREADS), THREADS, 0,
-                             (const T *)g->aux, (T *)g->c.p, count, g->n, g->m, row, batch);
-        return TP_LAUNCH(k, (gelu_slope<T, 1>), tp_blocks(count, THREADS), THREADS, 0,
+        if (g->n % V == 0 && tp_tile_aligned(g, V))
+            return TP_LAUNCH(k, (gelu_after<T, V, SLOPE>), tp_blocks(count, V * THREADS), THREADS,
+                             0, (const T *)g->aux, (T *)g->c.p, count, g->n, g->m, row, batch);
+        return TP_LAUNCH(k, (gelu_after<T, 1, SLOPE>), tp_blocks(count, THREADS), THREADS, 0,
                          (const T *)g->aux, (T *)g->c.p, count, g->n, g->m, row, batch);
     });
 }
+tp_status tp_gemm_then_gelu(const tp_call *k, const tp_cuda_gemm *g) { return after<false>(k, g); }
 
 tp_status tp_cuda_gemm_run(const tp_call *k, const tp_cuda_gemm *g) {
     tp_ctx *c = k->ctx;
@@ -72,7 +76,7 @@ tp_status tp_cuda_gemm_run(const tp_call *k, const tp_cuda_gemm *g) {
         product.epilogue = TP_EPILOGUE_NONE;
         product.aux = NULL;
         st = tp_cuda_gemm_run(k, &product);
-        return st ? st : run_slope(k, g);
+        return st ? st : after<true>(k, g);
     }
     blas->stats.own_runs++;
     return tp_gemm_tile(k, g);

@@ -3,8 +3,8 @@
  * whatever other rows it is computed with.
  *
  * Two things can run a product: cuBLASLt (gemm_cublaslt.cu) with an algorithm that is chosen once
- * and kept, and our own tiled kernels (gemm_tile.cu, gemm_mma.cu), which take every view and size,
- * and are what the CPU runs in tests. */
+ * and kept, and our own tiled kernels: gemm_tile.cu and gemm_mma.cu take every view and size,
+ * gemm_sm90.cu what Hopper's units do. They are what the CPU runs in tests. */
 #ifndef TP_GEMM_CUDA_H
 #define TP_GEMM_CUDA_H
 #include "ops/op.h"
@@ -63,7 +63,7 @@ typedef enum tp_cuda_gemm_path {
 tp_status tp_cuda_gemm_choose(tp_ctx *c, tp_cuda_gemm_path path);
 /* Products so far that cuBLASLt ran, and its plans (one per problem, made once). */
 typedef struct tp_cuda_gemm_stats {
-    int64_t plans, cublaslt_runs, own_runs;
+    int64_t plans, cublaslt_runs, own_runs, wgmma_runs; /* wgmma_runs: own ones on Hopper's units */
 } tp_cuda_gemm_stats;
 tp_cuda_gemm_stats tp_cuda_gemm_stats_of(const tp_ctx *c);
 #ifdef __cplusplus

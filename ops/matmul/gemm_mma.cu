@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(TILE *TILE / (WM * WN) * 32, TILE == 128 ? 2 :
         for (int j = 0; j < WN / 8; j++)
 #pragma unroll
             for (int half = 0; half < 2; half++)
-                tp_tile_pair(g, at.row + row + 16 * i + 8 * half + lane / 4,
+                tp_tile_pair(g, blockIdx.y, at.row + row + 16 * i + 8 * half + lane / 4,
                              at.col + col + 8 * j + 2 * (lane % 4), &acc[i][j][2 * half]);
 }
 

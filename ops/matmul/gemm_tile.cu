@@ -1,4 +1,4 @@
-/* Our own products on CUDA: the arguments of both kernels, and the f32 one. It is plain: a block of
+/* Our own products on CUDA: the arguments of the kernels, and the f32 one. It is plain: a block of
  * 256 threads computes 128 x 128 (or 64 x 64) elements of C, each thread 8 x 8 (or 4 x 4) of them
  * in registers, from two buffers in shared memory that hold 16 steps of k each. */
 #include "ops/matmul/gemm_tile_cuda.h"
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(F32_THREADS, Q == 2 ? 1 : 2) gemm_f32(tp_tile_
     for (int i = 0; i < 4 * Q; i++)
 #pragma unroll
         for (int j = 0; j < 4 * Q; j += 2)
-            tp_tile_pair(g, at.row + i / 4 * 64 + 4 * y + i % 4,
+            tp_tile_pair(g, blockIdx.y, at.row + i / 4 * 64 + 4 * y + i % 4,
                          at.col + j / 4 * 64 + 4 * x + j % 4, &acc[i][j]);
 }
 
@@ -135,7 +135,8 @@ tp_status tp_gemm_tile_f32(const tp_call *k, const tp_cuda_gemm *g, tp_tile_args
     return f32_launch<1, true, true, false>(k, g, args);
 }
 
-/* ---- both ----------------------------------------------------------------------------------- */
+/* ---- all of them
+ * ----------------------------------------------------------------------------------- */
 static tp_tile_side side_of(const tp_cuda_matrix *x, int64_t count, int64_t outer, int64_t inner,
                             int64_t first) {
     return tp_tile_side{(const char *)x->p + first * x->batch * (int64_t)tp_dtype_size(x->dtype),
@@ -146,33 +147,39 @@ static tp_tile_side side_of(const tp_cuda_matrix *x, int64_t count, int64_t oute
                         (inner < 0 ? -inner : inner) <= (outer < 0 ? -outer : outer)};
 }
 
-static bool pairs(const tp_cuda_gemm *g, size_t size) {
-    return g->n % 2 == 0 && g->c.row % 2 == 0 && (g->batch == 1 || g->c.batch % 2 == 0) &&
-           tp_aligned(g->c.p, 2 * size) && tp_aligned(g->bias, 2 * size) &&
-           tp_aligned(g->aux, 2 * size);
+static tp_tile_args args_of(const tp_cuda_gemm *g, int64_t first) {
+    const bool gelu = g->epilogue == TP_EPILOGUE_GELU;
+    const int64_t skip = first * g->c.batch * (int64_t)tp_dtype_size(g->c.dtype);
+    return tp_tile_args{
+        .k = g->k,
+        .a = side_of(&g->a, g->m, g->a.row, g->a.col, first),
+        .b = side_of(&g->b, g->n, g->b.col, g->b.row, first),
+        .c = (char *)(gelu ? g->aux : g->c.p) + skip,
+        .gelu = gelu ? (char *)g->c.p + skip : NULL,
+        .ldc = g->c.row,
+        .c_batch = g->c.batch,
+        .bias = g->bias,
+        .accumulate = g->accumulate,
+        .c_f32 = g->c.dtype == TP_F32,
+        .c_pairs = g->n % 2 == 0 && tp_tile_aligned(g, 2),
+    };
 }
 
 tp_status tp_gemm_tile(const tp_call *k, const tp_cuda_gemm *g) {
     const int64_t most = 65535; /* a grid's y */
-    size_t size = tp_dtype_size(g->c.dtype);
+    const bool gelu = g->epilogue == TP_EPILOGUE_GELU;
+    const tp_cuda_gemm plain = gelu ? tp_gemm_before_gelu(g) : *g;
+    tp_tile_args args = args_of(&plain, 0);
+    if (tp_gemm_sm90_takes(k, &plain, &args)) {
+        ((tp_blas *)tp_cuda_of(k->ctx)->blas)->stats.wgmma_runs++;
+        tp_status st = tp_gemm_sm90(k, &plain, &args);
+        return st || !gelu ? st : tp_gemm_then_gelu(k, g);
+    }
     tp_status st = TP_OK;
     for (int64_t first = 0; first < g->batch && !st; first += most) {
         tp_cuda_gemm part = *g;
         part.batch = g->batch - first < most ? g->batch - first : most;
-        int64_t skip = first * g->c.batch * (int64_t)size;
-        tp_tile_args args = {
-            .k = g->k,
-            .a = side_of(&g->a, g->m, g->a.row, g->a.col, first),
-            .b = side_of(&g->b, g->n, g->b.col, g->b.row, first),
-            .c = (char *)g->c.p + skip,
-            .aux = g->epilogue == TP_EPILOGUE_GELU ? (char *)g->aux + skip : NULL,
-            .ldc = g->c.row,
-            .c_batch = g->c.batch,
-            .bias = g->bias,
-            .accumulate = g->accumulate,
-            .c_f32 = g->c.dtype == TP_F32,
-            .c_pairs = pairs(g, size),
-        };
+        args = args_of(g, first);
         st = g->a.dtype == TP_F32 ? tp_gemm_tile_f32(k, &part, &args)
                                   : tp_gemm_tile_bf16(k, &part, &args);
     }

@@ -498,6 +498,54 @@ static void check_cublaslt(int sm) {
 #endif
 }
 
+/* ---- our own, on Hopper's units ---------------------------------------------------------------
+ */
+static const problem wgmma[] = {
+    {"wgmma nt", 1, 150, 72, 200, ROWS, COLS, 8, 8, .bias = true},
+    {"wgmma nn", 2, 130, 136, 72, ROWS, ROWS, 8, 0, .bias = true, .gelu = true},
+    {"wgmma tn", 3, 72, 200, 130, COLS, ROWS, 8, 0, .accumulate = true, .c_f32 = true},
+    {"wgmma tt", 1, 200, 100, 64, COLS, COLS, 0, 0, .c_f32 = true},
+    {"wgmma, one row", 1, 1, 260, 100, ROWS, COLS, 4, 0},
+    {"wgmma, gelu's derivative", 1, 140, 264, 64, ROWS, COLS, 8, 0, .dgelu = true},
+    {"wgmma, k of 36", 1, 130, 68, 36, ROWS, COLS, 12, 0, .accumulate = true},
+    /* so many tiles that they are wide ones */
+    {"wgmma wide nt", 48, 140, 264, 72, ROWS, COLS, 8, 0, .bias = true},
+    {"wgmma wide nn", 48, 140, 136, 40, ROWS, ROWS, 8, 0, .accumulate = true},
+    {"wgmma wide tn", 50, 136, 136, 70, COLS, ROWS, 8, 0, .c_f32 = true},
+    {"wgmma wide tt", 50, 136, 136, 40, COLS, COLS, 8, 0, .gelu = true},
+};
+enum { WGMMA = sizeof wgmma / sizeof *wgmma };
+
+static void check_wgmma(void) {
+#if defined(TP_CUDA_ON_CPU)
+    emu_set_sm(90);
+#endif
+    tp_ctx *c = open();
+    tp_cuda_gemm_choose(c, TP_GEMM_OWN);
+    check(c, &wgmma[0], TP_BF16, false);
+    bool hopper = tp_cuda_gemm_stats_of(c).wgmma_runs > 0;
+#if defined(TP_CUDA_ON_CPU)
+    expect(hopper, "not on Hopper's units", "sm_90");
+#endif
+    for (int i = 1; i < WGMMA && hopper; i++) {
+        tp_cuda_gemm_stats before = tp_cuda_gemm_stats_of(c);
+        check(c, &wgmma[i], TP_BF16, false);
+        expect(tp_cuda_gemm_stats_of(c).wgmma_runs == before.wgmma_runs + 1,
+               "not on Hopper's units", wgmma[i].name);
+    }
+    if (hopper) { /* those that it leaves to others as well */
+        for (int i = 0; i < PROBLEMS + LARGE; i++)
+            check(c, i < PROBLEMS ? &problems[i] : &large[i - PROBLEMS], TP_BF16, false);
+        check_rows(c, &(problem){"rows", 48, 140, 136, 72, ROWS, COLS, 8, 0}, TP_BF16, "wgmma");
+        check_rows(c, &(problem){"rows", 48, 140, 136, 72, ROWS, ROWS, 8, 0}, TP_BF16, "wgmma");
+        check_wgrad(c, "own, sm_90");
+    }
+    tp_ctx_free(c);
+#if defined(TP_CUDA_ON_CPU)
+    emu_set_sm(0);
+#endif
+}
+
 int main(void) {
     tp_ctx *c = open();
     tp_cuda_gemm_choose(c, TP_GEMM_OWN);
@@ -513,6 +561,7 @@ int main(void) {
     check_wgrad(c, "own");
     expect(tp_cuda_gemm_stats_of(c).cublaslt_runs == 0, "cuBLASLt ran uninvited", "own");
     tp_ctx_free(c);
+    check_wgmma();
     check_cublaslt(80);
     check_cublaslt(90);
     printf("gemm_cuda: %d checks, %d failed\n", checks, failed);

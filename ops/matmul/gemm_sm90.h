@@ -1,0 +1,238 @@
+/* Products of bf16 matrices on Hopper, as a frame: END says what becomes of the sums, so that a
+ * product that something follows need not write them down first.
+ *
+ * A block computes tiles of 128 x BN, one after the other: a producer thread brings 64 steps of k
+ * of both operands at a time by TMA into a ring of buffers, across the borders of tiles; each of
+ * two warpgroups multiplies 64 rows by wgmma. They share the ring and nothing else: while one ends
+ * its tile, the other has the tensor cores to itself, and then the other way round, as far apart
+ * as the ring is long. (Warps by roles, and an end that overlaps: Thakkar et al., CUTLASS 3;
+ * persistent tiles that share the L2: Shankhdhar, "Outperforming cuBLAS on H100", 2024.)
+ *
+ * An element is one chain over k of products of 16 steps. No size enters it, nor BN: beyond an
+ * edge TMA brings zeros. So a row has the same bits whatever rows it is computed with. */
+#ifndef TP_GEMM_SM90_H
+#define TP_GEMM_SM90_H
+#include "ops/cuda_hopper_tile.h"
+#include "ops/matmul/gemm_tile_cuda.h"
+
+enum { GEMM90_BM = 128, GEMM90_BK = 64, GEMM90_THREADS = 384 };
+
+template <int BN> struct gemm90_memory {
+    static constexpr int STAGES = BN == 256 ? 4 : 8;
+    static constexpr int A_BYTES = GEMM90_BM * GEMM90_BK * 2, B_BYTES = BN * GEMM90_BK * 2;
+    static constexpr int STAGE = A_BYTES + B_BYTES, BARS = STAGES * STAGE;
+    static constexpr int BYTES = BARS + 2 * STAGES * 8;
+    static_assert(BYTES <= SM90_SHARED_BYTES, "more shared memory than a block can have");
+};
+
+template <class END> struct gemm90_args {
+    tp_tma_map a, b;
+    int k_steps;          /* of GEMM90_BK */
+    int tiles_m, tiles_n; /* of one matrix */
+    int tiles;            /* of all */
+    int section;          /* rows of tiles that are walked together: their A stays in the L2 */
+    END end;
+};
+
+typedef struct gemm90_tile {
+    int batch, m, n;
+} gemm90_tile;
+template <class END>
+static __device__ __forceinline__ gemm90_tile gemm90_tile_of(const gemm90_args<END> &f, int t) {
+    const int batch = t / (f.tiles_m * f.tiles_n), in = t - batch * f.tiles_m * f.tiles_n;
+    const int band = f.section * f.tiles_n, first = in / band * f.section, rest = in % band;
+    const int high = min(f.section, f.tiles_m - first);
+    return gemm90_tile{batch, first + rest % high, rest / high};
+}
+
+/* ---- what an END is given ---------------------------------------------------------------------
+ * end(d, batch, row, col): d is this thread's part of a tile whose first column is col, as wgmma
+ * leaves it: d[4*j + 2*r + e] is element (row + 8*r, col + 8*j + 2*(lane%4) + e). All 128 threads
+ * of a warpgroup call it, with rows and columns beyond the matrix as well. */
+
+/* Four neighbours of row r out of pairs j and j + 1 of two neighbouring lanes, which each get one
+ * of them: so a warp's store fills whole sectors of 32 bytes. */
+typedef struct gemm90_four {
+    float v[4];
+} gemm90_four;
+template <int N>
+static __device__ __forceinline__ gemm90_four gemm90_four_of(const float (&d)[N], int j, int r) {
+    const bool odd = threadIdx.x & 1;
+    const float *x = d + 4 * j + 2 * r, *y = x + 4;
+    const float s0 = __shfl_xor_sync(0xffffffffu, odd ? x[0] : y[0], 1);
+    const float s1 = __shfl_xor_sync(0xffffffffu, odd ? x[1] : y[1], 1);
+    gemm90_four f;
+    f.v[0] = odd ? s0 : x[0];
+    f.v[1] = odd ? s1 : x[1];
+    f.v[2] = odd ? y[0] : s0;
+    f.v[3] = odd ? y[1] : s1;
+    return f;
+}
+/* … and the column of its first, counted from the tile's. */
+static __device__ __forceinline__ int gemm90_four_column(int j) {
+    return 8 * (j + (threadIdx.x & 1)) + threadIdx.x % 4 / 2 * 4;
+}
+
+/* ---- the kernel ------------------------------------------------------------------------------ */
+#if TP_HOPPER
+/* A tile of SIDE rows of A, or columns of B: along k one box of SIDE rows, else boxes of 64. */
+template <bool ALONG_K, int SIDE>
+static __device__ __forceinline__ void gemm90_bring(unsigned char *to, const tp_tma_map *map,
+                                                    uint64_t *bar, int outer, int k, int batch) {
+    if constexpr (ALONG_K)
+        tp_tma_load_4d(to, map, bar, k, outer, batch, 0);
+    else
+        for (int i = 0; i < SIDE / 64; i++)
+            tp_tma_load_4d(to + i * 64 * GEMM90_BK * 2, map, bar, outer + 64 * i, k, batch, 0);
+}
+
+template <class END, int BN, bool A_K, bool B_K>
+static __device__ __forceinline__ void gemm90_produce(const gemm90_args<END> &f,
+                                                      unsigned char *shared, uint64_t *full) {
+    typedef gemm90_memory<BN> M;
+    uint64_t *empty = full + M::STAGES;
+    int used = 0;
+    for (int t = blockIdx.x; t < f.tiles; t += gridDim.x) {
+        const gemm90_tile at = gemm90_tile_of(f, t);
+        for (int s = 0; s < f.k_steps; s++, used++) {
+            const int stage = used % M::STAGES;
+            unsigned char *to = shared + stage * M::STAGE;
+            tp_mbar_wait(&empty[stage], sm90_phase<M::STAGES>(used) ^ 1);
+            tp_mbar_arrive_expect(&full[stage], M::STAGE);
+            gemm90_bring<A_K, GEMM90_BM>(to, &f.a, &full[stage], at.m * GEMM90_BM, s * GEMM90_BK,
+                                         at.batch);
+            gemm90_bring<B_K, BN>(to + M::A_BYTES, &f.b, &full[stage], at.n * BN, s * GEMM90_BK,
+                                  at.batch);
+        }
+    }
+}
+
+/* d (64, BN) += 64 steps of k; `add` 0: d = …. Starts it. */
+template <int BN, bool A_K, bool B_K>
+static __device__ __forceinline__ void gemm90_multiply(float (&d)[BN / 2], const unsigned char *a,
+                                                       const unsigned char *b, int group, int add) {
+    const uint64_t da = A_K ? sm90_rows_desc<GEMM90_BK, GEMM90_BM>(a, 64 * group)
+                            : sm90_columns_desc<64, GEMM90_BK>(a + group * 64 * GEMM90_BK * 2);
+    const uint64_t db =
+        B_K ? sm90_rows_desc<GEMM90_BK, BN>(b, 0) : sm90_columns_desc<BN, GEMM90_BK>(b);
+    tp_wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < GEMM90_BK / 16; i++)
+        tp_wgmma_ss<BN, !A_K, !B_K>(
+            d, da + (A_K ? sm90_rows_step<GEMM90_BK, GEMM90_BM>(i) : sm90_columns_step<64>(i)),
+            db + (B_K ? sm90_rows_step<GEMM90_BK, BN>(i) : sm90_columns_step<BN>(i)), add || i > 0);
+    tp_wgmma_commit();
+}
+
+template <class END, int BN, bool A_K, bool B_K>
+static __device__ __forceinline__ void
+gemm90_consume(const gemm90_args<END> &f, unsigned char *shared, uint64_t *full, int group) {
+    typedef gemm90_memory<BN> M;
+    uint64_t *empty = full + M::STAGES;
+    const int lane = threadIdx.x % 32, row = 64 * group + threadIdx.x % 128 / 32 * 16 + lane / 4;
+    int used = 0;
+    for (int t = blockIdx.x; t < f.tiles; t += gridDim.x) {
+        const gemm90_tile at = gemm90_tile_of(f, t);
+        float d[BN / 2];
+        tp_wgmma_pin(d);
+        for (int s = 0; s < f.k_steps; s++, used++) {
+            const int stage = used % M::STAGES;
+            const unsigned char *a = shared + stage * M::STAGE;
+            tp_mbar_wait(&full[stage], sm90_phase<M::STAGES>(used));
+            gemm90_multiply<BN, A_K, B_K>(d, a, a + M::A_BYTES, group, s > 0);
+            if (s == 0) continue;
+            tp_wgmma_wait<1>(); /* the products before these have read their buffers */
+            if (lane == 0) tp_mbar_arrive(&empty[(used - 1) % M::STAGES]);
+        }
+        tp_wgmma_wait<0>();
+        tp_wgmma_pin(d);
+        if (lane == 0) tp_mbar_arrive(&empty[(used - 1) % M::STAGES]);
+        f.end(d, at.batch, at.m * GEMM90_BM + row, at.n * BN);
+    }
+}
+#endif
+
+/* Grid: as many blocks as run at once, or as there are tiles. */
+template <class END, int BN, bool A_K, bool B_K>
+static __global__ void __launch_bounds__(GEMM90_THREADS, 1)
+    gemm_sm90(const __grid_constant__ gemm90_args<END> f) {
+#if TP_HOPPER
+    typedef gemm90_memory<BN> M;
+    TP_SHARED_DYNAMIC(shared);
+    uint64_t *full = (uint64_t *)(shared + M::BARS);
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < M::STAGES; i++) {
+            tp_mbar_init(full + i, 1);             /* a stage is there */
+            tp_mbar_init(full + M::STAGES + i, 8); /* every warp is done with it */
+        }
+        tp_mbar_init_fence();
+        tp_tma_prefetch_map(&f.a);
+        tp_tma_prefetch_map(&f.b);
+    }
+    __syncthreads();
+    if (threadIdx.x < 128) {
+        tp_registers_fewer<24>();
+        if (threadIdx.x == 0) gemm90_produce<END, BN, A_K, B_K>(f, shared, full);
+    } else {
+        tp_registers_more<240>();
+        /* the same in a warp, which the compiler cannot know: descriptors in uniform registers */
+        const int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128, 0);
+        gemm90_consume<END, BN, A_K, B_K>(f, shared, full, group - 1);
+    }
+#endif
+}
+
+/* ---- host ------------------------------------------------------------------------------------ */
+/* Whether TMA can bring it: dense one way, everything else at multiples of 16 bytes. Rows are not
+ * counted, as they must not decide who runs a product. */
+static inline bool gemm90_side_fits(const tp_tile_side *s, int64_t batch) {
+    const int64_t far = s->inner == 1 ? s->outer : s->inner;
+    return (s->inner == 1 || s->outer == 1) && far > 0 && far % 8 == 0 &&
+           (batch == 1 || (s->batch > 0 && s->batch % 8 == 0)) && tp_aligned(s->p, 16);
+}
+
+/* box: how many of `count` one instruction brings, where they lie along k. */
+static inline tp_status gemm90_map(const tp_call *k, tp_tma_map *out, const tp_tile_side *s,
+                                   int64_t steps, int64_t batch, int box) {
+    const bool along_k = s->inner == 1;
+    const int64_t far = along_k ? s->outer : s->inner;
+    tp_tma_shape t = {};
+    t.data = s->p;
+    t.size[0] = along_k ? steps : s->count;
+    t.size[1] = along_k ? s->count : steps;
+    t.size[2] = batch;
+    t.size[3] = 1;
+    t.stride[0] = 1;
+    t.stride[1] = far;
+    t.stride[2] = batch > 1 ? s->batch : far * t.size[1]; /* no index uses the second */
+    t.stride[3] = t.stride[2] * batch;
+    t.box[0] = 64;
+    t.box[1] = along_k ? box : GEMM90_BK;
+    t.box[2] = t.box[3] = 1;
+    t.swizzle = TP_SWIZZLE_128B;
+    const char *no = tp_tma_map_bf16(out, &t);
+    return no ? tp_fail(k->ctx, TP_EINTERNAL, "%s: %s", k->op->name, no) : TP_OK;
+}
+
+/* c (m,n) = a b, batch times, ended by END. The operands fit (above), and so do the tiles an int.
+ */
+template <class END, int BN, bool A_K, bool B_K>
+static inline tp_status gemm90_run(const tp_call *k, const tp_tile_side *a, const tp_tile_side *b,
+                                   int64_t steps, int64_t batch, const END &end) {
+    const int64_t l2 = 16 << 20; /* a third of Hopper's */
+    gemm90_args<END> f;
+    tp_status st = gemm90_map(k, &f.a, a, steps, batch, GEMM90_BM);
+    if (!st) st = gemm90_map(k, &f.b, b, steps, batch, BN);
+    if (st) return st;
+    f.k_steps = (int)tp_blocks(steps, GEMM90_BK);
+    f.tiles_m = (int)tp_blocks(a->count, GEMM90_BM);
+    f.tiles_n = (int)tp_blocks(b->count, BN);
+    f.tiles = f.tiles_m * f.tiles_n * (int)batch;
+    const int64_t section = l2 / (GEMM90_BM * 2 * steps);
+    f.section = section < 8 ? 8 : section > f.tiles_m ? f.tiles_m : (int)section;
+    f.end = end;
+    const int at_once = tp_cuda_of(k->ctx)->multiprocessors;
+    return TP_LAUNCH(k, (gemm_sm90<END, BN, A_K, B_K>), f.tiles < at_once ? f.tiles : at_once,
+                     GEMM90_THREADS, gemm90_memory<BN>::BYTES, f);
+}
+#endif
