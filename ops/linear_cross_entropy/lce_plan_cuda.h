@@ -29,6 +29,7 @@
 #ifndef TP_LCE_PLAN_CUDA_H
 #define TP_LCE_PLAN_CUDA_H
 #include "core/ctx.h"
+#include "ops/cuda.h"
 #include "ops/linear_cross_entropy/lce.h"
 #include "ops/linear_cross_entropy/lce_tree.h"
 #include "ops/matmul/gemm_cuda.h"
@@ -40,16 +41,19 @@ enum {
     LCE_LEAF = 8192, /* tokens of a leaf, if samples are short */
     LCE_GROUP = 8,   /* leaves side by side, at most */
     LCE_MAX_COLS = 16384,
+    LCE90_COLS = 256, /* vocabulary entries of a tile on Hopper */
 };
 
 typedef struct lce_plan {
     lce_dims d;
     size_t size; /* of an element of x, w, dx, dw */
+    bool fused;  /* Hopper ends the logits where they are made (lce_sm90.h) */
     /* rows pass */
-    int64_t rows, ld;      /* tokens of a chunk; floats from row to row */
+    int64_t rows, ld;      /* tokens of a chunk; floats from row to row (0: no logits are kept) */
     int64_t seg, segments; /* dx is the sum of `segments` products over seg entries (the last less),
                               which run side by side: a chunk has few rows for a whole GPU */
     int64_t seg_stride;    /* floats from one partial dx to the next */
+    int64_t row_floats;    /* what a token of a chunk takes in all */
     /* weight pass */
     bool one_pass;         /* there is none: cols is V, and the tile is the chunk of logits */
     int64_t cols, tile_ld; /* vocabulary entries of a tile; floats from row to row */
@@ -63,6 +67,7 @@ typedef struct lce_plan {
     float *loss;     /* train (n): coef*loss; (samples): their sums */
     float *sums;
     float *logits, *partial;       /* rows pass */
+    float *sums90;                 /* fused: (rows, tiles, 4), a tile's sums */
     float *tile, *leaves, *places; /* weight pass, in the same bytes unless it is one pass */
     size_t bytes;
 } lce_plan;
@@ -71,19 +76,34 @@ static inline int64_t lce_up(int64_t n, int64_t to) { return (n + to - 1) / to *
 static inline int64_t lce_least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t lce_most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-static inline void lce_plan_rows(lce_plan *p, int64_t want, bool dx, size_t budget) {
+static inline int64_t lce_tiles90(int64_t v) { return (v + LCE90_COLS - 1) / LCE90_COLS; }
+
+/* By what does not depend on the number of tokens, as its sums have an order of their own. */
+static inline bool lce_fuses(const tp_call *k, const lce_dims *d) {
+    const tp_tensor *x = k->in[LCE_X], *w = k->in[LCE_W];
+    return tp_cuda_sm(k->ctx) == 90 && !k->ctx->as_decoded && x->dtype == TP_BF16 && !d->trans_w &&
+           !(d->softcap > 0) && d->c > 0 && d->c % 8 == 0 && tp_aligned(x->data, 16) &&
+           tp_aligned(w->data, 16);
+}
+
+/* stats: the pass makes them. Logits are f32, but where their gradient comes at once. */
+static inline void lce_plan_rows(lce_plan *p, int64_t want, bool stats, bool dx, size_t budget) {
     const lce_dims *d = &p->d;
     int64_t c = lce_most(d->c, 1), tiles = lce_least(lce_most(6144 / c, 1), 8);
+    int64_t most = LCE_MAX_ROWS;
     p->ld = lce_up(d->v, TP_CUDA_LOGITS_PITCH);
+    if (p->fused && !stats) p->ld = lce_up(d->v, 16) / 2;
+    if (p->fused && !dx) p->ld = 0, most = d->n;
     tiles = lce_most(lce_least(tiles, d->v / 512), 1);
     p->seg = lce_up((d->v + tiles - 1) / tiles, 64);
     p->segments = (d->v + p->seg - 1) / p->seg;
-    size_t partial = dx && p->segments > 1 ? (size_t)(p->segments * c) : 0;
-    int64_t fit = (int64_t)(budget / (((size_t)p->ld + partial) * sizeof(float)));
+    p->row_floats = p->ld + (dx && p->segments > 1 ? p->segments * c : 0) +
+                    (p->fused && stats ? 4 * lce_tiles90(d->v) : 0);
+    int64_t fit = (int64_t)(budget / ((size_t)p->row_floats * sizeof(float)));
     if (fit > LCE_MIN_ROWS) fit -= fit % LCE_MIN_ROWS;
-    fit = lce_least(lce_most(fit, LCE_MIN_ROWS), LCE_MAX_ROWS);
+    fit = lce_least(lce_most(fit, LCE_MIN_ROWS), most);
     p->rows = lce_least(want > 0 ? want : fit, d->n);
-    p->seg_stride = partial ? lce_up(p->rows * c, 4) : 0;
+    p->seg_stride = dx && p->segments > 1 ? lce_up(p->rows * c, 4) : 0;
 }
 
 /* Floats that wait in the tree over the leaves for one entry of the vocabulary, and the leaves. */
@@ -109,18 +129,18 @@ static inline void lce_plan_groups(lce_plan *p, int64_t group) {
 /* Gradient and weight from the same chunks: of whole leaves, or whole parts of one leaf. */
 static inline bool lce_plan_one_pass(lce_plan *p, int64_t want, size_t budget) {
     const lce_dims *d = &p->d;
-    int64_t partial = p->segments > 1 ? p->segments * d->c : 0, rows = want;
+    int64_t rows = want;
     lce_plan_groups(p, 1);
     if (!d->n || !d->c) return false;
     if (want <= 0) {
         size_t floats = budget / sizeof(float), waiting = (size_t)(lce_waiting(p) * d->v);
-        rows = waiting < floats ? (int64_t)((floats - waiting) / (size_t)(p->ld + partial)) : 0;
+        rows = waiting < floats ? (int64_t)((floats - waiting) / (size_t)p->row_floats) : 0;
         rows = lce_least(rows, LCE_MAX_ROWS);
     }
     if (rows < p->part) return false;
     p->rows = rows < p->leaf_t ? rows / p->part * p->part : rows / p->leaf_t * p->leaf_t;
     p->rows = lce_least(p->rows, d->n);
-    p->seg_stride = partial ? lce_up(p->rows * d->c, 4) : 0;
+    p->seg_stride = p->segments > 1 ? lce_up(p->rows * d->c, 4) : 0;
     p->cols = d->v;
     p->tile_ld = p->ld;
     p->leaf = lce_up(lce_up(d->v, 8) * d->c, 4);
@@ -129,15 +149,15 @@ static inline bool lce_plan_one_pass(lce_plan *p, int64_t want, size_t budget) {
 
 static inline void lce_plan_weight(lce_plan *p, size_t budget) {
     const lce_dims *d = &p->d;
-    int64_t floats = (int64_t)(budget / sizeof(float));
+    int64_t floats = (int64_t)(budget / sizeof(float)), half = p->fused ? 2 : 1; /* bf16 at once */
     for (int64_t group = p->leaf_t > p->part ? 1 : LCE_GROUP;; group /= 2) {
         lce_plan_groups(p, group);
-        p->cols = floats / lce_most(p->group * p->part + lce_waiting(p), 1);
+        p->cols = floats / lce_most(p->group * p->part / half + lce_waiting(p), 1);
         if (group == 1 || (p->group * p->part <= LCE_PART && p->cols >= 2048)) break;
     }
     p->cols = lce_least(lce_most(p->cols - p->cols % 256, 256), LCE_MAX_COLS);
     p->cols = lce_least(p->cols, d->v);
-    p->tile_ld = lce_up(p->cols, 8);
+    p->tile_ld = p->fused ? lce_up(p->cols, 16) / 2 : lce_up(p->cols, 8);
     p->leaf = lce_up(lce_up(p->cols, 8) * d->c, 4);
 }
 
@@ -154,9 +174,10 @@ static inline lce_plan lce_plan_of(const tp_call *k, bool stats, bool dx, bool d
     char *b = (char *)base;
     p.d = lce_dims_of(k);
     p.size = tp_dtype_size(k->in[LCE_X]->dtype);
+    p.fused = lce_fuses(k, &p.d);
     int64_t n = p.d.n, want = ((const lce_attr *)k->attr)->o.chunk;
     size_t budget = (size_t)n * (size_t)p.d.v / 24 * p.size, at, end;
-    lce_plan_rows(&p, want, dx, budget);
+    lce_plan_rows(&p, want, stats, dx, budget);
     lce_plan_leaves(&p, k->ctx->fast);
     p.one_pass = dx && dw && lce_plan_one_pass(&p, want, budget);
     if (!p.one_pass) lce_plan_weight(&p, budget);
@@ -169,6 +190,8 @@ static inline lce_plan lce_plan_of(const tp_call *k, bool stats, bool dx, bool d
     if (stats || dx) {
         p.logits = (float *)lce_carve(b, &at, p.rows * p.ld);
         p.partial = (float *)lce_carve(b, &at, dx ? p.segments * p.seg_stride : 0);
+        p.sums90 =
+            (float *)lce_carve(b, &at, p.fused && stats ? p.rows * 4 * lce_tiles90(p.d.v) : 0);
         end = at;
         if (!p.one_pass) at = p.bytes;
     }

@@ -131,14 +131,18 @@ static __device__ lce_row lce_take_row(const ROW &of, int64_t v, int target) {
     return r;
 }
 
-/* lce_grad_target by lce_exp, with k.w at entry `here` (none if outside 0..7) and 0 elsewhere. */
+/* d/d s of a scaled logit that is not the target's, by lce_exp. */
+static __device__ __forceinline__ float lce_grad_plain(float s, float4 k) {
+    return lce_grad_scaled(lce_exp(s - k.x), s, k.y, k.z, 0.0f);
+}
+
+/* d/d raw of eight, with k.w at entry `here` (none if outside 0..7). */
 static __device__ __forceinline__ void lce_grad_eight(lce_eight *x, lce_scale q, float4 k,
                                                       int64_t here) {
     lce_eight g;
     bool target = here >= 0 && here < 8;
 #pragma unroll
-    for (int e = 0; e < 8; e++)
-        g.v[e] = lce_grad_scaled(lce_exp(x->v[e] - k.x), x->v[e], k.y, k.z, 0.0f);
+    for (int e = 0; e < 8; e++) g.v[e] = lce_grad_plain(x->v[e], k);
     if (target) /* seldom */
 #pragma unroll
         for (int e = 0; e < 8; e++) g.v[e] += e == here ? k.w : 0.0f;
@@ -180,26 +184,25 @@ template <typename T> static __device__ void lce_zero_row(T *g, int64_t v) {
         tp_store<T, V>(g + i, zero);
 }
 
-/* Thread 0 reports the token; answers the coefficients of its gradient, to every thread. */
+/* One thread, who `reports`, writes the token down; answers the coefficients of its gradient to
+ * all. TRAIN: weight is the token's, which everybody has read from coef before. */
 template <lce_job JOB>
 static __device__ __forceinline__ float4 lce_finish(const lce_rows_args &a, int64_t row, lce_row r,
-                                                    bool counts) {
+                                                    bool counts, float weight, bool reports) {
     lce_stats s;
     s.logprob = s.entropy = s.lse = 0.0f;
     if (counts) s = lce_row_end(&r);
     float loss = counts ? lce_loss(s, a.z_loss) : 0.0f;
     float4 k = make_float4(0, 0, 0, 0);
     if (JOB == LCE_JOB_TRAIN) {
-        float weight = tp_ldg(&a.coef[row].x);
-        __syncthreads(); /* everybody has read it */
         if (counts) {
             lce_coef q = lce_coef_of(s.lse, s.entropy, a.z_loss, weight, 0, 0, 0);
             k = make_float4(s.lse, (float)q.a, (float)q.b, (float)q.d);
             loss *= weight;
         }
-        if (threadIdx.x == 0) tp_stg(&a.coef[row], k);
+        if (reports) tp_stg(&a.coef[row], k);
     }
-    if (threadIdx.x == 0) {
+    if (reports) {
         tp_stg(a.loss + row, loss);
         tp_stg(a.logprob + row, s.logprob);
         tp_stg(a.entropy + row, s.entropy);
@@ -221,7 +224,9 @@ __global__ void __launch_bounds__(512) lce_rows(lce_rows_args a) {
         r.m = r.sum = r.es = r.target = 0.0f;
         const lce_padded_row of = {s, a.scale};
         if (target >= 0) r = lce_take_row(of, a.v, target);
-        k = lce_finish<JOB>(a, row, r, target >= 0);
+        const float weight = JOB == LCE_JOB_TRAIN ? tp_ldg(&a.coef[row].x) : 0.0f;
+        if (JOB == LCE_JOB_TRAIN) __syncthreads(); /* everybody has read it */
+        k = lce_finish<JOB>(a, row, r, target >= 0, weight, threadIdx.x == 0);
     }
     if (JOB == LCE_JOB_STATS) return;
     if (target < 0) {

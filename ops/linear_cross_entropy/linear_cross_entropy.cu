@@ -1,10 +1,10 @@
 /* linear_cross_entropy on CUDA: logits by products (ops/matmul/gemm_cuda.h), a kernel over their
- * rows (lce_rows_cuda.h), and the products that make gradients of them. lce_plan_cuda.h says how a
- * call is cut and why; this file walks the pieces. */
+ * rows (lce_rows_cuda.h; on Hopper the product does that work itself, lce_sm90.h), and the products
+ * that make gradients of them. lce_plan_cuda.h says how a call is cut and why; this file walks the
+ * pieces. */
 #include "ops/broadcast.h"
 #include "ops/cuda.h"
-#include "ops/linear_cross_entropy/lce_plan_cuda.h"
-#include "ops/linear_cross_entropy/lce_rows_cuda.h"
+#include "ops/linear_cross_entropy/lce_sm90.h"
 #include "ops/linear_cross_entropy/lce_tree_cuda.h"
 
 enum { THREADS = 256 };
@@ -293,6 +293,23 @@ static tp_status weight_of_chunk(const tp_call *k, const lce_plan *p, int64_t ro
     return st;
 }
 
+/* The logits of a chunk, and what the job makes of them. */
+static tp_status plain_rows(const tp_call *k, const lce_plan *p, lce_job job, int64_t row0,
+                            int64_t rows, const lce_rows_args &a) {
+    tp_status st = logits_run(k, p, row0, rows, 0, p->d.v, p->logits, p->ld);
+    if (st) return st;
+    return job == LCE_JOB_STATS   ? lce_rows_run<LCE_JOB_STATS>(k, rows, a)
+           : job == LCE_JOB_TRAIN ? lce_rows_run<LCE_JOB_TRAIN>(k, rows, a)
+                                  : lce_rows_run<LCE_JOB_GRAD>(k, rows, a);
+}
+static tp_status fused_rows(const tp_call *k, const lce_plan *p, lce_job job, int64_t row0,
+                            int64_t rows, const lce_rows_args &a) {
+    if (job == LCE_JOB_GRAD) return lce90_grad(k, p, row0, rows, 0, p->d.v, p->logits, p->ld);
+    tp_status st = lce90_logits(k, p, row0, rows, p->logits, p->ld);
+    if (!st) st = lce90_join(k, p, job, rows, a);
+    return st || job == LCE_JOB_STATS ? st : lce_rows_run<LCE_JOB_GRAD>(k, rows, a);
+}
+
 static tp_status rows_pass(const tp_call *k, const lce_plan *p, const outputs *o) {
     tp_status st = TP_OK;
     for (int64_t row0 = 0, rows; row0 < p->d.n && !st; row0 += rows) {
@@ -306,11 +323,8 @@ static tp_status rows_pass(const tp_call *k, const lce_plan *p, const outputs *o
             a.entropy = tp_f32(o->entropy) + row0;
             if (o->lse) a.lse = tp_f32(o->lse) + row0;
         }
-        st = logits_run(k, p, row0, rows, 0, p->d.v, p->logits, p->ld);
-        if (!st)
-            st = o->job == LCE_JOB_STATS   ? lce_rows_run<LCE_JOB_STATS>(k, rows, a)
-                 : o->job == LCE_JOB_TRAIN ? lce_rows_run<LCE_JOB_TRAIN>(k, rows, a)
-                                           : lce_rows_run<LCE_JOB_GRAD>(k, rows, a);
+        st = p->fused ? fused_rows(k, p, o->job, row0, rows, a)
+                      : plain_rows(k, p, o->job, row0, rows, a);
         if (!st && o->dx && p->d.c) st = dx_run(k, p, row0, rows, o->dx);
         if (!st && p->one_pass) st = weight_of_chunk(k, p, row0, rows, o->dw);
     }
@@ -320,6 +334,7 @@ static tp_status rows_pass(const tp_call *k, const lce_plan *p, const outputs *o
 /* The gradient of the logits of `rows` tokens and a tile of the vocabulary. */
 static tp_status tile_run(const tp_call *k, const lce_plan *p, int64_t row0, int64_t rows,
                           int64_t v0, int64_t nv) {
+    if (p->fused) return lce90_grad(k, p, row0, rows, v0, nv, p->tile, p->tile_ld);
     tp_status st = logits_run(k, p, row0, rows, v0, nv, p->tile, p->tile_ld);
     if (st) return st;
     return lce_rows_run<LCE_JOB_GRAD>(k, rows, rows_args(p, p->tile, p->tile_ld, row0, v0, nv));

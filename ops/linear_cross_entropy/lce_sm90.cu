@@ -1,0 +1,213 @@
+/* What lce_sm90.h promises: two ends of a product, and the kernel that joins a row's tiles. */
+#include "ops/linear_cross_entropy/lce_sm90.h"
+#include "ops/matmul/gemm_sm90.h"
+
+static_assert(LCE90_COLS % 32 == 0, "a warp's stores are whole sectors");
+
+/* The element of this thread's row r at `column` of the tile, 0 if it is another's. */
+template <int N>
+static __device__ __forceinline__ float element_of(const float (&d)[N], int r, int column) {
+    const int mine = column - threadIdx.x % 4 * 2;
+    float x = 0.0f;
+#pragma unroll
+    for (int j = 0; j < N / 4; j++)
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+            if (mine == 8 * j + e) x = d[4 * j + 2 * r + e];
+    return x;
+}
+
+/* ---- a tile's sums, and the logits where they are wanted ------------------------------------- */
+typedef struct sums_end {
+    float *logits; /* NULL: not wanted */
+    int64_t ld;
+    float4 *sums; /* (rows, tiles): m, sum, es; the target's logit in one of a row's, else 0 */
+    const int32_t *target;
+    int rows, v, tiles;
+    float scale; /* of raw logits */
+
+    /* Raw; rows are whole multiples of four floats. */
+    template <int N>
+    __device__ __forceinline__ void store(const float (&d)[N], int row, int col) const {
+        const int first = col + gemm90_four_column(0);
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float *to = logits + (int64_t)(row + 8 * r) * ld + first;
+            const int left = row + 8 * r < rows ? v - first : 0;
+#pragma unroll
+            for (int j = 0; j < N / 4; j += 2) {
+                const gemm90_four x = gemm90_four_of(d, j, r);
+                if (8 * j < left)
+                    tp_stg((float4 *)(to + 8 * j), make_float4(x.v[0], x.v[1], x.v[2], x.v[3]));
+            }
+        }
+    }
+
+    template <int N>
+    __device__ __forceinline__ void operator()(float (&d)[N], int, int row, int col) const {
+        if (logits) store(d, row, col);
+        if (scale != 1.0f)
+#pragma unroll
+            for (int i = 0; i < N; i++) d[i] *= scale;
+        const int left = v - col - threadIdx.x % 4 * 2; /* of this thread's columns */
+        if (left < 2 * N)
+#pragma unroll
+            for (int i = 0; i < N; i++)
+                if (i / 4 * 8 + i % 2 >= left) d[i] = LCE_LOWEST;
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const bool inside = row + 8 * r < rows;
+            const int y = inside ? tp_ldg(target + row + 8 * r) - col : -1;
+            lce_row a = {LCE_LOWEST, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+            for (int j = 0; j < N / 4; j++)
+                a.m = fmaxf(a.m, fmaxf(d[4 * j + 2 * r], d[4 * j + 2 * r + 1]));
+#pragma unroll
+            for (int j = 0; j < N / 4; j++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    const float x = d[4 * j + 2 * r + e] - a.m, w = lce_exp(x);
+                    a.sum += w;
+                    a.es = fmaf(w, x, a.es);
+                }
+            if (y >= 0 && y < 2 * N) a.target = element_of(d, r, y);
+#pragma unroll
+            for (int bit = 1; bit < 4; bit *= 2) {
+                const float m = __shfl_xor_sync(0xffffffffu, a.m, bit);
+                const float sum = __shfl_xor_sync(0xffffffffu, a.sum, bit);
+                const float es = __shfl_xor_sync(0xffffffffu, a.es, bit);
+                a.target += __shfl_xor_sync(0xffffffffu, a.target, bit);
+                lce_merge(&a, m, sum, es);
+            }
+            if (inside && threadIdx.x % 4 == 0)
+                tp_stg(sums + (int64_t)(row + 8 * r) * tiles + col / (2 * N),
+                       make_float4(a.m, a.sum, a.es, a.target));
+        }
+    }
+} sums_end;
+
+/* ---- the logits' gradient -------------------------------------------------------------------- */
+typedef struct grad_end {
+    tp_bf16 *to;
+    int64_t ld;
+    const float4 *coef;
+    const int32_t *target;
+    int rows, v, v0; /* v: entries from v0 on */
+    float scale;
+
+    /* The four's part of a row of `left` entries from here on. */
+    static __device__ __forceinline__ void put(tp_bf16 *p, const gemm90_four &x, int left) {
+        tp_vec<tp_bf16, 4> y;
+#pragma unroll
+        for (int e = 0; e < 4; e++) y.v[e] = tp_from_f32<tp_bf16>(x.v[e]);
+        if (left > 0) tp_store<tp_bf16, 4>(p, y); /* rows have room for whole ones */
+    }
+
+    template <int N>
+    __device__ __forceinline__ void operator()(float (&d)[N], int, int row, int col) const {
+        const int first = col + gemm90_four_column(0);
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const int i = row + 8 * r;
+            const int y = i < rows ? tp_ldg(target + i) : -1; /* -1: counts for nothing */
+            const int at = y - v0 - col - threadIdx.x % 4 * 2;
+            float4 k = make_float4(0, 0, 0, 0);
+            if (y >= 0) k = tp_ldg(coef + i);
+#pragma unroll
+            for (int j = 0; j < N / 4; j++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    float &x = d[4 * j + 2 * r + e];
+                    x = y >= 0 ? lce_grad_plain(scale == 1.0f ? x : x * scale, k) : 0.0f;
+                }
+            if (y >= 0 && at >= 0 && at < 2 * N) /* seldom */
+#pragma unroll
+                for (int j = 0; j < N / 4; j++)
+#pragma unroll
+                    for (int e = 0; e < 2; e++)
+                        if (at == 8 * j + e) d[4 * j + 2 * r + e] += k.w;
+            if (scale != 1.0f)
+#pragma unroll
+                for (int j = 0; j < N / 4; j++)
+#pragma unroll
+                    for (int e = 0; e < 2; e++) d[4 * j + 2 * r + e] *= scale;
+            const int left = i < rows ? v - first : 0;
+#pragma unroll
+            for (int j = 0; j < N / 4; j += 2)
+                put(to + i * ld + first + 8 * j, gemm90_four_of(d, j, r), left - 8 * j);
+        }
+    }
+} grad_end;
+
+/* ---- joining a row's tiles ------------------------------------------------------------------- */
+enum { JOIN_ROWS = 8 }; /* of a block: one for each warp */
+
+template <lce_job JOB>
+__global__ void __launch_bounds__(32 * JOIN_ROWS)
+    lce_join(const lce_rows_args a, const float4 *sums, int tiles, int64_t rows) {
+    const int lane = threadIdx.x % 32;
+    const int64_t row = (int64_t)blockIdx.x * JOIN_ROWS + threadIdx.x / 32;
+    if (row >= rows) return;
+    const int target = tp_ldg(a.target + row);
+    lce_row r = {LCE_LOWEST, 0.0f, 0.0f, 0.0f};
+    if (target >= 0) {
+        for (int t = lane; t < tiles; t += 32) {
+            const float4 s = tp_ldg(sums + row * tiles + t);
+            lce_merge(&r, s.x, s.y, s.z);
+            r.target += s.w; /* zeros but for one */
+        }
+        r.target = tp_warp_sum(r.target);
+        lce_warp_merge(&r);
+    }
+    const float weight = JOB == LCE_JOB_TRAIN ? tp_ldg(&a.coef[row].x) : 0.0f;
+    __syncwarp();
+    lce_finish<JOB>(a, row, r, target >= 0, weight, lane == 0);
+}
+
+/* ---- host ------------------------------------------------------------------------------------ */
+static tp_tile_side side(const tp_tensor *t, int64_t first, int64_t count, int64_t c) {
+    return tp_tile_side{(const tp_bf16 *)t->data + first * c, count, c, 1, 0, true};
+}
+
+tp_status lce90_logits(const tp_call *k, const lce_plan *p, int64_t row0, int64_t rows, float *to,
+                       int64_t ld) {
+    const tp_tile_side x = side(k->in[LCE_X], row0, rows, p->d.c);
+    const tp_tile_side w = side(k->in[LCE_W], 0, p->d.v, p->d.c);
+    sums_end end = {};
+    end.logits = to;
+    end.ld = ld;
+    end.sums = (float4 *)p->sums90;
+    end.target = p->target + row0;
+    end.rows = (int)rows;
+    end.v = (int)p->d.v;
+    end.tiles = (int)lce_tiles90(p->d.v);
+    end.scale = lce_scale_of(0, p->d.temperature).temperature_inv;
+    return gemm90_run<sums_end, LCE90_COLS, true, true>(k, &x, &w, p->d.c, 1, end);
+}
+
+tp_status lce90_grad(const tp_call *k, const lce_plan *p, int64_t row0, int64_t rows, int64_t v0,
+                     int64_t nv, void *to, int64_t ld) {
+    const tp_tile_side x = side(k->in[LCE_X], row0, rows, p->d.c);
+    const tp_tile_side w = side(k->in[LCE_W], v0, nv, p->d.c);
+    grad_end end = {};
+    end.to = (tp_bf16 *)to;
+    end.ld = 2 * ld;
+    end.coef = (const float4 *)p->coef + row0;
+    end.target = p->target + row0;
+    end.rows = (int)rows;
+    end.v = (int)nv;
+    end.v0 = (int)v0;
+    end.scale = lce_scale_of(0, p->d.temperature).temperature_inv;
+    return gemm90_run<grad_end, LCE90_COLS, true, true>(k, &x, &w, p->d.c, 1, end);
+}
+
+tp_status lce90_join(const tp_call *k, const lce_plan *p, lce_job job, int64_t rows,
+                     const lce_rows_args &a) {
+    const int tiles = (int)lce_tiles90(p->d.v);
+    const float4 *sums = (const float4 *)p->sums90;
+    if (job == LCE_JOB_TRAIN)
+        return TP_LAUNCH(k, lce_join<LCE_JOB_TRAIN>, tp_blocks(rows, JOIN_ROWS), 32 * JOIN_ROWS, 0,
+                         a, sums, tiles, rows);
+    return TP_LAUNCH(k, lce_join<LCE_JOB_STATS>, tp_blocks(rows, JOIN_ROWS), 32 * JOIN_ROWS, 0, a,
+                     sums, tiles, rows);
+}
