@@ -144,6 +144,7 @@ static tp_status open_ctx(tp_ctx **c, const tp_config *cfg, int threads, char wh
     return tp_ctx_new(c, &(tp_ctx_opts){.device = cfg->device,
                                         .threads = threads,
                                         .fast = cfg->numerics == TP_CFG_FAST,
+                                        .gemm = cfg->gemm,
                                         .seed = (uint64_t)cfg->seed,
                                         .why = why});
 }

@@ -636,6 +636,7 @@ tp_status tp_plan_make(tp_plan *p, const tp_config *cfg, int ranks, char *error,
                                                  .meta = true,
                                                  .threads = (int)cfg->threads,
                                                  .fast = cfg->numerics == TP_CFG_FAST,
+                                                 .gemm = cfg->gemm,
                                                  .memory_limit = (size_t)1 << 50});
     if (st) {
         if (error && cap) snprintf(error, cap, "%s", why);

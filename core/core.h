@@ -31,10 +31,13 @@ typedef enum tp_device { TP_CPU, TP_CUDA, TP_NDEV } tp_device;
 typedef enum tp_dtype { TP_F32, TP_F64, TP_BF16, TP_I32, TP_I64, TP_U8, TP_NDTYPE } tp_dtype;
 /* ---- context -------------------------------------------------------------------------------- */
 typedef struct tp_ctx tp_ctx; /* fields for the layers below: core/ctx.h */
+/* AUTO: cuBLASLt on a GPU, our own kernels on the CPU, and wherever cuBLASLt declines. */
+typedef enum tp_gemm_choice { TP_GEMM_AUTO, TP_GEMM_OWN, TP_GEMM_CUBLASLT } tp_gemm_choice;
 typedef struct tp_ctx_opts {
     tp_device device;
     bool meta;           /* META: infer shapes and plan memory, hold no bytes, run no kernel */
     bool fast;           /* sums may run in whatever order is fastest, so bits may differ */
+    tp_gemm_choice gemm; /* who multiplies matrices on a GPU */
     int threads;         /* 0: every core this process may run on */
     size_t memory_limit; /* bytes the pool may use; 0: the machine's memory */
     uint64_t seed;       /* keys every random number of the ctx */

@@ -54,6 +54,7 @@ tp_status tp_ctx_new(tp_ctx **out, const tp_ctx_opts *opts) {
     c->device = o->device;
     c->meta = o->meta;
     c->fast = o->fast;
+    c->gemm = o->gemm;
     c->seed = o->seed;
     c->threads = o->threads ? o->threads : omp_get_num_procs();
     c->isa = cpu_isa();
@@ -72,6 +73,7 @@ tp_status tp_ctx_beside(tp_ctx **out, tp_ctx *c) {
     tp_status st = tp_ctx_new(out, &(tp_ctx_opts){.device = c->device,
                                                   .meta = c->meta,
                                                   .fast = c->fast,
+                                                  .gemm = c->gemm,
                                                   .threads = 1,
                                                   .memory_limit = tp_pool_limit(c),
                                                   .seed = c->seed,

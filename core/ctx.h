@@ -23,6 +23,7 @@ struct tp_ctx {
     void *on_device;                   /* the backend's own; a tp_cuda */
     const char *(*op_name)(int which); /* names the op of a fault that a kernel reports */
     bool fast;                         /* tp_ctx_opts */
+    tp_gemm_choice gemm;               /* the same */
     bool as_decoded;                   /* a forward pass must have the bits of decoding */
     bool meta, keep_all;               /* keep_all: scopes release nothing (printing, teaching) */
     int threads, isa;                  /* isa: 1 portable, 3 AVX2+FMA, 4 AVX-512 */

@@ -121,6 +121,9 @@ tp_status tp_config_check(tp_ctx *c, const tp_config *cfg) {
         return tp_fail(c, TP_EARG,
                        "%s: bf16 needs device: cuda (on CPUs its products are slower than f32)",
                        tp_config_where(at, sizeof at, cfg, "dtype"));
+    if (cfg->gemm != TP_GEMM_AUTO && cfg->device != TP_CUDA)
+        return tp_fail(c, TP_EARG, "%s: chooses among products on a GPU and needs device: cuda",
+                       tp_config_where(at, sizeof at, cfg, "gemm"));
     if (cfg->train.cuda_graph && (cfg->device != TP_CUDA || cfg->model.dropout > 0))
         return tp_fail(c, TP_EARG, "%s: needs device: cuda and model.dropout: 0",
                        tp_config_where(at, sizeof at, cfg, "train.cuda_graph"));

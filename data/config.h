@@ -21,6 +21,7 @@ typedef struct tp_config {
     tp_device device;
     tp_cfg_dtype dtype;
     tp_cfg_numerics numerics;
+    tp_gemm_choice gemm;
     struct {
         char dir[TP_CONFIG_TEXT];
         int64_t steps;

@@ -7,6 +7,7 @@
 static const char *const devices[] = {"cpu", "cuda", NULL};
 static const char *const dtypes[] = {"f32", "bf16", NULL};
 static const char *const numerics[] = {"exact", "fast", NULL};
+static const char *const gemms[] = {"auto", "own", "cublaslt", NULL};
 static const char *const packings[] = {"stream", "documents", NULL};
 static const char *const chats[] = {"plain", "chatml", "alpaca", NULL};
 static const char *const families[] = {"gpt2", "llama", NULL};
@@ -75,6 +76,9 @@ const tp_key tp_config_keys[] = {
         "exact: same bits for any number of threads and any batch split; fast: gives that up and "
         "sums in the quickest order, by oneDNN where it is built in (its scratch memory comes on "
         "top of the plan)"),
+    CHOICE(gemm, tp_gemm_choice, gemms, "auto",
+           "who multiplies matrices on a GPU: cublaslt, by algorithms that are chosen once; own "
+           "kernels, whose order of sums is known; auto: cuBLASLt where it can"),
 
     TEXT(run.dir, "runs/default", "path", "folder of config.yaml, metrics, checkpoints, samples"),
     I64(run.steps, "1000", 1, 1e12, "steps", "optimizer steps to train"),

@@ -113,6 +113,17 @@ template <typename T> struct tp_width { /* elements in 16 bytes */
 };
 static inline bool tp_aligned(const void *p, size_t bytes) { return (uintptr_t)p % bytes == 0; }
 
+/* Two bf16, lo in the lower half; rounds to nearest even. */
+static __device__ __forceinline__ uint32_t tp_pack_bf16(float lo, float hi) {
+#if defined(TP_CUDA_ON_CPU)
+    return __float2bfloat16_rn(lo).bits | (uint32_t)__float2bfloat16_rn(hi).bits << 16;
+#else
+    uint32_t y;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(hi), "f"(lo));
+    return y;
+#endif
+}
+
 /* 2^x by the hardware (2 ulp; results below 2^-126 are 0): 2^-inf = 0, 2^0 = 1. */
 static __device__ __forceinline__ float tp_ex2(float x) {
 #if defined(TP_CUDA_ON_CPU)

@@ -228,12 +228,6 @@ TP_DEVICE void tp_bar_sync(int id, int count) {
 TP_DEVICE void tp_bar_arrive(int id, int count) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(count) : "memory");
 }
-/* lo in the lower half; rounds to nearest even. */
-TP_DEVICE uint32_t tp_pack_bf16(float lo, float hi) {
-    uint32_t y;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(hi), "f"(lo));
-    return y;
-}
 /* Ordinary store to a tile in shared memory that wgmma or TMA will read: tp_fence_async follows. */
 TP_DEVICE void tp_sts_tile(void *p, uint32_t v) {
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(tp_smem_address(p)), "r"(v) : "memory");

@@ -62,12 +62,6 @@ template <int N> static __device__ __forceinline__ void tp_cp_async_wait(void) {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-static __device__ __forceinline__ unsigned tp_pack_bf16x2(float lo, float hi) {
-    unsigned r;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
-    return r;
-}
-
 static __device__ __forceinline__ float tp_lds_f32(tp_smem at) {
     float x;
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(at) : "memory");
@@ -219,9 +213,6 @@ static inline void tp_cp_async_16(tp_smem dst, const void *src, bool pred) {
 static inline void tp_cp_async_commit(void) { emu_commit(EMU_QUEUE_CP_ASYNC); }
 template <int N> static inline void tp_cp_async_wait(void) { emu_drain_to(EMU_QUEUE_CP_ASYNC, N); }
 
-static inline unsigned tp_pack_bf16x2(float lo, float hi) {
-    return tp_f32_to_bf16(lo) | (unsigned)tp_f32_to_bf16(hi) << 16;
-}
 static inline float tp_lds_f32(tp_smem at) { return tp_lds((const float *)emu_smem_ptr(at)); }
 static inline int tp_lds_s32(tp_smem at) { return tp_lds((const int *)emu_smem_ptr(at)); }
 static inline void tp_sts_u32(tp_smem at, unsigned x) { tp_sts((unsigned *)emu_smem_ptr(at), x); }

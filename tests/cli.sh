@@ -99,6 +99,8 @@ says 1 'train.micro_batches: 3 does not divide the' $train train.micro_batches=3
 says 1 'train.micro_batches: 64 does not divide the' "$tapir" tape "$src/configs/tests/tiny.yaml" model.vocab=300 train.micro_batches=64
 "$tapir" version | grep -q '^cuda *not built in' && says 1 'without CUDA' $train device=cuda
 says 1 'train.cuda_graph: needs device: cuda' $train train.cuda_graph=true
+says 1 'gemm: chooses among products on a GPU' $train gemm=own
+says 1 'gemm' $train gemm=best
 says 1 'mod.capacity must be a number >= 0 and <= 1' $train mod.capacity=1.5
 says 1 'mod.every: 2, so none of the 1 blocks' $train mod.capacity=0.5
 says 1 'mod.capacity: does not go with model.sliding_window' $train mod.capacity=0.5 model.sliding_window=4

@@ -64,7 +64,7 @@ static int measure(const layer *l, tp_dtype t, int64_t tokens) {
         product p = make(kind, m, tokens, l);
         double flops = 2.0 * (double)p.g.m * (double)p.g.n * (double)p.g.k, s[2] = {0, 0};
         for (int who = 0; who < 2; who++) {
-            tp_cuda_gemm_choose(c, who ? TP_GEMM_CUBLASLT : TP_GEMM_OWN);
+            c->gemm = who ? TP_GEMM_CUBLASLT : TP_GEMM_OWN;
             s[who] = bench_seconds(c, run, &p);
         }
         if (tp_error_status(c)) break;

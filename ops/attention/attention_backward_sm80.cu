@@ -261,8 +261,8 @@ static __device__ __forceinline__ void backward_dq_finish(const float (&acc)[MT]
 #pragma unroll
             for (int n = 0; n < NT; n++)
                 if (d + 8 * n < p.D)
-                    *(unsigned *)(to + 8 * n) = tp_pack_bf16x2(p.scale * acc[i][n][2 * half],
-                                                               p.scale * acc[i][n][2 * half + 1]);
+                    *(unsigned *)(to + 8 * n) = tp_pack_bf16(p.scale * acc[i][n][2 * half],
+                                                             p.scale * acc[i][n][2 * half + 1]);
         }
 }
 

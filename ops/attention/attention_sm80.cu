@@ -130,10 +130,10 @@ forward_values(float (&o)[MT][OT][4], const float (&s)[MT][NT][4], tp_smem v, in
         unsigned a[MT][4];
 #pragma unroll
         for (int i = 0; i < MT; i++) {
-            a[i][0] = tp_pack_bf16x2(s[i][k][0], s[i][k][1]);
-            a[i][1 + swap] = tp_pack_bf16x2(s[i][k][2], s[i][k][3]);
-            a[i][2 - swap] = tp_pack_bf16x2(s[i][k + 1][0], s[i][k + 1][1]);
-            a[i][3] = tp_pack_bf16x2(s[i][k + 1][2], s[i][k + 1][3]);
+            a[i][0] = tp_pack_bf16(s[i][k][0], s[i][k][1]);
+            a[i][1 + swap] = tp_pack_bf16(s[i][k][2], s[i][k][3]);
+            a[i][2 - swap] = tp_pack_bf16(s[i][k + 1][0], s[i][k + 1][1]);
+            a[i][3] = tp_pack_bf16(s[i][k + 1][2], s[i][k + 1][3]);
         }
 #pragma unroll
         for (int n = 0; n < OT; n += 2) {

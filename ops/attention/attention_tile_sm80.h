@@ -195,7 +195,7 @@ static __device__ __forceinline__ void tile_store(const float (&acc)[MT][NT][4],
             for (int half = 0; half < 2; half++)
                 tp_sts_u32(tile + tile_at<D>(m + 16 * i + 8 * half + lane / 4, n / 8 + j) +
                                lane % 4 * 4,
-                           tp_pack_bf16x2(acc[i][j][2 * half], acc[i][j][2 * half + 1]));
+                           tp_pack_bf16(acc[i][j][2 * half], acc[i][j][2 * half + 1]));
 }
 
 /* Copies rows [0, rows) of a tile from row `first` on to global memory, by `threads` threads. */

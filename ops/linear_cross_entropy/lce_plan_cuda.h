@@ -78,12 +78,13 @@ static inline int64_t lce_most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 static inline int64_t lce_tiles90(int64_t v) { return (v + LCE90_COLS - 1) / LCE90_COLS; }
 
-/* By what does not depend on the number of tokens, as its sums have an order of their own. */
+/* By what does not depend on the number of tokens, as its sums have an order of their own. It is a
+ * product of ours. */
 static inline bool lce_fuses(const tp_call *k, const lce_dims *d) {
     const tp_tensor *x = k->in[LCE_X], *w = k->in[LCE_W];
-    return tp_cuda_sm(k->ctx) == 90 && !k->ctx->as_decoded && x->dtype == TP_BF16 && !d->trans_w &&
-           !(d->softcap > 0) && d->c > 0 && d->c % 8 == 0 && tp_aligned(x->data, 16) &&
-           tp_aligned(w->data, 16);
+    return tp_cuda_sm(k->ctx) == 90 && !k->ctx->as_decoded && k->ctx->gemm != TP_GEMM_CUBLASLT &&
+           x->dtype == TP_BF16 && !d->trans_w && !(d->softcap > 0) && d->c > 0 && d->c % 8 == 0 &&
+           tp_aligned(x->data, 16) && tp_aligned(w->data, 16);
 }
 
 /* stats: the pass makes them. Logits are f32, but where their gradient comes at once. */

@@ -95,46 +95,44 @@ typedef struct grad_end {
     int rows, v, v0; /* v: entries from v0 on */
     float scale;
 
-    /* The four's part of a row of `left` entries from here on. */
-    static __device__ __forceinline__ void put(tp_bf16 *p, const gemm90_four &x, int left) {
-        tp_vec<tp_bf16, 4> y;
+    /* Row r's logits become their gradient; the target's is entry `at` of this thread's columns. */
+    template <int N>
+    __device__ __forceinline__ void gradient(float (&d)[N], int r, float4 k, int at) const {
 #pragma unroll
-        for (int e = 0; e < 4; e++) y.v[e] = tp_from_f32<tp_bf16>(x.v[e]);
-        if (left > 0) tp_store<tp_bf16, 4>(p, y); /* rows have room for whole ones */
+        for (int i = 0; i < N / 2; i++) {
+            float &x = d[i / 2 * 4 + 2 * r + i % 2];
+            x = lce_grad_plain(x, k);
+        }
+        if (at >= 0 && at < 2 * N) /* seldom */
+#pragma unroll
+            for (int i = 0; i < N / 2; i++)
+                if (at == i / 2 * 8 + i % 2) d[i / 2 * 4 + 2 * r + i % 2] += k.w;
+        if (scale != 1.0f)
+#pragma unroll
+            for (int i = 0; i < N / 2; i++) d[i / 2 * 4 + 2 * r + i % 2] *= scale;
     }
 
     template <int N>
     __device__ __forceinline__ void operator()(float (&d)[N], int, int row, int col) const {
         const int first = col + gemm90_four_column(0);
+        if (scale != 1.0f)
+#pragma unroll
+            for (int i = 0; i < N; i++) d[i] *= scale;
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            const int i = row + 8 * r;
-            const int y = i < rows ? tp_ldg(target + i) : -1; /* -1: counts for nothing */
-            const int at = y - v0 - col - threadIdx.x % 4 * 2;
-            float4 k = make_float4(0, 0, 0, 0);
-            if (y >= 0) k = tp_ldg(coef + i);
+            const int i = row + 8 * r, left = i < rows ? v - first : 0;
+            const int y = i < rows ? tp_ldg(target + i) : -1;
+            tp_bf16 *p = to + i * ld + first;
+            if (y >= 0)
+                gradient(d, r, tp_ldg(coef + i), y - v0 - col - threadIdx.x % 4 * 2);
+            else /* counts for nothing */
 #pragma unroll
-            for (int j = 0; j < N / 4; j++)
+                for (int j = 0; j < N / 2; j++) d[j / 2 * 4 + 2 * r + j % 2] = 0.0f;
 #pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    float &x = d[4 * j + 2 * r + e];
-                    x = y >= 0 ? lce_grad_plain(scale == 1.0f ? x : x * scale, k) : 0.0f;
-                }
-            if (y >= 0 && at >= 0 && at < 2 * N) /* seldom */
-#pragma unroll
-                for (int j = 0; j < N / 4; j++)
-#pragma unroll
-                    for (int e = 0; e < 2; e++)
-                        if (at == 8 * j + e) d[4 * j + 2 * r + e] += k.w;
-            if (scale != 1.0f)
-#pragma unroll
-                for (int j = 0; j < N / 4; j++)
-#pragma unroll
-                    for (int e = 0; e < 2; e++) d[4 * j + 2 * r + e] *= scale;
-            const int left = i < rows ? v - first : 0;
-#pragma unroll
-            for (int j = 0; j < N / 4; j += 2)
-                put(to + i * ld + first + 8 * j, gemm90_four_of(d, j, r), left - 8 * j);
+            for (int j = 0; j < N / 4; j += 2) { /* rows have room for whole fours */
+                const uint2 four = gemm90_four_bf16_of(d, j, r);
+                if (8 * j < left) tp_stg((uint2 *)(p + 8 * j), four);
+            }
         }
     }
 } grad_end;

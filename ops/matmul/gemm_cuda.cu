@@ -14,12 +14,6 @@ static tp_blas *blas_of(tp_ctx *c) {
     return (tp_blas *)cuda->blas;
 }
 
-tp_status tp_cuda_gemm_choose(tp_ctx *c, tp_cuda_gemm_path path) {
-    tp_blas *blas = blas_of(c);
-    if (blas) blas->path = path;
-    return c->status;
-}
-
 tp_cuda_gemm_stats tp_cuda_gemm_stats_of(const tp_ctx *c) {
     const tp_blas *blas = (const tp_blas *)tp_cuda_of(c)->blas;
     return blas ? blas->stats : tp_cuda_gemm_stats{};
@@ -65,9 +59,9 @@ tp_status tp_cuda_gemm_run(const tp_call *k, const tp_cuda_gemm *g) {
     if (!blas) return c->status;
     bool taken = false;
 #if defined(TP_CUDA_ON_CPU)
-    bool ask = blas->path == TP_GEMM_CUBLASLT;
+    bool ask = c->gemm == TP_GEMM_CUBLASLT;
 #else
-    bool ask = blas->path != TP_GEMM_OWN;
+    bool ask = c->gemm != TP_GEMM_OWN;
 #endif
     tp_status st = ask ? tp_gemm_cublaslt(k, blas, g, &taken) : TP_OK;
     if (st || taken) return st;

@@ -2,7 +2,7 @@
  * layouts and dtypes, never by m, and never split along k: a row of the result has the same bits
  * whatever other rows it is computed with.
  *
- * Two things can run a product: cuBLASLt (gemm_cublaslt.cu) with an algorithm that is chosen once
+ * Two things can run a product, by the ctx's choice (tp_gemm_choice): cuBLASLt (gemm_cublaslt.cu) with an algorithm that is chosen once
  * and kept, and our own tiled kernels: gemm_tile.cu and gemm_mma.cu take every view and size,
  * gemm_sm90.cu what Hopper's units do. They are what the CPU runs in tests. */
 #ifndef TP_GEMM_CUDA_H
@@ -53,14 +53,6 @@ typedef struct tp_cuda_gemm {
 /* Launches on the ctx's stream; k names the op in errors. Needs no workspace of the call. */
 tp_status tp_cuda_gemm_run(const tp_call *k, const tp_cuda_gemm *g);
 
-/* Who runs products from now on, for tests and benchmarks. AUTO: cuBLASLt on a GPU, our own on the
- * CPU, and our own wherever cuBLASLt declines. */
-typedef enum tp_cuda_gemm_path {
-    TP_GEMM_AUTO,
-    TP_GEMM_OWN,
-    TP_GEMM_CUBLASLT,
-} tp_cuda_gemm_path;
-tp_status tp_cuda_gemm_choose(tp_ctx *c, tp_cuda_gemm_path path);
 /* Products so far that cuBLASLt ran, and its plans (one per problem, made once). */
 typedef struct tp_cuda_gemm_stats {
     int64_t plans, cublaslt_runs, own_runs, wgmma_runs; /* wgmma_runs: own ones on Hopper's units */

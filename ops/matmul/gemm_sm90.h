@@ -68,6 +68,15 @@ static __device__ __forceinline__ gemm90_four gemm90_four_of(const float (&d)[N]
     f.v[3] = odd ? y[1] : s1;
     return f;
 }
+/* The same, rounded to bf16. */
+template <int N>
+static __device__ __forceinline__ uint2 gemm90_four_bf16_of(const float (&d)[N], int j, int r) {
+    const bool odd = threadIdx.x & 1;
+    const float *x = d + 4 * j + 2 * r;
+    const uint32_t here = tp_pack_bf16(x[0], x[1]), next = tp_pack_bf16(x[4], x[5]);
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? here : next, 1);
+    return odd ? make_uint2(got, next) : make_uint2(here, got);
+}
 /* … and the column of its first, counted from the tile's. */
 static __device__ __forceinline__ int gemm90_four_column(int j) {
     return 8 * (j + (threadIdx.x & 1)) + threadIdx.x % 4 / 2 * 4;

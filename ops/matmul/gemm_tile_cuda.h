@@ -38,7 +38,6 @@ tp_status tp_gemm_tile(const tp_call *k, const tp_cuda_gemm *g);
 
 /* What a context keeps for its products (tp_cuda->blas). */
 typedef struct tp_blas {
-    tp_cuda_gemm_path path;
     tp_cuda_gemm_stats stats;
     struct tp_cublaslt *lt; /* gemm_cublaslt.cu's */
 } tp_blas;

@@ -446,7 +446,7 @@ static void check_cublaslt(int sm) {
     emu_lt = (emu_lt_counts){0};
 #endif
     tp_ctx *c = open();
-    tp_cuda_gemm_choose(c, TP_GEMM_CUBLASLT);
+    c->gemm = TP_GEMM_CUBLASLT;
     for (int i = 0; i < PROBLEMS; i++)
         for (int bf16 = 0; bf16 < 2; bf16++) check(c, &problems[i], bf16 ? TP_BF16 : TP_F32, false);
     check_wgrad(c, who);
@@ -521,7 +521,7 @@ static void check_wgmma(void) {
     emu_set_sm(90);
 #endif
     tp_ctx *c = open();
-    tp_cuda_gemm_choose(c, TP_GEMM_OWN);
+    c->gemm = TP_GEMM_OWN;
     check(c, &wgmma[0], TP_BF16, false);
     bool hopper = tp_cuda_gemm_stats_of(c).wgmma_runs > 0;
 #if defined(TP_CUDA_ON_CPU)
@@ -548,7 +548,7 @@ static void check_wgmma(void) {
 
 int main(void) {
     tp_ctx *c = open();
-    tp_cuda_gemm_choose(c, TP_GEMM_OWN);
+    c->gemm = TP_GEMM_OWN;
     for (int i = 0; i < PROBLEMS + LARGE; i++)
         for (int bf16 = 0; bf16 < 2; bf16++)
             check(c, i < PROBLEMS ? &problems[i] : &large[i - PROBLEMS], bf16 ? TP_BF16 : TP_F32,

@@ -23,7 +23,7 @@ static const int64_t C = 24, F = 40; /* multiples of 8: rows of vectors */
 typedef struct run {
     const char *who;
     int sm;
-    tp_cuda_gemm_path path;
+    tp_gemm_choice path;
     tp_dtype dtype;
     int64_t first, samples; /* of the batch, of 3 rows each */
     bool one, bias;         /* one: gelu_mlp */
@@ -78,7 +78,7 @@ static result differentiate(run *r, bool meta) {
     tp_ctx_opts opts = {.device = TP_CUDA, .meta = meta, .threads = 1, .why = why};
     opts.memory_limit = (size_t)64 << 20;
     if (tp_ctx_new(&c, &opts)) printf("no device: %s\n", why), exit(3);
-    if (!meta) tp_cuda_gemm_choose(c, r->path);
+    if (!meta) c->gemm = r->path;
     tp_tensor *l[LEAVES] = {
         leaf(c, r, X, 3, (int64_t[]){r->samples, 3, C}), leaf(c, r, W1, 2, (int64_t[]){C, F}),
         r->bias ? leaf(c, r, B1, 1, &F) : NULL, leaf(c, r, W2, 2, (int64_t[]){F, C}),

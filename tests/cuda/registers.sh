@@ -1,7 +1,7 @@
 #!/bin/sh
-# registers.sh SOURCE: compiles the attention kernels with nvcc for sm_80 and sm_90a and prints what
-# each takes: registers, and bytes that did not fit into them (spills), which head sizes up to 128
-# must not have. Exits with 77 (skipped) where there is no nvcc.
+# registers.sh SOURCE: compiles the attention kernels, and Hopper's products, with nvcc for sm_80 and
+# sm_90a and prints what each takes: registers, and bytes that did not fit into them (spills), which
+# products and head sizes up to 128 must not have. Exits with 77 (skipped) where there is no nvcc.
 set -u
 src=$1
 dir=$(mktemp -d)
@@ -38,7 +38,7 @@ fi
 command -v nvcc >/dev/null || { echo "skipped: there is no nvcc"; exit 77; }
 printf '%-7s %9s %8s  %s\n' arch registers spilled kernel
 failed=0
-for file in "$src"/ops/attention/*.cu; do
+for file in "$src"/ops/attention/*.cu "$src"/ops/matmul/*_sm90.cu "$src"/ops/linear_cross_entropy/*_sm90.cu; do
     if ! nvcc -I"$src" -std=c++20 --fmad=false -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90a,code=sm_90a \
         -Xptxas -v -c "$file" -o "$dir/kernels.o" >"$dir/report" 2>&1; then
         cat "$dir/report"

@@ -95,9 +95,6 @@ static inline void tp_bar_arrive(int id, int count) {
     hopper_no_unfenced_stores("bar.arrive");
     emu_named_barrier(id, count, false);
 }
-static inline uint32_t tp_pack_bf16(float lo, float hi) {
-    return (uint32_t)__float2bfloat16_rn(lo).bits | (uint32_t)__float2bfloat16_rn(hi).bits << 16;
-}
 static inline void tp_sts_tile(void *p, uint32_t v) { hopper_store_tile(p, v); }
 static inline void tp_sts_tile4(void *p, float x, float y, float z, float w) {
     hopper_store_tile4(p, make_float4(x, y, z, w));
