@@ -498,6 +498,9 @@ int main(void) {
         cmocka_unit_test(test_nan_shows),
         cmocka_unit_test(test_memory_stays_small),
     };
+#if defined(TP_CUDA_ON_CPU)
+    emu_set_sm(sm);
+#endif
     int failed = cmocka_run_group_tests(f32, NULL, NULL);
     failed += cmocka_run_group_tests(tests, NULL, NULL);
 #if defined(TP_CUDA_ON_CPU)
