@@ -108,6 +108,14 @@ static __device__ __forceinline__ void tp_forget([[maybe_unused]] tp_vec<T, N> *
     memcpy(x, w, 16);
 #endif
 }
+/* x again, as a value that the compiler must take for a new one: what is computed from it in a loop
+ * stays there, where it would otherwise be kept in registers throughout. */
+static __device__ __forceinline__ int tp_fresh(int x) {
+#if !defined(TP_CUDA_ON_CPU)
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
+}
 template <typename T> struct tp_width { /* elements in 16 bytes */
     enum { N = 16 / sizeof(T) };
 };

@@ -292,6 +292,7 @@ template <int N> TP_DEVICE void tp_wgmma_pin(uint32_t (&a)[N][4]) {
 #define TP_L40 TP_L32 ", " TP_R32
 #define TP_L48 TP_L40 ", " TP_R40
 #define TP_L64 TP_L48 ", " TP_R48
+#define TP_L96 TP_L64 ", " TP_R64 ", " TP_R80
 #define TP_L128 TP_L64 ", " TP_R64 ", " TP_R80 ", " TP_R96 ", " TP_R112
 #define TP_D8(i)                                                                                   \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),    \
@@ -308,7 +309,8 @@ template <int N> TP_DEVICE void tp_wgmma_pin(uint32_t (&a)[N][4]) {
  * contiguous), 1 if along m or n. add = 0 overwrites d. */
 template <int N, int TA, int TB>
 TP_DEVICE void tp_wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b, int add) {
-    static_assert(N == 64 || N == 80 || N == 96 || N == 128 || N == 256, "no such width here");
+    static_assert(N == 64 || N == 80 || N == 96 || N == 128 || N == 192 || N == 256,
+                  "no such width here");
     if constexpr (N == 64)
         asm volatile(TP_WGMMA_("64", TP_L32, "%32", "%33", "%34", "%35, %36")
                      : TP_D32(0)
@@ -324,6 +326,10 @@ TP_DEVICE void tp_wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b, int add) {
     if constexpr (N == 128)
         asm volatile(TP_WGMMA_("128", TP_L64, "%64", "%65", "%66", "%67, %68")
                      : TP_D32(0), TP_D32(32)
+                     : "l"(a), "l"(b), "r"(add), "n"(TA), "n"(TB));
+    if constexpr (N == 192)
+        asm volatile(TP_WGMMA_("192", TP_L96, "%96", "%97", "%98", "%99, %100")
+                     : TP_D32(0), TP_D32(32), TP_D32(64)
                      : "l"(a), "l"(b), "r"(add), "n"(TA), "n"(TB));
     if constexpr (N == 256)
         asm volatile(TP_WGMMA_("256", TP_L128, "%128", "%129", "%130", "%131, %132")

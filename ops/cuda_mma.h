@@ -87,13 +87,6 @@ static __device__ __forceinline__ uint4 tp_lds_u128(tp_smem at) {
     return x;
 }
 
-/* x again, as a value that the compiler must take for a new one: what is computed from it in a loop
- * stays there, where it would otherwise be kept in registers throughout. */
-static __device__ __forceinline__ int tp_fresh(int x) {
-    asm volatile("" : "+r"(x));
-    return x;
-}
-
 /* Past the first-level cache, which may hold what another block has replaced since. */
 static __device__ __forceinline__ float4 tp_load_l2(const float4 *p) { return __ldcg(p); }
 
@@ -217,7 +210,6 @@ static inline float tp_lds_f32(tp_smem at) { return tp_lds((const float *)emu_sm
 static inline int tp_lds_s32(tp_smem at) { return tp_lds((const int *)emu_smem_ptr(at)); }
 static inline void tp_sts_u32(tp_smem at, unsigned x) { tp_sts((unsigned *)emu_smem_ptr(at), x); }
 static inline uint4 tp_lds_u128(tp_smem at) { return tp_lds((const uint4 *)emu_smem_ptr(at)); }
-static inline int tp_fresh(int x) { return x; }
 static inline float4 tp_load_l2(const float4 *p) { return tp_ldg(p); }
 
 static inline void tp_fence(void) {}

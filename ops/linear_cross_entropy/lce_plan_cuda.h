@@ -41,7 +41,7 @@ enum {
     LCE_LEAF = 8192, /* tokens of a leaf, if samples are short */
     LCE_GROUP = 8,   /* leaves side by side, at most */
     LCE_MAX_COLS = 16384,
-    LCE90_COLS = 256, /* vocabulary entries of a tile on Hopper */
+    LCE90_COLS = 192, /* vocabulary entries of a tile on Hopper */
 };
 
 typedef struct lce_plan {
@@ -83,8 +83,8 @@ static inline int64_t lce_tiles90(int64_t v) { return (v + LCE90_COLS - 1) / LCE
 static inline bool lce_fuses(const tp_call *k, const lce_dims *d) {
     const tp_tensor *x = k->in[LCE_X], *w = k->in[LCE_W];
     return tp_cuda_sm(k->ctx) == 90 && !k->ctx->as_decoded && k->ctx->gemm != TP_GEMM_CUBLASLT &&
-           x->dtype == TP_BF16 && !d->trans_w && !(d->softcap > 0) && d->c > 0 && d->c % 8 == 0 &&
-           tp_aligned(x->data, 16) && tp_aligned(w->data, 16);
+           x->dtype == TP_BF16 && !d->trans_w && !(d->softcap > 0) && d->temperature == 1 &&
+           d->c > 0 && d->c % 8 == 0 && tp_aligned(x->data, 16) && tp_aligned(w->data, 16);
 }
 
 /* stats: the pass makes them. Logits are f32, but where their gradient comes at once. */
@@ -101,7 +101,8 @@ static inline void lce_plan_rows(lce_plan *p, int64_t want, bool stats, bool dx,
     p->row_floats = p->ld + (dx && p->segments > 1 ? p->segments * c : 0) +
                     (p->fused && stats ? 4 * lce_tiles90(d->v) : 0);
     int64_t fit = (int64_t)(budget / ((size_t)p->row_floats * sizeof(float)));
-    if (fit > LCE_MIN_ROWS) fit -= fit % LCE_MIN_ROWS;
+    const int64_t unit = p->fused ? 2 * LCE_MIN_ROWS : LCE_MIN_ROWS; /* a tile's rows */
+    if (fit > unit) fit -= fit % unit;
     fit = lce_least(lce_most(fit, LCE_MIN_ROWS), most);
     p->rows = lce_least(want > 0 ? want : fit, d->n);
     p->seg_stride = dx && p->segments > 1 ? lce_up(p->rows * c, 4) : 0;

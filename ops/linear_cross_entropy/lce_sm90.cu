@@ -24,7 +24,6 @@ typedef struct sums_end {
     float4 *sums; /* (rows, tiles): m, sum, es; the target's logit in one of a row's, else 0 */
     const int32_t *target;
     int rows, v, tiles;
-    float scale; /* of raw logits */
 
     /* Raw; rows are whole multiples of four floats. */
     template <int N>
@@ -46,9 +45,6 @@ typedef struct sums_end {
     template <int N>
     __device__ __forceinline__ void operator()(float (&d)[N], int, int row, int col) const {
         if (logits) store(d, row, col);
-        if (scale != 1.0f)
-#pragma unroll
-            for (int i = 0; i < N; i++) d[i] *= scale;
         const int left = v - col - threadIdx.x % 4 * 2; /* of this thread's columns */
         if (left < 2 * N)
 #pragma unroll
@@ -93,46 +89,51 @@ typedef struct grad_end {
     const float4 *coef;
     const int32_t *target;
     int rows, v, v0; /* v: entries from v0 on */
-    float scale;
+    static constexpr int IGNORED = INT32_MIN;
 
-    /* Row r's logits become their gradient; the target's is entry `at` of this thread's columns. */
-    template <int N>
-    __device__ __forceinline__ void gradient(float (&d)[N], int r, float4 k, int at) const {
+    template <bool GENERAL>
+    static __device__ __forceinline__ float gradient(float s, float4 k, bool is_target) {
+        const float g = lce_grad_plain(s, k);
+        return GENERAL && is_target ? g + k.w : g;
+    }
+    /* Row r from p on, of which `left` entries are left; the target is entry `at` of this thread's
+     * columns, or IGNORED. Four entries at a time, as registers are full of logits. Not GENERAL:
+     * the row counts, and its target is elsewhere. */
+    template <bool GENERAL, int N>
+    __device__ __forceinline__ void write_row(const float (&d)[N], int r, float4 k, int at,
+                                              tp_bf16 *p, int left) const {
 #pragma unroll
-        for (int i = 0; i < N / 2; i++) {
-            float &x = d[i / 2 * 4 + 2 * r + i % 2];
-            x = lce_grad_plain(x, k);
+        for (int j = 0; j < N / 4; j += 2) {
+            uint32_t pair[2];
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const float *x = d + 4 * (j + h) + 2 * r;
+                const int column = 8 * (j + h);
+                pair[h] = tp_pack_bf16(gradient<GENERAL>(x[0], k, at == column),
+                                       gradient<GENERAL>(x[1], k, at == column + 1));
+            }
+            uint2 four = gemm90_four_bf16(pair[0], pair[1]);
+            if (GENERAL && at == IGNORED) four = make_uint2(0, 0); /* whatever it is */
+            if (8 * j < left)
+                tp_stg((uint2 *)(p + 8 * j), four); /* rows have room for whole ones */
         }
-        if (at >= 0 && at < 2 * N) /* seldom */
-#pragma unroll
-            for (int i = 0; i < N / 2; i++)
-                if (at == i / 2 * 8 + i % 2) d[i / 2 * 4 + 2 * r + i % 2] += k.w;
-        if (scale != 1.0f)
-#pragma unroll
-            for (int i = 0; i < N / 2; i++) d[i / 2 * 4 + 2 * r + i % 2] *= scale;
     }
 
     template <int N>
-    __device__ __forceinline__ void operator()(float (&d)[N], int, int row, int col) const {
+    __device__ __forceinline__ void operator()(const float (&d)[N], int, int row, int col) const {
         const int first = col + gemm90_four_column(0);
-        if (scale != 1.0f)
-#pragma unroll
-            for (int i = 0; i < N; i++) d[i] *= scale;
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const int i = row + 8 * r, left = i < rows ? v - first : 0;
             const int y = i < rows ? tp_ldg(target + i) : -1;
+            const int at = y < 0 ? IGNORED : y - v0 - col - threadIdx.x % 4 * 2;
+            const float4 k = y < 0 ? make_float4(0, 0, 0, 0) : tp_ldg(coef + i);
             tp_bf16 *p = to + i * ld + first;
-            if (y >= 0)
-                gradient(d, r, tp_ldg(coef + i), y - v0 - col - threadIdx.x % 4 * 2);
-            else /* counts for nothing */
-#pragma unroll
-                for (int j = 0; j < N / 2; j++) d[j / 2 * 4 + 2 * r + j % 2] = 0.0f;
-#pragma unroll
-            for (int j = 0; j < N / 4; j += 2) { /* rows have room for whole fours */
-                const uint2 four = gemm90_four_bf16_of(d, j, r);
-                if (8 * j < left) tp_stg((uint2 *)(p + 8 * j), four);
-            }
+            /* most warps have no target in their eight rows of a tile, and count all of them */
+            if (__any_sync(0xffffffffu, at == IGNORED || (at >= 0 && at < 2 * N)))
+                write_row<true>(d, r, k, at, p, left);
+            else
+                write_row<false>(d, r, k, at, p, left);
         }
     }
 } grad_end;
@@ -179,7 +180,6 @@ tp_status lce90_logits(const tp_call *k, const lce_plan *p, int64_t row0, int64_
     end.rows = (int)rows;
     end.v = (int)p->d.v;
     end.tiles = (int)lce_tiles90(p->d.v);
-    end.scale = lce_scale_of(0, p->d.temperature).temperature_inv;
     return gemm90_run<sums_end, LCE90_COLS, true, true>(k, &x, &w, p->d.c, 1, end);
 }
 
@@ -195,7 +195,6 @@ tp_status lce90_grad(const tp_call *k, const lce_plan *p, int64_t row0, int64_t 
     end.rows = (int)rows;
     end.v = (int)nv;
     end.v0 = (int)v0;
-    end.scale = lce_scale_of(0, p->d.temperature).temperature_inv;
     return gemm90_run<grad_end, LCE90_COLS, true, true>(k, &x, &w, p->d.c, 1, end);
 }
 

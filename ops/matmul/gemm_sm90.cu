@@ -62,9 +62,9 @@ bool tp_gemm_sm90_takes(const tp_call *k, const tp_cuda_gemm *g, const tp_tile_a
 
 /* As many columns a tile as still give every multiprocessor one. */
 tp_status tp_gemm_sm90(const tp_call *k, const tp_cuda_gemm *g, const tp_tile_args *args) {
-    const int64_t rows = (int64_t)tp_blocks(g->m, GEMM90_BM) * g->batch;
+    const int64_t rows = (int64_t)tp_blocks(g->m, 128) * g->batch;
     product_end end = {*args};
     if (rows * tp_blocks(g->n, 64) > INT32_MAX)
         return tp_fail(k->ctx, TP_EARG, "%s: a product of more than 2^31 tiles", k->op->name);
-    return rows * tp_blocks(g->n, 256) >= 96 ? run<256>(k, g, end) : run<64>(k, g, end);
+    return rows * tp_blocks(g->n, 192) >= 192 ? run<192>(k, g, end) : run<64>(k, g, end);
 }

@@ -1,11 +1,11 @@
 /* Products of bf16 matrices on Hopper, as a frame: END says what becomes of the sums, so that a
  * product that something follows need not write them down first.
  *
- * A block computes tiles of 128 x BN, one after the other: a producer thread brings 64 steps of k
- * of both operands at a time by TMA into a ring of buffers, across the borders of tiles; each of
- * two warpgroups multiplies 64 rows by wgmma. They share the ring and nothing else: while one ends
- * its tile, the other has the tensor cores to itself, and then the other way round, as far apart
- * as the ring is long. (Warps by roles, and an end that overlaps: Thakkar et al., CUTLASS 3;
+ * A block computes tiles, one after the other: a producer thread brings 64 steps of k of both
+ * operands at a time by TMA into a ring of buffers, across the borders of tiles; each of two
+ * warpgroups multiplies half of the rows by wgmma. They share the ring and nothing else: while one
+ * ends its tile, the other has the tensor cores to itself, and then the other way round, as far
+ * apart as the ring is long. (Warps by roles, and an end that overlaps: Thakkar et al., CUTLASS 3;
  * persistent tiles that share the L2: Shankhdhar, "Outperforming cuBLAS on H100", 2024.)
  *
  * An element is one chain over k of products of 16 steps. No size enters it, nor BN: beyond an
@@ -15,11 +15,22 @@
 #include "ops/cuda_hopper_tile.h"
 #include "ops/matmul/gemm_tile_cuda.h"
 
-enum { GEMM90_BM = 128, GEMM90_BK = 64, GEMM90_THREADS = 384 };
+enum { GEMM90_BK = 64, GEMM90_THREADS = 384 };
+
+/* Each warpgroup has M64 products of 64 rows. What a multiprocessor takes from the L2 for each of
+ * its products shrinks as a tile grows on both sides; sums of 256 x 192 are what registers hold. */
+template <int BN> struct gemm90_shape;
+template <> struct gemm90_shape<192> {
+    enum { M64 = 2, STAGES = 4 };
+};
+template <> struct gemm90_shape<64> {
+    enum { M64 = 1, STAGES = 8 };
+};
 
 template <int BN> struct gemm90_memory {
-    static constexpr int STAGES = BN == 256 ? 4 : 8;
-    static constexpr int A_BYTES = GEMM90_BM * GEMM90_BK * 2, B_BYTES = BN * GEMM90_BK * 2;
+    static constexpr int M64 = gemm90_shape<BN>::M64, STAGES = gemm90_shape<BN>::STAGES;
+    static constexpr int BM = 2 * M64 * 64;
+    static constexpr int A_BYTES = BM * GEMM90_BK * 2, B_BYTES = BN * GEMM90_BK * 2;
     static constexpr int STAGE = A_BYTES + B_BYTES, BARS = STAGES * STAGE;
     static constexpr int BYTES = BARS + 2 * STAGES * 8;
     static_assert(BYTES <= SM90_SHARED_BYTES, "more shared memory than a block can have");
@@ -68,12 +79,9 @@ static __device__ __forceinline__ gemm90_four gemm90_four_of(const float (&d)[N]
     f.v[3] = odd ? y[1] : s1;
     return f;
 }
-/* The same, rounded to bf16. */
-template <int N>
-static __device__ __forceinline__ uint2 gemm90_four_bf16_of(const float (&d)[N], int j, int r) {
+/* The same of pairs that are bf16 already. */
+static __device__ __forceinline__ uint2 gemm90_four_bf16(uint32_t here, uint32_t next) {
     const bool odd = threadIdx.x & 1;
-    const float *x = d + 4 * j + 2 * r;
-    const uint32_t here = tp_pack_bf16(x[0], x[1]), next = tp_pack_bf16(x[4], x[5]);
     const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? here : next, 1);
     return odd ? make_uint2(got, next) : make_uint2(here, got);
 }
@@ -108,28 +116,36 @@ static __device__ __forceinline__ void gemm90_produce(const gemm90_args<END> &f,
             unsigned char *to = shared + stage * M::STAGE;
             tp_mbar_wait(&empty[stage], sm90_phase<M::STAGES>(used) ^ 1);
             tp_mbar_arrive_expect(&full[stage], M::STAGE);
-            gemm90_bring<A_K, GEMM90_BM>(to, &f.a, &full[stage], at.m * GEMM90_BM, s * GEMM90_BK,
-                                         at.batch);
+            gemm90_bring<A_K, M::BM>(to, &f.a, &full[stage], at.m * M::BM, s * GEMM90_BK, at.batch);
             gemm90_bring<B_K, BN>(to + M::A_BYTES, &f.b, &full[stage], at.n * BN, s * GEMM90_BK,
                                   at.batch);
         }
     }
 }
 
-/* d (64, BN) += 64 steps of k; `add` 0: d = …. Starts it. */
-template <int BN, bool A_K, bool B_K>
-static __device__ __forceinline__ void gemm90_multiply(float (&d)[BN / 2], const unsigned char *a,
+/* d[i] (64, BN) += 64 steps of k, for rows 64 * (M64*group + i) of the tile; `add` 0: d = ….
+ * Starts it. */
+template <int BN, bool A_K, bool B_K, int M64>
+static __device__ __forceinline__ void gemm90_multiply(float (&d)[M64][BN / 2],
+                                                       const unsigned char *a,
                                                        const unsigned char *b, int group, int add) {
-    const uint64_t da = A_K ? sm90_rows_desc<GEMM90_BK, GEMM90_BM>(a, 64 * group)
-                            : sm90_columns_desc<64, GEMM90_BK>(a + group * 64 * GEMM90_BK * 2);
+    constexpr int BM = gemm90_memory<BN>::BM, BOX = 64 * GEMM90_BK * 2;
+    const int first = M64 * group;
+    const uint64_t da = A_K ? sm90_rows_desc<GEMM90_BK, BM>(a, 64 * first)
+                            : sm90_columns_desc<64, GEMM90_BK>(a + first * BOX);
     const uint64_t db =
         B_K ? sm90_rows_desc<GEMM90_BK, BN>(b, 0) : sm90_columns_desc<BN, GEMM90_BK>(b);
     tp_wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < GEMM90_BK / 16; i++)
-        tp_wgmma_ss<BN, !A_K, !B_K>(
-            d, da + (A_K ? sm90_rows_step<GEMM90_BK, GEMM90_BM>(i) : sm90_columns_step<64>(i)),
-            db + (B_K ? sm90_rows_step<GEMM90_BK, BN>(i) : sm90_columns_step<BN>(i)), add || i > 0);
+    for (int k = 0; k < GEMM90_BK / 16; k++)
+#pragma unroll
+        for (int i = 0; i < M64; i++) /* 64 rows, or 64 columns, of A fill a box's bytes */
+            tp_wgmma_ss<BN, !A_K, !B_K>(
+                d[i],
+                da + i * (BOX >> 4) +
+                    (A_K ? sm90_rows_step<GEMM90_BK, BM>(k) : sm90_columns_step<64>(k)),
+                db + (B_K ? sm90_rows_step<GEMM90_BK, BN>(k) : sm90_columns_step<BN>(k)),
+                add || k > 0);
     tp_wgmma_commit();
 }
 
@@ -138,12 +154,13 @@ static __device__ __forceinline__ void
 gemm90_consume(const gemm90_args<END> &f, unsigned char *shared, uint64_t *full, int group) {
     typedef gemm90_memory<BN> M;
     uint64_t *empty = full + M::STAGES;
-    const int lane = threadIdx.x % 32, row = 64 * group + threadIdx.x % 128 / 32 * 16 + lane / 4;
+    const int lane = threadIdx.x % 32;
     int used = 0;
     for (int t = blockIdx.x; t < f.tiles; t += gridDim.x) {
         const gemm90_tile at = gemm90_tile_of(f, t);
-        float d[BN / 2];
-        tp_wgmma_pin(d);
+        float d[M::M64][BN / 2];
+#pragma unroll
+        for (int i = 0; i < M::M64; i++) tp_wgmma_pin(d[i]);
         for (int s = 0; s < f.k_steps; s++, used++) {
             const int stage = used % M::STAGES;
             const unsigned char *a = shared + stage * M::STAGE;
@@ -154,9 +171,13 @@ gemm90_consume(const gemm90_args<END> &f, unsigned char *shared, uint64_t *full,
             if (lane == 0) tp_mbar_arrive(&empty[(used - 1) % M::STAGES]);
         }
         tp_wgmma_wait<0>();
-        tp_wgmma_pin(d);
+#pragma unroll
+        for (int i = 0; i < M::M64; i++) tp_wgmma_pin(d[i]);
         if (lane == 0) tp_mbar_arrive(&empty[(used - 1) % M::STAGES]);
-        f.end(d, at.batch, at.m * GEMM90_BM + row, at.n * BN);
+        const int thread = tp_fresh(threadIdx.x % 128);
+        const int row = at.m * M::BM + 64 * M::M64 * group + thread / 32 * 16 + thread % 32 / 4;
+#pragma unroll
+        for (int i = 0; i < M::M64; i++) f.end(d[i], at.batch, row + 64 * i, at.n * BN);
     }
 }
 #endif
@@ -230,14 +251,14 @@ static inline tp_status gemm90_run(const tp_call *k, const tp_tile_side *a, cons
                                    int64_t steps, int64_t batch, const END &end) {
     const int64_t l2 = 16 << 20; /* a third of Hopper's */
     gemm90_args<END> f;
-    tp_status st = gemm90_map(k, &f.a, a, steps, batch, GEMM90_BM);
+    tp_status st = gemm90_map(k, &f.a, a, steps, batch, gemm90_memory<BN>::BM);
     if (!st) st = gemm90_map(k, &f.b, b, steps, batch, BN);
     if (st) return st;
     f.k_steps = (int)tp_blocks(steps, GEMM90_BK);
-    f.tiles_m = (int)tp_blocks(a->count, GEMM90_BM);
+    f.tiles_m = (int)tp_blocks(a->count, gemm90_memory<BN>::BM);
     f.tiles_n = (int)tp_blocks(b->count, BN);
     f.tiles = f.tiles_m * f.tiles_n * (int)batch;
-    const int64_t section = l2 / (GEMM90_BM * 2 * steps);
+    const int64_t section = l2 / (gemm90_memory<BN>::BM * 2 * steps);
     f.section = section < 8 ? 8 : section > f.tiles_m ? f.tiles_m : (int)section;
     f.end = end;
     const int at_once = tp_cuda_of(k->ctx)->multiprocessors;

@@ -357,8 +357,8 @@ static void test_hopper_ends_logits_itself(void **state) {
         double temperature, z_loss;
         int64_t chunk;
     } shapes[] = {{1, 1, 8, 1, 0, 0, 0},         {2, 66, 72, 260, 0, 1e-3, 0},
-                  {3, 5, 136, 256, 0.7, 0, 4},   {1, 130, 64, 517, 1.3, 1e-2, 50},
-                  {2, 1030, 8, 261, 0, 0, 4096}, {1, 9, 64, 300, 0.01, 0, 0}};
+                  {3, 5, 136, 192, 0, 0, 4},     {1, 130, 64, 517, 1.3, 1e-2, 50},
+                  {2, 1030, 8, 261, 0, 0, 4096}, {1, 9, 1032, 300, 0, 0, 0}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int train = 0; train < 2; train++) {
             problem p = {.b = shapes[i].b, .t = shapes[i].t, .c = shapes[i].c, .v = shapes[i].v};
@@ -370,7 +370,7 @@ static void test_hopper_ends_logits_itself(void **state) {
             p.as_decoded = true;
             result b = run_well(&p);
             bool fused = a.products < b.products;
-            if (sm) assert_true(fused == (sm == 90));
+            if (sm) assert_true(fused == (sm == 90 && !p.o.temperature));
             for (int j = 0; j < NVALUES; j++) {
                 double bound = j < DX ? 2e-6 : 1e-2; /* gradients of logits are rounded to bf16 */
                 assert_int_equal(a.n[j], b.n[j]);

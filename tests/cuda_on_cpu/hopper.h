@@ -110,7 +110,8 @@ template <int N> static inline void tp_wgmma_pin(float (&)[N]) {}
 template <int N> static inline void tp_wgmma_pin(uint32_t (&)[N][4]) {}
 template <int N, int TA, int TB>
 static inline void tp_wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b, int add) {
-    static_assert(N == 64 || N == 80 || N == 96 || N == 128 || N == 256, "no such width here");
+    static_assert(N == 64 || N == 80 || N == 96 || N == 128 || N == 192 || N == 256,
+                  "no such width here");
     hopper_wgmma(N, d, nullptr, a, b, TA, TB, add);
 }
 template <int N, int TB>
