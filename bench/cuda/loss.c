@@ -1,7 +1,7 @@
 /* linear_cross_entropy with its gradients on the GPU: milliseconds, and the memory that it takes
  * over its inputs and outputs, against that of the whole logits. bf16, 16384 tokens. Each shape
- * twice: with as little memory as by default, and with room for CHUNK tokens' logits
- * (train.loss_chunk_size).
+ * with as little memory as by default, and with room for CHUNK tokens' logits
+ * (train.loss_chunk_size); and both again by cuBLASLt's products and passes over rows (gemm).
  *
  *     bench_cuda_loss [--small] [C V]… */
 #include "bench.h"
@@ -26,9 +26,11 @@ static tp_status run(tp_ctx *c, void *arg) {
     return tp_error_status(c);
 }
 
-static int measure_with(int64_t chunk, int64_t rows, int64_t T, int64_t C, int64_t V) {
+static int measure_with(tp_gemm_choice gemm, int64_t chunk, int64_t rows, int64_t T, int64_t C,
+                        int64_t V) {
     tp_ctx *c;
     if (bench_open(&c)) return 1;
+    c->gemm = gemm;
     problem p = {bench_normal(c, TP_BF16, 1, 1, 3, (int64_t[]){rows, T, C}),
                  bench_normal(c, TP_BF16, 2, 0.02, 2, (int64_t[]){V, C}),
                  bench_ids(c, V, 2, (int64_t[]){rows, T}),
@@ -46,18 +48,21 @@ static int measure_with(int64_t chunk, int64_t rows, int64_t T, int64_t C, int64
     }
     double n = (double)(rows * T), outputs = (double)(V * C) * 4 + n * (double)C * 4;
     double extra = (double)(tp_memory_peak(c) - before) - outputs, logits = n * (double)V * 2;
-    printf("tapir loss C=%-4lld V=%-6lld chunk %-4lld %.3f ms (%.1f TFLOP/s)  extra memory %.1f "
-           "MB, 1/%.0f of the "
-           "logits' %.0f MB\n",
-           (long long)C, (long long)V, (long long)chunk, 1e3 * s,
-           6 * n * (double)C * (double)V / s / 1e12, extra / 1e6,
+    printf("tapir loss C=%-4lld V=%-6lld %-8s chunk %-4lld %.3f ms (%.1f TFLOP/s)  extra memory "
+           "%.1f MB, 1/%.0f of the logits' %.0f MB\n",
+           (long long)C, (long long)V, gemm == TP_GEMM_AUTO ? "auto" : "cublaslt", (long long)chunk,
+           1e3 * s, 6 * n * (double)C * (double)V / s / 1e12, extra / 1e6,
            extra > 0 ? logits / extra : INFINITY, logits / 1e6);
     tp_ctx_free(c);
     return 0;
 }
 
 static int measure(int64_t rows, int64_t T, int64_t C, int64_t V) {
-    return measure_with(0, rows, T, C, V) || measure_with(CHUNK, rows, T, C, V);
+    static const tp_gemm_choice gemm[] = {TP_GEMM_AUTO, TP_GEMM_CUBLASLT};
+    int bad = 0;
+    for (int i = 0; i < 4 && !bad; i++)
+        bad = measure_with(gemm[i / 2], i % 2 ? CHUNK : 0, rows, T, C, V);
+    return bad;
 }
 
 int main(int argc, char **argv) {

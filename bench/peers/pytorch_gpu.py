@@ -189,7 +189,7 @@ def step(args):
             print(f"torch step {name}: {batch * context / s:.0f} tokens/s ({1e3 * s:.1f} ms, {params / 1e6:.0f}M parameters, "
                   f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB)", flush=True)
             torch.cuda.empty_cache()  # what is left is a few GB of weights and moments
-            for how in ([], ["train.loss_chunk_size=0"]):
+            for how in ([], ["train.loss_chunk_size=0"], ["gemm=own"], ["gemm=cublaslt"]):
                 ours(args, "tapir", "bench", "step", f"configs/bench/{name}-cuda.yaml", "--steps", "8", "--warmup", "3", *how)
         del m, opt, f
         torch.cuda.empty_cache()
