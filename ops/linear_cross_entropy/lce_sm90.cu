@@ -126,7 +126,8 @@ typedef struct grad_end {
         for (int r = 0; r < 2; r++) {
             const int i = row + 8 * r, left = i < rows ? v - first : 0;
             const int y = i < rows ? tp_ldg(target + i) : -1;
-            const int at = y < 0 ? IGNORED : y - v0 - col - threadIdx.x % 4 * 2;
+            const int lane_column = (int)threadIdx.x % 4 * 2;
+            const int at = y < 0 ? IGNORED : y - v0 - col - lane_column;
             const float4 k = y < 0 ? make_float4(0, 0, 0, 0) : tp_ldg(coef + i);
             tp_bf16 *p = to + i * ld + first;
             /* most warps have no target in their eight rows of a tile, and count all of them */

@@ -309,7 +309,7 @@ static double error_of(const values *got, const values *want) {
 }
 
 /* How many results are too far off. The addend is what f32 sums and 2^x may be off by. */
-static int wrong(const results *got, const results *naive, const results *want) {
+[[maybe_unused]] static int wrong(const results *got, const results *naive, const results *want) {
     int n = got->error[0] != 0;
     for (int i = 0; i < NOUT && !n; i++)
         n += !(error_of(&got->out[i], &want->out[i]) <=

@@ -224,7 +224,7 @@ static tp_tensor *upload(tp_ctx *c, const problem *p, int i, tp_tensor **buffer)
     tp_dtype dt = n == 3 ? TP_F32 : TP_BF16;
     tp_tensor *t;
     int64_t heads = s->packed && i <= V ? s->H + 2 * s->Hkv : 0, total = p->n[i];
-    uint16_t *half = NULL;
+    uint16_t *bits = NULL;
     if (heads) {
         int64_t all[4] = {s->B, s->T, heads, s->D};
         total = s->B * s->T * heads * s->D;
@@ -233,20 +233,20 @@ static tp_tensor *upload(tp_ctx *c, const problem *p, int i, tp_tensor **buffer)
         int64_t at = i == Q ? 0 : i == K ? s->H : s->H + s->Hkv;
         t->shape[2] = dim[2];
         tp_view_shift(t, at * s->D);
-        half = (uint16_t *)room(total, 2);
-        tp_download_bytes(c, half, (*buffer)->data, (size_t)total * 2);
+        bits = (uint16_t *)room(total, 2);
+        tp_download_bytes(c, bits, (*buffer)->data, (size_t)total * 2);
         for (int64_t e = 0; e < p->n[i]; e++)
-            half[(e / s->D / dim[2] * heads + at + e / s->D % dim[2]) * s->D + e % s->D] =
+            bits[(e / s->D / dim[2] * heads + at + e / s->D % dim[2]) * s->D + e % s->D] =
                 tp_f32_to_bf16(p->in[i][e]);
-        tp_upload_bytes(c, (*buffer)->data, half, (size_t)total * 2);
+        tp_upload_bytes(c, (*buffer)->data, bits, (size_t)total * 2);
     } else {
         t = make(c, dt, n, dim);
-        half = (uint16_t *)room(total, 2);
-        for (int64_t e = 0; e < total; e++) half[e] = tp_f32_to_bf16(p->in[i][e]);
-        tp_upload_bytes(c, t->data, dt == TP_F32 ? (void *)p->in[i] : (void *)half,
+        bits = (uint16_t *)room(total, 2);
+        for (int64_t e = 0; e < total; e++) bits[e] = tp_f32_to_bf16(p->in[i][e]);
+        tp_upload_bytes(c, t->data, dt == TP_F32 ? (void *)p->in[i] : (void *)bits,
                         (size_t)total * (dt == TP_F32 ? 4 : 2));
     }
-    free(half);
+    free(bits);
     return t;
 }
 
@@ -257,9 +257,9 @@ static tp_status download(tp_ctx *c, const tp_tensor *t, float *to) {
     tp_status st = tp_download_bytes(c, all, t->storage->base, bytes);
     for (int64_t e = 0, n = tp_numel(t); e < n; e++) {
         const char *from = all + (t->offset + tp_offset(t, e)) * (int64_t)size;
-        uint16_t half;
+        uint16_t bits;
         if (t->dtype == TP_BF16)
-            memcpy(&half, from, 2), to[e] = tp_bf16_to_f32(half);
+            memcpy(&bits, from, 2), to[e] = tp_bf16_to_f32(bits);
         else
             memcpy(&to[e], from, 4);
     }
