@@ -100,7 +100,7 @@ static inline void lce_plan_rows(lce_plan *p, int64_t want, bool stats, bool dx,
     p->segments = (d->v + p->seg - 1) / p->seg;
     p->row_floats = p->ld + (dx && p->segments > 1 ? p->segments * c : 0) +
                     (p->fused && stats ? 4 * lce_tiles90(d->v) : 0);
-    int64_t fit = (int64_t)(budget / ((size_t)p->row_floats * sizeof(float)));
+    int64_t fit = (int64_t)(budget / ((size_t)lce_most(p->row_floats, 1) * sizeof(float)));
     const int64_t unit = p->fused ? 2 * LCE_MIN_ROWS : LCE_MIN_ROWS; /* a tile's rows */
     if (fit > unit) fit -= fit % unit;
     fit = lce_least(lce_most(fit, LCE_MIN_ROWS), most);

@@ -23,6 +23,7 @@ typedef struct problem {
     tp_lce_opts o;
     int32_t bad; /* != 0: the target of token 6 */
     int nan_at;  /* > 0: this element of w is NaN */
+    bool no_dx, no_dw;
     tp_gemm_choice path;
 } problem;
 
@@ -138,9 +139,11 @@ static result run(const problem *p) {
     if (p->nan_at) put(w, p->dtype, p->nan_at, NAN);
     for (int64_t i = 0; i < n; i++) y[i] = target_at(p, i), q[i] = coef_at(p, i);
     int64_t xs[] = {p->b, p->t, p->c}, ws[] = {p->v, p->c}, wt[] = {p->c, p->v};
-    tp_tensor *tx = tp_require_grad(upload(c, p->dtype, 3, xs, x)),
-              *tw = tp_require_grad(upload(c, p->dtype, 2, p->o.trans_w ? wt : ws, w)),
+    tp_tensor *tx = upload(c, p->dtype, 3, xs, x),
+              *tw = upload(c, p->dtype, 2, p->o.trans_w ? wt : ws, w),
               *ty = upload(c, TP_I32, 2, xs, y), *tq = upload(c, TP_F32, 2, xs, q);
+    if (!p->no_dx) tp_require_grad(tx);
+    if (!p->no_dw) tp_require_grad(tw);
     assert_int_equal(tp_tape_on(c), TP_OK);
     c->as_decoded = p->as_decoded;
     if (p->device == TP_CUDA) c->gemm = p->path;
@@ -383,6 +386,27 @@ static void test_hopper_ends_logits_itself(void **state) {
         }
 }
 
+/* A gradient that nobody reads leaves the other one's bits. */
+static void test_either_gradient_alone(void **state) {
+    (void)state;
+    for (int dtype = sm == 90; dtype < 2; dtype++) {
+        problem p = {.b = 3, .t = 5, .c = 8, .v = 300, .device = TP_CUDA};
+        p.dtype = dtype ? TP_BF16 : TP_F32;
+        result both = run_well(&p);
+        p.no_dx = true;
+        result dw = run_well(&p);
+        p.no_dx = false, p.no_dw = true;
+        result dx = run_well(&p);
+        assert_true(both.n[DX] > 0 && both.n[DW] > 0 && dw.n[DX] == 0 && dx.n[DW] == 0);
+        assert_memory_equal(both.v[DX], dx.v[DX], (size_t)both.n[DX] * 4);
+        assert_memory_equal(both.v[DW], dw.v[DW], (size_t)both.n[DW] * 4);
+        assert_true(largest(dx.v[DX], dx.n[DX]) > 0 && largest(dw.v[DW], dw.n[DW]) > 0);
+        result_free(&both);
+        result_free(&dw);
+        result_free(&dx);
+    }
+}
+
 /* Aligned parts of a batch, of at least a leaf (8 of these samples), are subtrees of its sums. In
  * bf16 dw is rounded at the end of each part; what belongs to a row has the same bits. */
 static void check_parts(const problem *p, int64_t at, int64_t elsewhere) {
@@ -493,6 +517,7 @@ int main(void) {
         cmocka_unit_test(test_no_chunk_shows),
         cmocka_unit_test(test_one_pass_has_the_bits_of_two),
         cmocka_unit_test(test_hopper_ends_logits_itself),
+        cmocka_unit_test(test_either_gradient_alone),
         cmocka_unit_test(test_parts_are_subtrees),
         cmocka_unit_test(test_wrong_targets),
         cmocka_unit_test(test_nan_shows),
