@@ -31,7 +31,7 @@ typedef enum tp_device { TP_CPU, TP_CUDA, TP_NDEV } tp_device;
 typedef enum tp_dtype { TP_F32, TP_F64, TP_BF16, TP_I32, TP_I64, TP_U8, TP_NDTYPE } tp_dtype;
 /* ---- context -------------------------------------------------------------------------------- */
 typedef struct tp_ctx tp_ctx; /* fields for the layers below: core/ctx.h */
-/* AUTO: cuBLASLt on a GPU, our own kernels on the CPU, and wherever cuBLASLt declines. */
+/* AUTO: cuBLASLt on a GPU, and our own kernels wherever it declines. */
 typedef enum tp_gemm_choice { TP_GEMM_AUTO, TP_GEMM_OWN, TP_GEMM_CUBLASLT } tp_gemm_choice;
 typedef struct tp_ctx_opts {
     tp_device device;
@@ -49,7 +49,6 @@ tp_status tp_ctx_new(tp_ctx **out, const tp_ctx_opts *opts); /* on failure *out 
  * the other computes with must be its own (tp_tensor_borrow). */
 tp_status tp_ctx_beside(tp_ctx **out, tp_ctx *c);
 void tp_ctx_free(tp_ctx *c);
-
 /* ---- errors --------------------------------------------------------------------------------- */
 /* Records "scope: message" if it is the first failure; returns code. */
 tp_status tp_fail(tp_ctx *c, tp_status code, const char *fmt, ...) TP_PRINTF(3, 4);
@@ -64,7 +63,6 @@ const char *tp_status_name(tp_status s);    /* "shape mismatch" */
             return tp_fail(c, TP_EINTERNAL, "%s:%d: internal check failed: %s", __FILE__,          \
                            __LINE__, #cond);                                                       \
     } while (0)
-
 /* ---- memory --------------------------------------------------------------------------------- */
 /* Heap memory of the host; NULL plus a recorded TP_ENOMEM on failure. */
 void *tp_malloc(tp_ctx *c, size_t bytes);
@@ -78,7 +76,6 @@ const char *tp_arena_printf(tp_ctx *c, const char *fmt, ...) TP_PRINTF(2, 3);
 size_t tp_memory_used(const tp_ctx *c);     /* pool bytes in use now */
 size_t tp_memory_peak(const tp_ctx *c);     /* highest pool address ever used, in bytes */
 uint64_t tp_system_allocs(const tp_ctx *c); /* calls this ctx made to the system's allocator */
-
 /* ---- tensors -------------------------------------------------------------------------------- */
 enum { TP_MAXDIM = 6, TP_WHY_BYTES = 512 };
 typedef struct tp_tensor {
