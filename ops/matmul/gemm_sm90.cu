@@ -51,13 +51,14 @@ static tp_status run(const tp_call *k, const tp_cuda_gemm *g, const product_end 
 #undef RUN
 }
 
-/* By what does not depend on m: another kernel might have other bits. Less than a tile's worth of
- * columns or steps is mma.sync's. */
+/* By what does not depend on m, nor on how a product is cut into parts: another kernel might have
+ * other bits. Less than a tile's worth of columns or steps is mma.sync's. */
 bool tp_gemm_sm90_takes(const tp_call *k, const tp_cuda_gemm *g, const tp_tile_args *args) {
-    const int64_t most = 1 << 30;
-    return tp_cuda_of(k->ctx)->sm == 90 && g->a.dtype == TP_BF16 && g->n >= 64 && g->k >= 32 &&
-           gemm90_side_fits(&args->a, g->batch) && gemm90_side_fits(&args->b, g->batch) &&
-           g->n % 4 == 0 && tp_tile_aligned(g, 4) && g->k < most && g->m < most && g->n < most;
+    const int64_t most = 1 << 30, whole = g->like_n ? g->like_n : g->n;
+    return tp_cuda_of(k->ctx)->sm == 90 && g->a.dtype == TP_BF16 && whole >= 64 && whole % 4 == 0 &&
+           g->k >= 32 && gemm90_side_fits(&args->a, g->batch) &&
+           gemm90_side_fits(&args->b, g->batch) && g->n % 4 == 0 && tp_tile_aligned(g, 4) &&
+           g->k < most && g->m < most && g->n < most;
 }
 
 /* As many columns a tile as still give every multiprocessor one. */

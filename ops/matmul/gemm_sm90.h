@@ -3,10 +3,10 @@
  *
  * A block computes tiles, one after the other: a producer thread brings 64 steps of k of both
  * operands at a time by TMA into a ring of buffers, across the borders of tiles; each of two
- * warpgroups multiplies half of the rows by wgmma. They share the ring and nothing else: while one
- * ends its tile, the other has the tensor cores to itself, and then the other way round, as far
- * apart as the ring is long. (Warps by roles, and an end that overlaps: Thakkar et al., CUTLASS 3;
- * persistent tiles that share the L2: Shankhdhar, "Outperforming cuBLAS on H100", 2024.)
+ * warpgroups multiplies half of the rows by wgmma. They share the ring and nothing else, so one
+ * may end its tile while the other has the tensor cores to itself. (Warps by roles, and an end that
+ * overlaps: Thakkar et al., CUTLASS 3; persistent tiles that share the L2: Shankhdhar,
+ * "Outperforming cuBLAS on H100", 2024.)
  *
  * An element is one chain over k of products of 16 steps. No size enters it, nor BN: beyond an
  * edge TMA brings zeros. So a row has the same bits whatever rows it is computed with. */

@@ -102,6 +102,7 @@ typedef struct problem {
     lie a, b;
     int64_t gap, first; /* 8: rows begin at multiples of 16 bytes; odd: anywhere */
     bool bias, accumulate, gelu, c_f32, dgelu;
+    int64_t like_n;
 } problem;
 
 typedef struct solved {
@@ -135,7 +136,8 @@ static solved solve(tp_ctx *c, const problem *p, tp_dtype t) {
                       .a = view(&s.a),
                       .b = view(&s.b),
                       .c = view(&s.c),
-                      .accumulate = p->accumulate};
+                      .accumulate = p->accumulate,
+                      .like_n = p->like_n};
     if (p->bias) g.bias = view(&s.bias).p;
     if (p->gelu || p->dgelu) g.aux = view(&s.aux).p;
     if (p->gelu) g.epilogue = TP_EPILOGUE_GELU;
@@ -532,6 +534,17 @@ static void check_wgmma(void) {
         check(c, &wgmma[i], TP_BF16, false);
         expect(tp_cuda_gemm_stats_of(c).wgmma_runs == before.wgmma_runs + 1,
                "not on Hopper's units", wgmma[i].name);
+    }
+    if (hopper) { /* a part of a product goes where the whole does */
+        problem part = {"part of 1001 columns", 1, 130, 256, 64, ROWS, COLS, 8, 0, .like_n = 1001};
+        problem edge = {"edge of 1032 columns", 1, 130, 8, 64, ROWS, COLS, 8, 0, .like_n = 1032};
+        tp_cuda_gemm_stats before = tp_cuda_gemm_stats_of(c);
+        check(c, &part, TP_BF16, false);
+        expect(tp_cuda_gemm_stats_of(c).wgmma_runs == before.wgmma_runs, "the whole would not",
+               part.name);
+        check(c, &edge, TP_BF16, false);
+        expect(tp_cuda_gemm_stats_of(c).wgmma_runs == before.wgmma_runs + 1, "the whole would",
+               edge.name);
     }
     if (hopper) { /* those that it leaves to others as well */
         for (int i = 0; i < PROBLEMS + LARGE; i++)
