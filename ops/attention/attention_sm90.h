@@ -1,6 +1,5 @@
 /* What the Hopper kernels of attention share: the problem as the device sees it, which tiles of
- * keys a block of queries sees, masks, tensor maps, and the reasons to
- * decline. */
+ * keys a block of queries sees, masks, tensor maps, and the reasons to decline. */
 #ifndef TP_ATTENTION_SM90_H
 #define TP_ATTENTION_SM90_H
 #include "ops/attention/attention_problem.h"

@@ -2,8 +2,6 @@
 #include "ops/linear_cross_entropy/lce_sm90.h"
 #include "ops/matmul/gemm_sm90.h"
 
-static_assert(LCE90_COLS % 32 == 0, "a warp's stores are whole sectors");
-
 /* The element of this thread's row r at `column` of the tile, 0 if it is another's. */
 template <int N>
 static __device__ __forceinline__ float element_of(const float (&d)[N], int r, int column) {

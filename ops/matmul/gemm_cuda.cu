@@ -73,5 +73,5 @@ tp_status tp_cuda_gemm_run(const tp_call *k, const tp_cuda_gemm *g) {
         return st ? st : after<true>(k, g);
     }
     blas->stats.own_runs++;
-    return tp_gemm_tile(k, g);
+    return tp_gemm_tile(k, blas, g);
 }

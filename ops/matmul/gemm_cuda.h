@@ -2,9 +2,10 @@
  * layouts and dtypes, never by m, and never split along k: a row of the result has the same bits
  * whatever other rows it is computed with.
  *
- * Two things can run a product, by the ctx's choice (tp_gemm_choice): cuBLASLt (gemm_cublaslt.cu) with an algorithm that is chosen once
- * and kept, and our own tiled kernels: gemm_tile.cu and gemm_mma.cu take every view and size,
- * gemm_sm90.cu what Hopper's units do. They are what the CPU runs in tests. */
+ * Two things can run a product, by the ctx's choice (tp_gemm_choice): cuBLASLt (gemm_cublaslt.cu)
+ * with an algorithm that is chosen once and kept, and our own tiled kernels. gemm_tile.cu and
+ * gemm_mma.cu take every view and size, gemm_sm90.cu what Hopper's units do. They are what the CPU
+ * runs in tests. */
 #ifndef TP_GEMM_CUDA_H
 #define TP_GEMM_CUDA_H
 #include "ops/op.h"

@@ -61,7 +61,7 @@ bool tp_gemm_sm90_takes(const tp_call *k, const tp_cuda_gemm *g, const tp_tile_a
            g->k < most && g->m < most && g->n < most;
 }
 
-/* As many columns a tile as still give every multiprocessor one. */
+/* Wide tiles where there are about as many of them as multiprocessors; bits do not depend on it. */
 tp_status tp_gemm_sm90(const tp_call *k, const tp_cuda_gemm *g, const tp_tile_args *args) {
     const int64_t rows = (int64_t)tp_blocks(g->m, 128) * g->batch;
     product_end end = {*args};

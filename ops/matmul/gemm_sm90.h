@@ -50,10 +50,9 @@ typedef struct gemm90_tile {
 } gemm90_tile;
 template <class END>
 static __device__ __forceinline__ gemm90_tile gemm90_tile_of(const gemm90_args<END> &f, int t) {
-    const int batch = t / (f.tiles_m * f.tiles_n), in = t - batch * f.tiles_m * f.tiles_n;
-    const int band = f.section * f.tiles_n, first = in / band * f.section, rest = in % band;
-    const int high = min(f.section, f.tiles_m - first);
-    return gemm90_tile{batch, first + rest % high, rest / high};
+    const int each = f.tiles_m * f.tiles_n, batch = t / each;
+    const tp_tile_at at = tp_tile_walk(t - batch * each, f.tiles_m, f.tiles_n, f.section);
+    return gemm90_tile{batch, (int)at.row, (int)at.col};
 }
 
 /* ---- what an END is given ---------------------------------------------------------------------
@@ -85,7 +84,7 @@ static __device__ __forceinline__ uint2 gemm90_four_bf16(uint32_t here, uint32_t
     const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? here : next, 1);
     return odd ? make_uint2(got, next) : make_uint2(here, got);
 }
-/* … and the column of its first, counted from the tile's. */
+/* The column of such a four's first, counted from the tile's. */
 static __device__ __forceinline__ int gemm90_four_column(int j) {
     return 8 * (j + (threadIdx.x & 1)) + threadIdx.x % 4 / 2 * 4;
 }

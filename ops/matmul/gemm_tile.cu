@@ -135,8 +135,7 @@ tp_status tp_gemm_tile_f32(const tp_call *k, const tp_cuda_gemm *g, tp_tile_args
     return f32_launch<1, true, true, false>(k, g, args);
 }
 
-/* ---- all of them
- * ----------------------------------------------------------------------------------- */
+/* ---- all of them ---------------------------------------------------------------------------- */
 static tp_tile_side side_of(const tp_cuda_matrix *x, int64_t count, int64_t outer, int64_t inner,
                             int64_t first) {
     return tp_tile_side{(const char *)x->p + first * x->batch * (int64_t)tp_dtype_size(x->dtype),
@@ -165,13 +164,13 @@ static tp_tile_args args_of(const tp_cuda_gemm *g, int64_t first) {
     };
 }
 
-tp_status tp_gemm_tile(const tp_call *k, const tp_cuda_gemm *g) {
+tp_status tp_gemm_tile(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g) {
     const int64_t most = 65535; /* a grid's y */
     const bool gelu = g->epilogue == TP_EPILOGUE_GELU;
     const tp_cuda_gemm plain = gelu ? tp_gemm_before_gelu(g) : *g;
     tp_tile_args args = args_of(&plain, 0);
     if (tp_gemm_sm90_takes(k, &plain, &args)) {
-        ((tp_blas *)tp_cuda_of(k->ctx)->blas)->stats.wgmma_runs++;
+        blas->stats.wgmma_runs++;
         tp_status st = tp_gemm_sm90(k, &plain, &args);
         return st || !gelu ? st : tp_gemm_then_gelu(k, g);
     }

@@ -33,14 +33,13 @@ tp_status tp_gemm_tile_f32(const tp_call *k, const tp_cuda_gemm *g, tp_tile_args
 tp_status tp_gemm_tile_bf16(const tp_call *k, const tp_cuda_gemm *g, tp_tile_args *args);
 bool tp_gemm_sm90_takes(const tp_call *k, const tp_cuda_gemm *g, const tp_tile_args *args);
 tp_status tp_gemm_sm90(const tp_call *k, const tp_cuda_gemm *g, const tp_tile_args *args);
-/* Any product, by one of these. */
-tp_status tp_gemm_tile(const tp_call *k, const tp_cuda_gemm *g);
-
 /* What a context keeps for its products (tp_cuda->blas). */
 typedef struct tp_blas {
     tp_cuda_gemm_stats stats;
     struct tp_cublaslt *lt; /* gemm_cublaslt.cu's */
 } tp_blas;
+/* Our own: any product, by one of the above. */
+tp_status tp_gemm_tile(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g);
 /* cuBLASLt: *taken says whether it does this product at all. */
 tp_status tp_gemm_cublaslt(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g, bool *taken);
 void tp_cublaslt_free(struct tp_cublaslt *lt);
@@ -90,15 +89,21 @@ static inline bool tp_tile_aligned(const tp_cuda_gemm *g, int columns) {
         if (am && bn) RUN(false, false);                                                           \
     } while (0)
 
-/* Eight rows of tiles are walked together, column by column, so that blocks that run at the same
- * time share rows of A and columns of B in the L2. */
+/* Number t of tiles_m x tiles_n, in an order in which `together` rows of tiles are walked column by
+ * column: blocks that run at the same time share rows of A and columns of B in the L2. */
 typedef struct tp_tile_at {
     int64_t row, col;
 } tp_tile_at;
+static __device__ __forceinline__ tp_tile_at tp_tile_walk(unsigned t, unsigned tiles_m,
+                                                          unsigned tiles_n, unsigned together) {
+    const unsigned band = together * tiles_n, first = t / band * together, in = t % band;
+    const unsigned high = tiles_m - first < together ? tiles_m - first : together;
+    return tp_tile_at{first + in % high, in / high};
+}
+/* This block's first element. */
 static __device__ __forceinline__ tp_tile_at tp_tile_of(const tp_tile_args &g, int rows, int cols) {
-    unsigned band = 8 * g.tiles_n, first = blockIdx.x / band * 8, in = blockIdx.x % band;
-    unsigned high = g.tiles_m - first < 8 ? g.tiles_m - first : 8;
-    return tp_tile_at{(int64_t)(first + in % high) * rows, (int64_t)(in / high) * cols};
+    const tp_tile_at t = tp_tile_walk(blockIdx.x, g.tiles_m, g.tiles_n, 8);
+    return tp_tile_at{t.row * rows, t.col * cols};
 }
 
 /* Writes W neighbouring elements, all of them within C, at a multiple of W. bias: NULL, or theirs.

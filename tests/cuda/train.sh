@@ -103,9 +103,11 @@ expect "two passes have the bits of one" [ "$(hash_of whole)" = "$(hash_of halve
 expect "the head's loss with room for its logits" run roomy $m train.micro_batches=1 train.loss_chunk_size=4096
 expect "that room changes no bit" [ "$(hash_of whole)" = "$(hash_of roomy)" ]
 
-expect "our own products" run own $m train.micro_batches=1 gemm=own
-expect "cuBLASLt's" run lt $m train.micro_batches=1 gemm=cublaslt
-expect "the default is one of the two" [ "$(hash_of whole)" = "$(hash_of own)" -o "$(hash_of whole)" = "$(hash_of lt)" ]
+for who in own cublaslt; do
+    expect "gemm: $who" run $who $m train.micro_batches=1 gemm=$who
+    expect "gemm: $who, two passes" run $who-halves $m train.micro_batches=2 gemm=$who
+    expect "gemm: $who: two passes have the bits of one" [ "$(hash_of $who)" = "$(hash_of $who-halves)" ]
+done
 
 json=$("$tapir" bench step "$src/configs/tests/cuda.yaml" device=cuda dtype=bf16 model.vocab=300 --steps 2 \
     --warmup 1 --json 2>"$dir/err") || bad "bench: $(cat "$dir/err")"
