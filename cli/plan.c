@@ -1,5 +1,6 @@
 /* tapir plan: what a config will cost, from shapes alone. */
 #include "cli/source.h"
+#include "core/device.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,9 +43,19 @@ tp_status tp_config_vocab(tp_ctx *c, tp_config *cfg) {
     return st;
 }
 
+/* Memory depends on the GPU's kernels a little, so a plan without one says whose it is. */
+static void say_gpu(FILE *f) {
+    char gpu[160] = "no GPU";
+    if (&tp_cuda_backend) tp_cuda_backend.describe(gpu, sizeof gpu);
+    const bool none = !strncmp(gpu, "no GPU", 6);
+    fprintf(f, "device           cuda: %s%s\n", gpu,
+            none ? "; planned for compute capability 8.0" : "");
+}
+
 void tp_plan_print(FILE *f, const tp_config *cfg, const tp_plan *p) {
     char a[32], b[32], d[32];
     double mb = 1e6;
+    if (cfg->device == TP_CUDA) say_gpu(f);
     if (p->ranks > 1) fprintf(f, "ranks            %d   (memory is that of each)\n", p->ranks);
     fprintf(f, "parameters       %s   (%.1f MB)\n", tp_count(a, (double)p->parameters),
             (double)p->parameter_bytes / mb);

@@ -78,7 +78,8 @@ static inline const char *tp_tma_map_bf16(tp_tma_map *out, const tp_tma_shape *s
     static const CUtensorMapSwizzle swizzles[] = {
         CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_SWIZZLE_64B,
         CU_TENSOR_MAP_SWIZZLE_32B};
-    static void *encode; /* asked for once; ranks and threads would find the same */
+    static void *known; /* asked for once; threads that ask at the same time find the same */
+    void *encode = __atomic_load_n(&known, __ATOMIC_RELAXED);
     cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSuccess;
     cudaError_t e = cudaSuccess;
 #if CUDART_VERSION >= 12050
@@ -91,6 +92,7 @@ static inline const char *tp_tma_map_bf16(tp_tma_map *out, const tp_tma_shape *s
 #endif
     if (e || found != cudaDriverEntryPointSuccess || !encode)
         return "the driver has no cuTensorMapEncodeTiled";
+    __atomic_store_n(&known, encode, __ATOMIC_RELAXED);
     cuuint64_t size[4], stride[3];
     cuuint32_t box[4], step[4] = {1, 1, 1, 1};
     for (int i = 0; i < 4; i++) {

@@ -26,6 +26,8 @@ enum mutant {
     NO_RELEASE,
     TOO_EARLY,
     WRONG_COUNT,
+    COMES_TWICE,
+    NOBODY_WAITS,
     SPIN
 };
 
@@ -343,8 +345,9 @@ template <mutant M> static void pipeline(int *out, int rounds) {
             if (i >= 2 && M != NO_WAIT) emu_named_barrier(empty, 256, true);
             box[128 * b + t] = t + i;
             emu_named_barrier(full, M == WRONG_COUNT ? 128 : 256, M == TOO_EARLY);
+            if (M == COMES_TWICE) emu_named_barrier(full, 256, false);
         } else {
-            if (M != NO_RELEASE) emu_named_barrier(full, 256, true);
+            if (M != NO_RELEASE) emu_named_barrier(full, 256, M != NOBODY_WAITS);
             sum += box[128 * b + (t + 40) % 128];
             if (i + 2 < rounds) emu_named_barrier(empty, 256, false);
         }
@@ -367,16 +370,24 @@ static void test_named_barriers(void **state) {
             for (int i = 0; i < rounds; i++) want += 127 * 64 + 128 * i;
             for (int t = 0; t < 256; t++) assert_int_equal(h[t], t < 128 ? 0 : want + 1);
         }
-        LAUNCH(2, 256, 0, pipeline<NO_RELEASE>(out, 3));
+        LAUNCH(2, 256, 0, pipeline<NO_RELEASE>(out, 2));
         REPORTED("box["); /* a race, or a read of what is not written yet */
+        LAUNCH(2, 256, 0, pipeline<NO_RELEASE>(out, 3));
+        REPORTED("");
+        LAUNCH(2, 256, 0, pipeline<COMES_TWICE>(out, 1));
+        REPORTED("named barrier");
+        LAUNCH(2, 256, 0, pipeline<NOBODY_WAITS>(out, 1));
+        REPORTED("");
         LAUNCH(2, 256, 0, pipeline<WRONG_COUNT>(out, 3));
         REPORTED("named barrier");
         LAUNCH(2, 256, 0, pipeline<TOO_EARLY>(out, 6));
         assert_fine(); /* bar.sync in place of bar.arrive is slower, not wrong */
     }
     emu_set_order("forward");
-    LAUNCH(2, 256, 0, pipeline<NO_WAIT>(out, 6));
-    REPORTED("race on box[", "written by thread", "read by thread");
+    LAUNCH(2, 256, 0, pipeline<COMES_TWICE>(out, 1));
+    REPORTED("named barrier 1: the thread comes again");
+    LAUNCH(2, 256, 0, pipeline<NO_WAIT>(out, 6)); /* producers run on ahead */
+    REPORTED("named barrier 1: the thread comes again");
     cudaFree(out);
 }
 

@@ -25,17 +25,17 @@ static inline TP_HD float lce_slope(float s, lce_scale q) {
     float t = s * q.tanh_of_s; /* 0 without a cap */
     return fmaf(-t, t, 1.0f) * q.temperature_inv;
 }
-/* d/d raw of a scaled logit: (p (a + b s) + d) ds/draw, where d is 0 but at the target. */
-static inline TP_HD float lce_grad_other(float s, lce_scale q, float lse, float a, float b) {
-    return tp_expf(s - lse) * fmaf(b, s, a) * lce_slope(s, q);
+/* d/d s of a scaled logit, with p = e^(s-lse): p (a + b s), and d more at the target. */
+static inline TP_HD float lce_grad_scaled(float p, float s, float a, float b) {
+    return p * fmaf(b, s, a);
 }
-/* The same at the target, d/d s alone, with p = e^(s-lse). */
-static inline TP_HD float lce_grad_scaled(float p, float s, float a, float b, float d) {
-    return p * fmaf(b, s, a) + d;
+/* d/d raw of any but the target, and of the target. */
+static inline TP_HD float lce_grad_other(float s, lce_scale q, float lse, float a, float b) {
+    return lce_grad_scaled(tp_expf(s - lse), s, a, b) * lce_slope(s, q);
 }
 static inline TP_HD float lce_grad_target(float s, lce_scale q, float lse, float a, float b,
                                           float d) {
-    return lce_grad_scaled(tp_expf(s - lse), s, a, b, d) * lce_slope(s, q);
+    return (lce_grad_scaled(tp_expf(s - lse), s, a, b) + d) * lce_slope(s, q);
 }
 
 /* What is known of a row so far: m its largest logit, sum = Σ e^(s-m), es = Σ e^(s-m) (s-m). */

@@ -41,7 +41,10 @@ enum {
     LCE_LEAF = 8192, /* tokens of a leaf, if samples are short */
     LCE_GROUP = 8,   /* leaves side by side, at most */
     LCE_MAX_COLS = 16384,
-    LCE90_COLS = 192, /* vocabulary entries of a tile on Hopper */
+    /* a tile on Hopper: vocabulary entries, tokens; how many tiles run at once */
+    LCE90_COLS = 192,
+    LCE90_ROWS = 256,
+    LCE90_AT_ONCE = 132,
 };
 
 typedef struct lce_plan {
@@ -101,8 +104,9 @@ static inline void lce_plan_rows(lce_plan *p, int64_t want, bool stats, bool dx,
     p->row_floats = p->ld + (dx && p->segments > 1 ? p->segments * c : 0) +
                     (p->fused && stats ? 4 * lce_tiles90(d->v) : 0);
     int64_t fit = (int64_t)(budget / ((size_t)lce_most(p->row_floats, 1) * sizeof(float)));
-    const int64_t unit = p->fused ? 2 * LCE_MIN_ROWS : LCE_MIN_ROWS; /* a tile's rows */
+    const int64_t unit = p->fused && fit >= LCE90_ROWS ? LCE90_ROWS : LCE_MIN_ROWS;
     if (fit > unit) fit -= fit % unit;
+    if (p->fused && !dx && fit >= d->n - d->n / 16) fit = d->n; /* not a few rows more for a rest */
     fit = lce_least(lce_most(fit, LCE_MIN_ROWS), most);
     p->rows = lce_least(want > 0 ? want : fit, d->n);
     p->seg_stride = dx && p->segments > 1 ? lce_up(p->rows * c, 4) : 0;
@@ -149,6 +153,16 @@ static inline bool lce_plan_one_pass(lce_plan *p, int64_t want, size_t budget) {
     return true;
 }
 
+/* The most columns up to `fit` (at least a tile) that leave Hopper's last round of tiles nearly
+ * full. */
+static inline int64_t lce_cols90(const lce_plan *p, int64_t fit) {
+    const int64_t down = (p->group * p->part + LCE90_ROWS - 1) / LCE90_ROWS;
+    const int64_t most = fit / LCE90_COLS;
+    const int64_t rounds = (most * down + LCE90_AT_ONCE / 8) / LCE90_AT_ONCE;
+    const int64_t across = rounds ? rounds * LCE90_AT_ONCE / lce_most(down, 1) : most;
+    return lce_least(across, most) * LCE90_COLS;
+}
+
 static inline void lce_plan_weight(lce_plan *p, size_t budget) {
     const lce_dims *d = &p->d;
     int64_t floats = (int64_t)(budget / sizeof(float)), half = p->fused ? 2 : 1; /* bf16 at once */
@@ -157,7 +171,8 @@ static inline void lce_plan_weight(lce_plan *p, size_t budget) {
         p->cols = floats / lce_most(p->group * p->part / half + lce_waiting(p), 1);
         if (group == 1 || (p->group * p->part <= LCE_PART && p->cols >= 2048)) break;
     }
-    p->cols = lce_least(lce_most(p->cols - p->cols % 256, 256), LCE_MAX_COLS);
+    p->cols = lce_least(lce_most(p->cols, 256), LCE_MAX_COLS);
+    p->cols = p->fused ? lce_cols90(p, p->cols) : p->cols - p->cols % 256;
     p->cols = lce_least(p->cols, d->v);
     p->tile_ld = p->fused ? lce_up(p->cols, 16) / 2 : lce_up(p->cols, 8);
     p->leaf = lce_up(lce_up(p->cols, 8) * d->c, 4);

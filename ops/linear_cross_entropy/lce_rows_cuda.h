@@ -133,7 +133,7 @@ static __device__ lce_row lce_take_row(const ROW &of, int64_t v, int target) {
 
 /* d/d s of a scaled logit that is not the target's, by lce_exp. */
 static __device__ __forceinline__ float lce_grad_plain(float s, float4 k) {
-    return lce_grad_scaled(lce_exp(s - k.x), s, k.y, k.z, 0.0f);
+    return lce_grad_scaled(lce_exp(s - k.x), s, k.y, k.z);
 }
 
 /* d/d raw of eight, with k.w at entry `here` (none if outside 0..7). */

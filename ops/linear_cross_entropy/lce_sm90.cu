@@ -48,35 +48,40 @@ typedef struct sums_end {
 #pragma unroll
             for (int i = 0; i < N; i++)
                 if (i / 4 * 8 + i % 2 >= left) d[i] = LCE_LOWEST;
+        int y[2]; /* the target, counted from the tile's first column; -1: none here */
+        lce_row a[2];
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const bool inside = row + 8 * r < rows;
-            const int y = inside ? tp_ldg(target + row + 8 * r) - col : -1;
-            lce_row a = {LCE_LOWEST, 0.0f, 0.0f, 0.0f};
-#pragma unroll
-            for (int j = 0; j < N / 4; j++)
-                a.m = fmaxf(a.m, fmaxf(d[4 * j + 2 * r], d[4 * j + 2 * r + 1]));
-#pragma unroll
-            for (int j = 0; j < N / 4; j++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    const float x = d[4 * j + 2 * r + e] - a.m, w = lce_exp(x);
-                    a.sum += w;
-                    a.es = fmaf(w, x, a.es);
-                }
-            if (y >= 0 && y < 2 * N) a.target = element_of(d, r, y);
-#pragma unroll
-            for (int bit = 1; bit < 4; bit *= 2) {
-                const float m = __shfl_xor_sync(0xffffffffu, a.m, bit);
-                const float sum = __shfl_xor_sync(0xffffffffu, a.sum, bit);
-                const float es = __shfl_xor_sync(0xffffffffu, a.es, bit);
-                a.target += __shfl_xor_sync(0xffffffffu, a.target, bit);
-                lce_merge(&a, m, sum, es);
-            }
-            if (inside && threadIdx.x % 4 == 0)
-                tp_stg(sums + (int64_t)(row + 8 * r) * tiles + col / (2 * N),
-                       make_float4(a.m, a.sum, a.es, a.target));
+        for (int r = 0; r < 2; r++) { /* both rows at a time, as they wait for other things */
+            y[r] = row + 8 * r < rows ? tp_ldg(target + row + 8 * r) - col : -1;
+            a[r] = lce_row{LCE_LOWEST, 0.0f, 0.0f, 0.0f};
         }
+#pragma unroll
+        for (int i = 0; i < N; i++) a[i / 2 % 2].m = fmaxf(a[i / 2 % 2].m, d[i]);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            lce_row *mine = a + i / 2 % 2;
+            const float x = d[i] - mine->m, w = lce_exp(x);
+            mine->sum += w;
+            mine->es = fmaf(w, x, mine->es);
+        }
+#pragma unroll
+        for (int r = 0; r < 2; r++)
+            if (y[r] >= 0 && y[r] < 2 * N) a[r].target = element_of(d, r, y[r]);
+#pragma unroll
+        for (int bit = 1; bit < 4; bit *= 2)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const float m = __shfl_xor_sync(0xffffffffu, a[r].m, bit);
+                const float sum = __shfl_xor_sync(0xffffffffu, a[r].sum, bit);
+                const float es = __shfl_xor_sync(0xffffffffu, a[r].es, bit);
+                a[r].target += __shfl_xor_sync(0xffffffffu, a[r].target, bit);
+                lce_merge(a + r, m, sum, es);
+            }
+#pragma unroll
+        for (int r = 0; r < 2; r++)
+            if (row + 8 * r < rows && threadIdx.x % 4 == 0)
+                tp_stg(sums + (int64_t)(row + 8 * r) * tiles + col / (2 * N),
+                       make_float4(a[r].m, a[r].sum, a[r].es, a[r].target));
     }
 } sums_end;
 
@@ -167,6 +172,16 @@ static tp_tile_side side(const tp_tensor *t, int64_t first, int64_t count, int64
     return tp_tile_side{(const tp_bf16 *)t->data + first * c, count, c, 1, 0, true};
 }
 
+/* As many rows at once as take least time. */
+template <class END>
+static tp_status run(const tp_call *k, const tp_tile_side *x, const tp_tile_side *w, int64_t c,
+                     const END &end) {
+    const int64_t wide = gemm90_clocks<2, LCE90_COLS>(k, x->count, w->count, 1);
+    return wide <= gemm90_clocks<1, LCE90_COLS>(k, x->count, w->count, 1)
+               ? gemm90_run<END, 2, LCE90_COLS, true, true>(k, x, w, c, 1, end)
+               : gemm90_run<END, 1, LCE90_COLS, true, true>(k, x, w, c, 1, end);
+}
+
 tp_status lce90_logits(const tp_call *k, const lce_plan *p, int64_t row0, int64_t rows, float *to,
                        int64_t ld) {
     const tp_tile_side x = side(k->in[LCE_X], row0, rows, p->d.c);
@@ -179,7 +194,7 @@ tp_status lce90_logits(const tp_call *k, const lce_plan *p, int64_t row0, int64_
     end.rows = (int)rows;
     end.v = (int)p->d.v;
     end.tiles = (int)lce_tiles90(p->d.v);
-    return gemm90_run<sums_end, LCE90_COLS, true, true>(k, &x, &w, p->d.c, 1, end);
+    return run(k, &x, &w, p->d.c, end);
 }
 
 tp_status lce90_grad(const tp_call *k, const lce_plan *p, int64_t row0, int64_t rows, int64_t v0,
@@ -194,7 +209,7 @@ tp_status lce90_grad(const tp_call *k, const lce_plan *p, int64_t row0, int64_t 
     end.rows = (int)rows;
     end.v = (int)nv;
     end.v0 = (int)v0;
-    return gemm90_run<grad_end, LCE90_COLS, true, true>(k, &x, &w, p->d.c, 1, end);
+    return run(k, &x, &w, p->d.c, end);
 }
 
 tp_status lce90_join(const tp_call *k, const lce_plan *p, lce_job job, int64_t rows,

@@ -56,7 +56,9 @@ tp_status tp_cuda_gemm_run(const tp_call *k, const tp_cuda_gemm *g);
 
 /* Products so far that cuBLASLt ran, and its plans (one per problem, made once). */
 typedef struct tp_cuda_gemm_stats {
-    int64_t plans, cublaslt_runs, own_runs, wgmma_runs; /* wgmma_runs: own ones on Hopper's units */
+    int64_t plans, cublaslt_runs, own_runs;
+    int64_t wgmma_runs, wgmma_wide,
+        wgmma_flat; /* own ones on Hopper's units; in 256 x 192, 128 x 192 */
 } tp_cuda_gemm_stats;
 tp_cuda_gemm_stats tp_cuda_gemm_stats_of(const tp_ctx *c);
 #ifdef __cplusplus

@@ -3,13 +3,13 @@
  *
  * A block computes tiles, one after the other: a producer thread brings 64 steps of k of both
  * operands at a time by TMA into a ring of buffers, across the borders of tiles; each of two
- * warpgroups multiplies half of the rows by wgmma. They share the ring and nothing else, so one
- * may end its tile while the other has the tensor cores to itself. (Warps by roles, and an end that
- * overlaps: Thakkar et al., CUTLASS 3; persistent tiles that share the L2: Shankhdhar,
+ * warpgroups multiplies half of the rows by wgmma. One is kept a step or two behind the other, so
+ * that each ends its tiles while the other has the tensor cores to itself. (Warps by roles, and an
+ * end that overlaps: Thakkar et al., CUTLASS 3; persistent tiles that share the L2: Shankhdhar,
  * "Outperforming cuBLAS on H100", 2024.)
  *
- * An element is one chain over k of products of 16 steps. No size enters it, nor BN: beyond an
- * edge TMA brings zeros. So a row has the same bits whatever rows it is computed with. */
+ * An element is one chain over k of products of 16 steps. No size enters it, nor a tile's: beyond
+ * an edge TMA brings zeros. So a row has the same bits whatever rows it is computed with. */
 #ifndef TP_GEMM_SM90_H
 #define TP_GEMM_SM90_H
 #include "ops/cuda_hopper_tile.h"
@@ -17,23 +17,15 @@
 
 enum { GEMM90_BK = 64, GEMM90_THREADS = 384 };
 
-/* Each warpgroup has M64 products of 64 rows. What a multiprocessor takes from the L2 for each of
- * its products shrinks as a tile grows on both sides; sums of 256 x 192 are what registers hold. */
-template <int BN> struct gemm90_shape;
-template <> struct gemm90_shape<192> {
-    enum { M64 = 2, STAGES = 4 };
-};
-template <> struct gemm90_shape<64> {
-    enum { M64 = 1, STAGES = 8 };
-};
-
-template <int BN> struct gemm90_memory {
-    static constexpr int M64 = gemm90_shape<BN>::M64, STAGES = gemm90_shape<BN>::STAGES;
+/* A tile: each warpgroup has M64 products of 64 rows, of BN columns. What a multiprocessor takes
+ * from the L2 for each of its products shrinks as a tile grows on both sides; sums of 256 x 192 are
+ * what registers hold. */
+template <int M64, int BN> struct gemm90_memory {
     static constexpr int BM = 2 * M64 * 64;
     static constexpr int A_BYTES = BM * GEMM90_BK * 2, B_BYTES = BN * GEMM90_BK * 2;
-    static constexpr int STAGE = A_BYTES + B_BYTES, BARS = STAGES * STAGE;
+    static constexpr int STAGE = A_BYTES + B_BYTES, FIT = (SM90_SHARED_BYTES - 128) / STAGE;
+    static constexpr int STAGES = FIT < 8 ? FIT : 8, BARS = STAGES * STAGE;
     static constexpr int BYTES = BARS + 2 * STAGES * 8;
-    static_assert(BYTES <= SM90_SHARED_BYTES, "more shared memory than a block can have");
 };
 
 template <class END> struct gemm90_args {
@@ -102,10 +94,10 @@ static __device__ __forceinline__ void gemm90_bring(unsigned char *to, const tp_
             tp_tma_load_4d(to + i * 64 * GEMM90_BK * 2, map, bar, outer + 64 * i, k, batch, 0);
 }
 
-template <class END, int BN, bool A_K, bool B_K>
+template <class END, int M64, int BN, bool A_K, bool B_K>
 static __device__ __forceinline__ void gemm90_produce(const gemm90_args<END> &f,
                                                       unsigned char *shared, uint64_t *full) {
-    typedef gemm90_memory<BN> M;
+    typedef gemm90_memory<M64, BN> M;
     uint64_t *empty = full + M::STAGES;
     int used = 0;
     for (int t = blockIdx.x; t < f.tiles; t += gridDim.x) {
@@ -124,11 +116,11 @@ static __device__ __forceinline__ void gemm90_produce(const gemm90_args<END> &f,
 
 /* d[i] (64, BN) += 64 steps of k, for rows 64 * (M64*group + i) of the tile; `add` 0: d = ….
  * Starts it. */
-template <int BN, bool A_K, bool B_K, int M64>
+template <int M64, int BN, bool A_K, bool B_K>
 static __device__ __forceinline__ void gemm90_multiply(float (&d)[M64][BN / 2],
                                                        const unsigned char *a,
                                                        const unsigned char *b, int group, int add) {
-    constexpr int BM = gemm90_memory<BN>::BM, BOX = 64 * GEMM90_BK * 2;
+    constexpr int BM = gemm90_memory<M64, BN>::BM, BOX = 64 * GEMM90_BK * 2;
     const int first = M64 * group;
     const uint64_t da = A_K ? sm90_rows_desc<GEMM90_BK, BM>(a, 64 * first)
                             : sm90_columns_desc<64, GEMM90_BK>(a + first * BOX);
@@ -148,45 +140,50 @@ static __device__ __forceinline__ void gemm90_multiply(float (&d)[M64][BN / 2],
     tp_wgmma_commit();
 }
 
-template <class END, int BN, bool A_K, bool B_K>
+template <class END, int M64, int BN, bool A_K, bool B_K>
 static __device__ __forceinline__ void
 gemm90_consume(const gemm90_args<END> &f, unsigned char *shared, uint64_t *full, int group) {
-    typedef gemm90_memory<BN> M;
+    typedef gemm90_memory<M64, BN> M;
     uint64_t *empty = full + M::STAGES;
     const int lane = threadIdx.x % 32;
+    /* The second starts a tile when the first has begun its second step, and the first cannot come
+     * there again before: the ring is no longer than a tile. */
+    const bool apart = f.k_steps >= M::STAGES;
     int used = 0;
     for (int t = blockIdx.x; t < f.tiles; t += gridDim.x) {
         const gemm90_tile at = gemm90_tile_of(f, t);
-        float d[M::M64][BN / 2];
+        if (apart && group == 1) tp_bar_sync(1, 256);
+        float d[M64][BN / 2];
 #pragma unroll
-        for (int i = 0; i < M::M64; i++) tp_wgmma_pin(d[i]);
+        for (int i = 0; i < M64; i++) tp_wgmma_pin(d[i]);
         for (int s = 0; s < f.k_steps; s++, used++) {
             const int stage = used % M::STAGES;
             const unsigned char *a = shared + stage * M::STAGE;
             tp_mbar_wait(&full[stage], sm90_phase<M::STAGES>(used));
-            gemm90_multiply<BN, A_K, B_K>(d, a, a + M::A_BYTES, group, s > 0);
+            gemm90_multiply<M64, BN, A_K, B_K>(d, a, a + M::A_BYTES, group, s > 0);
             if (s == 0) continue;
+            if (s == 1 && apart && group == 0) tp_bar_arrive(1, 256);
             tp_wgmma_wait<1>(); /* the products before these have read their buffers */
             if (lane == 0) tp_mbar_arrive(&empty[(used - 1) % M::STAGES]);
         }
         tp_wgmma_wait<0>();
 #pragma unroll
-        for (int i = 0; i < M::M64; i++) tp_wgmma_pin(d[i]);
+        for (int i = 0; i < M64; i++) tp_wgmma_pin(d[i]);
         if (lane == 0) tp_mbar_arrive(&empty[(used - 1) % M::STAGES]);
         const int thread = tp_fresh(threadIdx.x % 128);
-        const int row = at.m * M::BM + 64 * M::M64 * group + thread / 32 * 16 + thread % 32 / 4;
+        const int row = at.m * M::BM + 64 * M64 * group + thread / 32 * 16 + thread % 32 / 4;
 #pragma unroll
-        for (int i = 0; i < M::M64; i++) f.end(d[i], at.batch, row + 64 * i, at.n * BN);
+        for (int i = 0; i < M64; i++) f.end(d[i], at.batch, row + 64 * i, at.n * BN);
     }
 }
 #endif
 
 /* Grid: as many blocks as run at once, or as there are tiles. */
-template <class END, int BN, bool A_K, bool B_K>
+template <class END, int M64, int BN, bool A_K, bool B_K>
 static __global__ void __launch_bounds__(GEMM90_THREADS, 1)
     gemm_sm90(const __grid_constant__ gemm90_args<END> f) {
 #if TP_HOPPER
-    typedef gemm90_memory<BN> M;
+    typedef gemm90_memory<M64, BN> M;
     TP_SHARED_DYNAMIC(shared);
     uint64_t *full = (uint64_t *)(shared + M::BARS);
     if (threadIdx.x == 0) {
@@ -201,12 +198,12 @@ static __global__ void __launch_bounds__(GEMM90_THREADS, 1)
     __syncthreads();
     if (threadIdx.x < 128) {
         tp_registers_fewer<24>();
-        if (threadIdx.x == 0) gemm90_produce<END, BN, A_K, B_K>(f, shared, full);
+        if (threadIdx.x == 0) gemm90_produce<END, M64, BN, A_K, B_K>(f, shared, full);
     } else {
         tp_registers_more<240>();
         /* the same in a warp, which the compiler cannot know: descriptors in uniform registers */
         const int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128, 0);
-        gemm90_consume<END, BN, A_K, B_K>(f, shared, full, group - 1);
+        gemm90_consume<END, M64, BN, A_K, B_K>(f, shared, full, group - 1);
     }
 #endif
 }
@@ -243,25 +240,37 @@ static inline tp_status gemm90_map(const tp_call *k, tp_tma_map *out, const tp_t
     return no ? tp_fail(k->ctx, TP_EINTERNAL, "%s: %s", k->op->name, no) : TP_OK;
 }
 
+/* How long the tiles of a product take, in clocks for each step of k: of the tensor cores, which do
+ * 2048 multiplications in one, or of the L2, which gives all multiprocessors 5120 bytes. */
+template <int M64, int BN>
+static inline int64_t gemm90_clocks(const tp_call *k, int64_t m, int64_t n, int64_t batch) {
+    typedef gemm90_memory<M64, BN> M;
+    const int64_t at_once = tp_cuda_of(k->ctx)->multiprocessors;
+    const int64_t tiles = (int64_t)tp_blocks(m, M::BM) * tp_blocks(n, BN) * batch;
+    const int64_t cores = M::BM * BN * GEMM90_BK / 2048, l2 = M::STAGE * at_once / 5120;
+    return (tiles + at_once - 1) / at_once * (cores > l2 ? cores : l2);
+}
+
 /* c (m,n) = a b, batch times, ended by END. The operands fit (above), and so do the tiles an int.
  */
-template <class END, int BN, bool A_K, bool B_K>
+template <class END, int M64, int BN, bool A_K, bool B_K>
 static inline tp_status gemm90_run(const tp_call *k, const tp_tile_side *a, const tp_tile_side *b,
                                    int64_t steps, int64_t batch, const END &end) {
+    typedef gemm90_memory<M64, BN> M;
     const int64_t l2 = 16 << 20; /* a third of Hopper's */
     gemm90_args<END> f;
-    tp_status st = gemm90_map(k, &f.a, a, steps, batch, gemm90_memory<BN>::BM);
+    tp_status st = gemm90_map(k, &f.a, a, steps, batch, M::BM);
     if (!st) st = gemm90_map(k, &f.b, b, steps, batch, BN);
     if (st) return st;
     f.k_steps = (int)tp_blocks(steps, GEMM90_BK);
-    f.tiles_m = (int)tp_blocks(a->count, gemm90_memory<BN>::BM);
+    f.tiles_m = (int)tp_blocks(a->count, M::BM);
     f.tiles_n = (int)tp_blocks(b->count, BN);
     f.tiles = f.tiles_m * f.tiles_n * (int)batch;
-    const int64_t section = l2 / (gemm90_memory<BN>::BM * 2 * steps);
+    const int64_t section = l2 / (M::BM * 2 * steps);
     f.section = section < 8 ? 8 : section > f.tiles_m ? f.tiles_m : (int)section;
     f.end = end;
     const int at_once = tp_cuda_of(k->ctx)->multiprocessors;
-    return TP_LAUNCH(k, (gemm_sm90<END, BN, A_K, B_K>), f.tiles < at_once ? f.tiles : at_once,
-                     GEMM90_THREADS, gemm90_memory<BN>::BYTES, f);
+    return TP_LAUNCH(k, (gemm_sm90<END, M64, BN, A_K, B_K>), f.tiles < at_once ? f.tiles : at_once,
+                     GEMM90_THREADS, M::BYTES, f);
 }
 #endif

@@ -170,8 +170,7 @@ tp_status tp_gemm_tile(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g) {
     const tp_cuda_gemm plain = gelu ? tp_gemm_before_gelu(g) : *g;
     tp_tile_args args = args_of(&plain, 0);
     if (tp_gemm_sm90_takes(k, &plain, &args)) {
-        blas->stats.wgmma_runs++;
-        tp_status st = tp_gemm_sm90(k, &plain, &args);
+        tp_status st = tp_gemm_sm90(k, blas, &plain, &args);
         return st || !gelu ? st : tp_gemm_then_gelu(k, g);
     }
     tp_status st = TP_OK;

@@ -28,16 +28,18 @@ typedef struct tp_tile_args {
     unsigned tiles_m, tiles_n;
 } tp_tile_args;
 
-/* One launch's arguments; the kernels' hosts below fill in the tiles. */
-tp_status tp_gemm_tile_f32(const tp_call *k, const tp_cuda_gemm *g, tp_tile_args *args);
-tp_status tp_gemm_tile_bf16(const tp_call *k, const tp_cuda_gemm *g, tp_tile_args *args);
-bool tp_gemm_sm90_takes(const tp_call *k, const tp_cuda_gemm *g, const tp_tile_args *args);
-tp_status tp_gemm_sm90(const tp_call *k, const tp_cuda_gemm *g, const tp_tile_args *args);
 /* What a context keeps for its products (tp_cuda->blas). */
 typedef struct tp_blas {
     tp_cuda_gemm_stats stats;
     struct tp_cublaslt *lt; /* gemm_cublaslt.cu's */
 } tp_blas;
+
+/* One launch's arguments; the kernels' hosts below fill in the tiles. */
+tp_status tp_gemm_tile_f32(const tp_call *k, const tp_cuda_gemm *g, tp_tile_args *args);
+tp_status tp_gemm_tile_bf16(const tp_call *k, const tp_cuda_gemm *g, tp_tile_args *args);
+bool tp_gemm_sm90_takes(const tp_call *k, const tp_cuda_gemm *g, const tp_tile_args *args);
+tp_status tp_gemm_sm90(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g,
+                       const tp_tile_args *args);
 /* Our own: any product, by one of the above. */
 tp_status tp_gemm_tile(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g);
 /* cuBLASLt: *taken says whether it does this product at all. */

@@ -502,21 +502,51 @@ static void check_cublaslt(int sm) {
 
 /* ---- our own, on Hopper's units ---------------------------------------------------------------
  */
-static const problem wgmma[] = {
-    {"wgmma nt", 1, 150, 72, 200, ROWS, COLS, 8, 8, .bias = true},
-    {"wgmma nn", 2, 130, 136, 72, ROWS, ROWS, 8, 0, .bias = true, .gelu = true},
-    {"wgmma tn", 3, 72, 200, 130, COLS, ROWS, 8, 0, .accumulate = true, .c_f32 = true},
-    {"wgmma tt", 1, 200, 100, 64, COLS, COLS, 0, 0, .c_f32 = true},
-    {"wgmma, one row", 1, 1, 260, 100, ROWS, COLS, 4, 0},
-    {"wgmma, gelu's derivative", 1, 140, 264, 64, ROWS, COLS, 8, 0, .dgelu = true},
-    {"wgmma, k of 36", 1, 130, 68, 36, ROWS, COLS, 12, 0, .accumulate = true},
-    /* so many tiles that they are wide ones */
-    {"wgmma wide nt", 48, 140, 264, 72, ROWS, COLS, 8, 0, .bias = true},
-    {"wgmma wide nn", 48, 140, 136, 40, ROWS, ROWS, 8, 0, .accumulate = true},
-    {"wgmma wide tn", 50, 136, 136, 70, COLS, ROWS, 8, 0, .c_f32 = true},
-    {"wgmma wide tt", 50, 136, 136, 40, COLS, COLS, 8, 0, .gelu = true},
+/* Tiles are chosen by how many of them there are for each multiprocessor. */
+#if defined(TP_CUDA_ON_CPU)
+enum { MULTIPROCESSORS = 4 };
+#else
+enum { MULTIPROCESSORS = 132 }; /* of an H100; another takes what tiles it likes */
+#endif
+/* Batches are those for four multiprocessors. */
+static const struct wgmma {
+    problem p;
+    enum tiles { SMALL, FLAT, WIDE } tiles; /* 128 x 64, 128 x 192, 256 x 192 */
+} wgmma[] = {
+    {{"wgmma nt", 1, 150, 72, 200, ROWS, COLS, 8, 8, .bias = true}, SMALL},
+    {{"wgmma nn", 2, 130, 128, 72, ROWS, ROWS, 8, 0, .bias = true, .gelu = true}, SMALL},
+    {{"wgmma tn", 3, 72, 200, 130, COLS, ROWS, 8, 0, .accumulate = true, .c_f32 = true}, SMALL},
+    {{"wgmma tt", 1, 200, 100, 64, COLS, COLS, 0, 0, .c_f32 = true}, SMALL},
+    {{"wgmma, one row", 1, 1, 260, 100, ROWS, COLS, 4, 0}, SMALL},
+    {{"wgmma, gelu's derivative", 1, 140, 256, 64, ROWS, COLS, 8, 0, .dgelu = true}, SMALL},
+    {{"wgmma, k of 36", 1, 130, 68, 36, ROWS, COLS, 12, 0, .accumulate = true}, SMALL},
+    {{"wgmma, long", 3, 130, 136, 520, ROWS, COLS, 8, 0, .c_f32 = true, .bias = true}, SMALL},
+    {{"wgmma flat nt", 8, 100, 136, 328, ROWS, COLS, 8, 0, .bias = true}, FLAT},
+    {{"wgmma flat nn", 4, 100, 136, 40, ROWS, ROWS, 8, 0, .accumulate = true}, FLAT},
+    {{"wgmma flat tn", 4, 104, 136, 70, COLS, ROWS, 8, 0, .c_f32 = true}, FLAT},
+    {{"wgmma flat tt", 4, 104, 192, 40, COLS, COLS, 8, 0, .gelu = true}, FLAT},
+    {{"wgmma wide nt", 12, 140, 184, 264, ROWS, COLS, 8, 0}, WIDE},
+    {{"wgmma wide nn", 4, 140, 136, 40, ROWS, ROWS, 8, 0, .accumulate = true}, WIDE},
+    {{"wgmma wide tn", 8, 136, 136, 70, COLS, ROWS, 8, 0, .c_f32 = true}, WIDE},
+    {{"wgmma wide tt", 4, 136, 136, 40, COLS, COLS, 8, 0, .gelu = true}, WIDE},
 };
 enum { WGMMA = sizeof wgmma / sizeof *wgmma };
+
+/* Answers whether this device has Hopper's units. */
+static bool check_wgmma_one(tp_ctx *c, const struct wgmma *w) {
+    const tp_cuda_gemm_stats before = tp_cuda_gemm_stats_of(c);
+    problem p = w->p;
+    if (w->tiles != SMALL) p.batch = p.batch / 4 * MULTIPROCESSORS;
+    check(c, &p, TP_BF16, false);
+    const tp_cuda_gemm_stats after = tp_cuda_gemm_stats_of(c);
+    if (after.wgmma_runs == before.wgmma_runs) return false;
+#if defined(TP_CUDA_ON_CPU)
+    expect(after.wgmma_wide - before.wgmma_wide == (w->tiles == WIDE) &&
+               after.wgmma_flat - before.wgmma_flat == (w->tiles == FLAT),
+           "other tiles than meant", p.name);
+#endif
+    return true;
+}
 
 static void check_wgmma(void) {
 #if defined(TP_CUDA_ON_CPU)
@@ -524,17 +554,12 @@ static void check_wgmma(void) {
 #endif
     tp_ctx *c = open();
     c->gemm = TP_GEMM_OWN;
-    check(c, &wgmma[0], TP_BF16, false);
-    bool hopper = tp_cuda_gemm_stats_of(c).wgmma_runs > 0;
+    const bool hopper = check_wgmma_one(c, &wgmma[0]);
 #if defined(TP_CUDA_ON_CPU)
     expect(hopper, "not on Hopper's units", "sm_90");
 #endif
-    for (int i = 1; i < WGMMA && hopper; i++) {
-        tp_cuda_gemm_stats before = tp_cuda_gemm_stats_of(c);
-        check(c, &wgmma[i], TP_BF16, false);
-        expect(tp_cuda_gemm_stats_of(c).wgmma_runs == before.wgmma_runs + 1,
-               "not on Hopper's units", wgmma[i].name);
-    }
+    for (int i = 1; i < WGMMA && hopper; i++)
+        expect(check_wgmma_one(c, &wgmma[i]), "not on Hopper's units", wgmma[i].p.name);
     if (hopper) { /* a part of a product goes where the whole does */
         problem part = {"part of 1001 columns", 1, 130, 256, 64, ROWS, COLS, 8, 0, .like_n = 1001};
         problem edge = {"edge of 1032 columns", 1, 130, 8, 64, ROWS, COLS, 8, 0, .like_n = 1032};
@@ -549,8 +574,9 @@ static void check_wgmma(void) {
     if (hopper) { /* those that it leaves to others as well */
         for (int i = 0; i < PROBLEMS + LARGE; i++)
             check(c, i < PROBLEMS ? &problems[i] : &large[i - PROBLEMS], TP_BF16, false);
-        check_rows(c, &(problem){"rows", 48, 140, 136, 72, ROWS, COLS, 8, 0}, TP_BF16, "wgmma");
-        check_rows(c, &(problem){"rows", 48, 140, 136, 72, ROWS, ROWS, 8, 0}, TP_BF16, "wgmma");
+        const int n = MULTIPROCESSORS; /* wide tiles against small ones */
+        check_rows(c, &(problem){"rows", n, 140, 136, 72, ROWS, COLS, 8, 0}, TP_BF16, "wgmma");
+        check_rows(c, &(problem){"rows", n, 140, 136, 72, ROWS, ROWS, 8, 0}, TP_BF16, "wgmma");
         check_wgrad(c, "own, sm_90");
     }
     tp_ctx_free(c);

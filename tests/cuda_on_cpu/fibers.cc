@@ -150,6 +150,7 @@ static const char *doing(int t, char *buf, size_t bytes) {
 
 struct named_barrier {
     int count, arrived;
+    uint32_t came[MAX_WARPS]; /* lanes */
     uint32_t knows[NENT];
 };
 static named_barrier named[16];
@@ -244,7 +245,10 @@ void emu_named_barrier(int id, int count, bool wait) {
     if (b->arrived && b->count != count)
         emu_report("named barrier %d: one thread comes with a count of %d, this one with %d", id,
                    b->count, count);
+    if (b->came[w] >> (t & 31) & 1)
+        emu_report("named barrier %d: the thread comes again before the barrier is complete", id);
     b->count = count;
+    b->came[w] |= 1u << (t & 31);
     emu_learn(b->knows, emu_clock[w]);
     emu_tick(w);
     if (++b->arrived < count) {
@@ -259,9 +263,11 @@ void emu_named_barrier(int id, int count, bool wait) {
         fiber *f = &emu_block.fibers[o];
         if (f->state != AT_NAMED || f->barrier != id) continue;
         f->state = READY;
+        wait = true;
         emu_learn(emu_clock[o / 32], b->knows);
     }
     memset(b, 0, sizeof *b);
+    if (!wait) emu_report("named barrier %d: %d threads come, and none of them waits", id, count);
 }
 
 /* ---- meetings ------------------------------------------------------------------------------- */
