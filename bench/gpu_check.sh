@@ -190,4 +190,5 @@ for part in ${parts:-tests sanitize attention loss step gemm curve}; do part_$pa
 
 echo "== $card"
 cat "$table"
+grep -qE '^.{34} (FAILED|HANGS)' "$table" && failed=1 # those at a pipe's end as well
 exit $failed

@@ -44,6 +44,9 @@ function(tapir_cuda)
   add_library(tapir_cuda OBJECT ${CUDA_SOURCES})
   target_include_directories(tapir_cuda PRIVATE ${CMAKE_SOURCE_DIR})
   tapir_nvcc_options(tapir_cuda)
+  if(CMAKE_CUDA_ARCHITECTURES MATCHES "90a") # else Hopper runs what Ampere does
+    target_compile_definitions(tapir_cuda PRIVATE TAPIR_SM90A)
+  endif()
   target_compile_definitions(tapir PRIVATE TAPIR_CUDA)
   # As one object, of no language: otherwise whoever links the library would have to speak CUDA.
   set(kernels ${CMAKE_BINARY_DIR}/cuda_kernels.o)

@@ -183,7 +183,7 @@ function(tapir_tests ops)
   target_link_libraries(tapir_testlib PUBLIC tapir PkgConfig::CMOCKA PkgConfig::TAPIR_DEPS)
   # apart from the rest: it brings a malloc of its own into whatever links it
   add_library(tapir_failing STATIC ${CMAKE_SOURCE_DIR}/tests/lib/failing.c)
-  target_compile_definitions(tapir_failing PRIVATE TAPIR_SOURCE="${CMAKE_SOURCE_DIR}")
+  target_compile_definitions(tapir_failing PRIVATE TAPIR_SOURCE="${CMAKE_SOURCE_DIR}" $<$<BOOL:${TAPIR_CUDA}>:TAPIR_CUDA>)
   target_link_libraries(tapir_failing PUBLIC tapir_testlib tapir_trainer)
   foreach(src ${tests})
     get_filename_component(name ${src} NAME_WE)

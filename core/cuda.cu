@@ -32,6 +32,15 @@ static int world_size(void) {
     return told(names);
 }
 
+/* Whose kernels run on it. Hopper's own are empty in a program that was not compiled for sm_90a. */
+static int kernels_for(int major, int minor) {
+#if defined(TP_CUDA_ON_CPU) || defined(TAPIR_SM90A)
+    return 10 * major + minor;
+#else
+    return major == 9 ? 80 : 10 * major + minor;
+#endif
+}
+
 static tp_status take_device(tp_ctx *c, tp_cuda *g) {
     int n = 0;
     cudaError_t e = cudaGetDeviceCount(&n);
@@ -47,7 +56,7 @@ static tp_status take_device(tp_ctx *c, tp_cuda *g) {
         return tp_fail(c, TP_ENOKERNEL,
                        "device: cuda needs compute capability 8.0 or later, %s has %d.%d", p.name,
                        p.major, p.minor);
-    g->sm = 10 * p.major + p.minor;
+    g->sm = kernels_for(p.major, p.minor);
     g->multiprocessors = p.multiProcessorCount;
     g->shared_optin = p.sharedMemPerBlockOptin;
     return TP_OK;
@@ -64,7 +73,7 @@ int tp_cuda_sm(const tp_ctx *c) {
             major = 8, minor = 0;
     }
     cudaGetLastError();
-    return 10 * major + minor;
+    return kernels_for(major, minor);
 }
 
 static void cuda_describe(char *to, size_t bytes) {

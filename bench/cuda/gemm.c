@@ -63,12 +63,13 @@ static int measure(const layer *l, tp_dtype t, int64_t tokens) {
     for (int kind = 0; kind < 3 && !tp_error_status(c); kind++) {
         product p = make(kind, m, tokens, l);
         double flops = 2.0 * (double)p.g.m * (double)p.g.n * (double)p.g.k, s[2] = {0, 0};
+        const int64_t before = tp_cuda_gemm_stats_of(c).cublaslt_runs;
         for (int who = 0; who < 2; who++) {
             c->gemm = who ? TP_GEMM_CUBLASLT : TP_GEMM_OWN;
             s[who] = bench_seconds(c, run, &p);
         }
         if (tp_error_status(c)) break;
-        bool lt = tp_cuda_gemm_stats_of(c).cublaslt_runs > 0;
+        bool lt = tp_cuda_gemm_stats_of(c).cublaslt_runs > before;
         printf("%-20s %-4s %-7s %7lld %7lld %7lld  %8.1f  ", l->name, tp_dtype_name(t), kinds[kind],
                (long long)p.g.m, (long long)p.g.n, (long long)p.g.k, flops / s[0] / 1e12);
         if (lt)

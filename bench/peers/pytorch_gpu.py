@@ -41,7 +41,7 @@ def seconds(fn, floor=0.02, rounds=9):
 
 
 def ours(args, program, *words):
-    subprocess.run([f"{args.build}/{program}", *map(str, words)], check=False)
+    args.failed = subprocess.run([f"{args.build}/{program}", *map(str, words)], check=False).returncode or args.failed
 
 
 SHAPES = [(64, 1024, True), (128, 4096, True), (128, 4096, False), (96, 2048, True), (256, 4096, True)]
@@ -80,7 +80,8 @@ def loss(args):
             l = F.cross_entropy(F.linear(x, w).float(), y)
             return torch.autograd.grad(l, (x, w))
 
-        compiled = torch.compile(both)
+        torch._dynamo.reset()  # else the second shape would be compiled for any size, which is slower
+        compiled = torch.compile(both, dynamic=False)
         for _ in range(args.rounds):
             ours(args, "bench_cuda_loss", c, v)
             try:
@@ -167,7 +168,8 @@ def step(args):
         m = Model(family, layers, heads, c, vocab, context).to(DEV)
         params = sum(p.numel() for p in m.parameters())
         opt = torch.optim.AdamW(m.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-        f = torch.compile(m)
+        torch._dynamo.reset()
+        f = torch.compile(m, dynamic=False)
         ids = torch.randint(vocab, (batch, context + 1), device=DEV)
 
         def one():
@@ -201,10 +203,12 @@ def main():
     p.add_argument("--build", default="build-cuda")
     p.add_argument("--rounds", type=int, default=3)
     args = p.parse_args()
+    args.failed = 0
     if not torch.cuda.is_available():
         sys.exit("PyTorch sees no GPU")
     print(f"PyTorch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
     {"attention": attention, "loss": loss, "step": step}[args.what](args)
+    sys.exit(args.failed != 0)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@
 #include <cublasLt.h>
 #include <string.h>
 
-enum { ASKED = 24, KEPT = 6, BUCKETS = 64, WORKSPACE = 32 << 20 };
+enum { ASKED = 24, KEPT = 6, CHOICES = 16, BUCKETS = 64, WORKSPACE = 32 << 20 };
 static const int64_t REFERENCE_ROWS = 4096;
 
 /* Everything that the choice of an algorithm may depend on. Zeroed before it is filled: compared as
@@ -25,6 +25,12 @@ typedef struct plan_key {
     int32_t dtype, c_dtype, epilogue, align_a, align_b, align_c;
 } plan_key;
 
+typedef struct choice {
+    int64_t m, batch;
+    int algo;      /* does one matrix of it; -1: none */
+    bool together; /* and all matrices at once */
+} choice;
+
 typedef struct plan {
     struct plan *next;
     plan_key key;
@@ -32,9 +38,9 @@ typedef struct plan {
     cublasLtMatrixLayout_t a, b, c; /* ours */
     cublasLtMatmulAlgo_t algo[KEPT];
     int algos;
-    int64_t m, batch; /* of the last product */
-    int choice;       /* the algorithm that does one matrix of it; -1: none */
-    bool together;    /* and all matrices at once */
+    choice known[CHOICES]; /* those of the last products, so that a step that is recorded asks
+                              nothing */
+    int choices;           /* so far */
 } plan;
 
 typedef struct tp_cublaslt {
@@ -51,6 +57,13 @@ static tp_status check(const tp_call *k, cublasStatus_t e) {
                    "%s: cuBLASLt: %s", k->op->name, cublasLtGetStatusString(e));
 }
 
+/* "Not this one" is an answer; other bits for another reason would be worse than a sentence. */
+static bool refuses(cublasStatus_t *e) {
+    const bool no = *e == CUBLAS_STATUS_NOT_SUPPORTED || *e == CUBLAS_STATUS_INVALID_VALUE ||
+                    *e == CUBLAS_STATUS_ARCH_MISMATCH;
+    if (no) *e = CUBLAS_STATUS_SUCCESS;
+    return no;
+}
 template <typename T>
 static void set_op(cublasStatus_t *e, plan *p, cublasLtMatmulDescAttributes_t what, T v) {
     if (!*e) *e = cublasLtMatmulDescSetAttribute(p->op, what, &v, sizeof v);
@@ -247,8 +260,8 @@ static tp_status choose_algorithms(const tp_call *k, tp_cublaslt *lt, plan *p,
     if (st) return st;
     e = cublasLtMatmulAlgoGetHeuristic(lt->handle, p->op, p->b, p->a, p->c, p->c, lt->preference,
                                        ASKED, found, &n);
-    if (e) n = 0; /* not supported: our own kernel takes it */
-    e = CUBLAS_STATUS_SUCCESS;
+    if (refuses(&e)) n = 0; /* our own kernel takes it */
+    if ((st = check(k, e))) return st;
     set_sizes(&e, p, y->m ? y->m : m, y->n, ld);
     if ((st = check(k, e))) return st;
     for (int i = 0; i < n && p->algos < KEPT; i++)
@@ -276,37 +289,43 @@ static plan *plan_of(const tp_call *k, tp_blas *blas, tp_cublaslt *lt, const pla
     return *bucket = p;
 }
 
-static bool does(tp_cublaslt *lt, plan *p, int i) {
+/* A failure of any other kind stays in *e. */
+static bool does(cublasStatus_t *e, tp_cublaslt *lt, plan *p, int i) {
     cublasLtMatmulHeuristicResult_t r;
-    return !cublasLtMatmulAlgoCheck(lt->handle, p->op, p->b, p->a, p->c, p->c, &p->algo[i], &r) &&
-           !r.state && r.workspaceSize <= WORKSPACE;
+    if (*e) return false;
+    *e = cublasLtMatmulAlgoCheck(lt->handle, p->op, p->b, p->a, p->c, p->c, &p->algo[i], &r);
+    return refuses(e) ? false : !*e && !r.state && r.workspaceSize <= WORKSPACE;
 }
 
 /* The first of the plan's algorithms that does this m. A batch has no say in it, as leaves of a
  * gradient must have the same bits however many are computed together: what cannot do all matrices
  * at once does one after the other. */
-static tp_status choose(const tp_call *k, tp_cublaslt *lt, plan *p, const tp_cuda_gemm *g) {
+static const choice *choose(const tp_call *k, tp_cublaslt *lt, plan *p, const tp_cuda_gemm *g) {
+    for (int i = 0; i < p->choices && i < CHOICES; i++)
+        if (p->known[i].m == g->m && p->known[i].batch == g->batch) return &p->known[i];
     cublasStatus_t e = CUBLAS_STATUS_SUCCESS;
+    choice found = {g->m, g->batch, -1, false};
     set_call(&e, p, g, g->m, 1);
-    p->choice = -1;
-    for (int i = p->algos - 1; i >= 0 && !e; i--)
-        if (does(lt, p, i)) p->choice = i;
+    for (int i = p->algos - 1; i >= 0; i--)
+        if (does(&e, lt, p, i)) found.algo = i;
     set_call(&e, p, g, g->m, g->batch);
-    p->together = !e && p->choice >= 0 && does(lt, p, p->choice);
-    p->m = g->m;
-    p->batch = g->batch;
-    return check(k, e);
+    found.together = found.algo >= 0 && does(&e, lt, p, found.algo);
+    if (check(k, e)) return NULL;
+    choice *to = &p->known[p->choices++ % CHOICES];
+    if (p->choices == 2 * CHOICES) p->choices = CHOICES;
+    *to = found;
+    return to;
 }
 
-static cublasStatus_t multiply(const tp_call *k, tp_cublaslt *lt, plan *p, const tp_cuda_gemm *g,
-                               int64_t first) {
+static cublasStatus_t multiply(const tp_call *k, tp_cublaslt *lt, plan *p, int algo,
+                               const tp_cuda_gemm *g, int64_t first) {
     float one = 1.0f, beta = g->accumulate ? 1.0f : 0.0f;
     size_t size = tp_dtype_size(g->a.dtype), c_size = tp_dtype_size(g->c.dtype);
     const char *a = (const char *)g->a.p + first * g->a.batch * (int64_t)size;
     const char *b = (const char *)g->b.p + first * g->b.batch * (int64_t)size;
     char *c = (char *)g->c.p + first * g->c.batch * (int64_t)c_size;
     return cublasLtMatmul(lt->handle, p->op, &one, b, p->b, a, p->a, &beta, c, p->c, c, p->c,
-                          &p->algo[p->choice], lt->workspace, WORKSPACE, tp_cuda_stream(k->ctx));
+                          &p->algo[algo], lt->workspace, WORKSPACE, tp_cuda_stream(k->ctx));
 }
 
 static tp_status run_plan(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g,
@@ -317,13 +336,14 @@ static tp_status run_plan(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g
     tp_cublaslt *lt = open(k, blas);
     plan *p = lt ? plan_of(k, blas, lt, &key, g) : NULL;
     if (!p) return k->ctx->status;
-    if ((p->m != g->m || p->batch != g->batch) && choose(k, lt, p, g)) return k->ctx->status;
-    if (p->choice < 0) return TP_OK;
+    const choice *how = choose(k, lt, p, g);
+    if (!how || how->algo < 0) return k->ctx->status;
     *taken = true;
     blas->stats.cublaslt_runs++;
     cublasStatus_t e = CUBLAS_STATUS_SUCCESS;
-    set_call(&e, p, g, g->m, p->together ? g->batch : 1);
-    for (int64_t i = 0; i < (p->together ? 1 : g->batch) && !e; i++) e = multiply(k, lt, p, g, i);
+    set_call(&e, p, g, g->m, how->together ? g->batch : 1);
+    for (int64_t i = 0; i < (how->together ? 1 : g->batch) && !e; i++)
+        e = multiply(k, lt, p, how->algo, g, i);
     return check(k, e);
 }
 

@@ -472,6 +472,22 @@ static void check_cublaslt(int sm) {
     check(c, &twice, TP_BF16, false);
     tp_cuda_gemm_stats after = tp_cuda_gemm_stats_of(c);
     expect(after.plans == before.plans, "a plan was made again", who);
+#if defined(TP_CUDA_ON_CPU)
+    const int64_t asked =
+        emu_lt.checks; /* a recorded step asks nothing that one before has asked */
+    for (int i = 0; i < 3; i++)
+        check(c,
+              &(problem){"again", 1, (int64_t[]){130, 7, 64}[i], 64, 48, ROWS, COLS, 8, 0,
+                         .bias = true},
+              TP_BF16, false);
+    check(c, &twice, TP_BF16, false);
+    expect(emu_lt.checks == asked, "an algorithm was looked for again", who);
+    for (int64_t m = 1; m < 40; m++) /* more than are remembered */
+        check(c, &(problem){"many", 1, m, 64, 48, ROWS, COLS, 8, 0, .bias = true}, TP_BF16, false);
+    expect(emu_lt.checks > asked, "nothing was asked for other rows", who);
+    before.cublaslt_runs += 39 + 4;
+    after = tp_cuda_gemm_stats_of(c);
+#endif
     expect(after.cublaslt_runs == before.cublaslt_runs + 4, "cuBLASLt did not run", who);
     p.n = 72;
     check(c, &p, TP_BF16, false);
