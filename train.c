@@ -35,6 +35,7 @@ typedef struct run {
     tp_metrics *metrics;
     tp_tfevents *events;
     tp_checkpoint_reader *from; /* to go on from, until it is loaded */
+    FILE *lock;                 /* rank 0's, of the folder */
     char checkpoints[TP_CONFIG_TEXT + 32];
     void *whole;         /* one tensor of the optimizer's state, between ranks and a checkpoint */
     int64_t step, steps; /* steps done; steps in all */
@@ -53,7 +54,7 @@ typedef struct run {
 static tp_status open_sources(run *r) {
     tp_status st = tp_config_require(r->c, &r->cfg, "data.train");
     if (!st && r->cfg.eval.every) st = tp_config_require(r->c, &r->cfg, "data.val");
-    if (!st) st = tp_begin_tokenizer(&r->tokenizer, r->c, &r->cfg);
+    if (!st) st = tp_begin_tokenizer(&r->tokenizer, r->c, &r->cfg, r->from);
     if (!st) st = tp_source_open(&r->train, r->c, &r->cfg, r->cfg.data.train, r->tokenizer);
     if (!st && *r->cfg.data.val)
         st = tp_source_open(&r->val, r->c, &r->cfg, r->cfg.data.val, r->tokenizer);
@@ -99,6 +100,7 @@ static tp_status open_folder(run *r, bool resume) {
     if (!r->root) return tp_comm_barrier(r->comm, r->c);
     tp_status st = tp_make_folder(r->c, r->cfg.run.dir);
     if (!st) st = tp_make_folder(r->c, r->checkpoints);
+    if (!st) st = tp_lock_folder(&r->lock, r->c, r->cfg.run.dir);
     if (!st) st = tp_checkpoint_clean(r->c, r->checkpoints, &left);
     if (st) return st;
     snprintf(path, sizeof path, "%s/metrics.jsonl", r->cfg.run.dir);
@@ -176,7 +178,10 @@ static tp_status save(run *r, bool best) {
 /* ---- resume --------------------------------------------------------------------------------- */
 static tp_status check_same_run(run *r, tp_checkpoint_reader *from) {
     char *sha = NULL;
+    size_t n;
     tp_status st = tp_same_config(r->c, from, &r->cfg);
+    if (!st)
+        st = tp_same_text(r->c, from, &r->cfg, "tokenizer", tp_tokenizer_json(r->tokenizer, &n));
     if (!st) st = tp_checkpoint_get_text(from, "corpus", &sha);
     if (!st && strcmp(sha, tp_source_sha256(&r->train)))
         st = tp_fail(r->c, TP_EARG,
@@ -198,14 +203,14 @@ static tp_status load_state(run *r, tp_checkpoint_reader *from) {
     return st;
 }
 
-/* The checkpoint to go on from, if there is one; refused if it is another run's. */
+/* The checkpoint to go on from, if there is one. */
 static tp_status find_checkpoint(run *r) {
     char warning[512] = "";
     tp_status st = tp_checkpoint_latest(&r->from, r->c, r->checkpoints, warning, sizeof warning);
     if (*warning && r->root) tp_progress(true, "warning: %s", warning);
     if (!st && !r->from)
         tp_progress(true, "%s has no checkpoint yet: starting from step 0", r->cfg.run.dir);
-    return st || !r->from ? st : check_same_run(r, r->from);
+    return st;
 }
 
 static tp_status resume(run *r) {
@@ -449,9 +454,11 @@ static tp_status train(run *r, bool resuming) {
     r->steps = r->cfg.run.steps;
     r->best_val = INFINITY;
     r->train_loss = r->train_bpb = r->val_loss = r->val_bpb = NAN;
-    tp_status st = open_sources(r);
-    if (!st) st = open_folder(r, resuming);
+    tp_status st = resuming ? open_folder(r, true) : TP_OK;
     if (!st && resuming) st = find_checkpoint(r);
+    if (!st) st = open_sources(r);
+    if (!st && r->from) st = check_same_run(r, r->from);
+    if (!st && !resuming) st = open_folder(r, false);
     if (!st) st = agree(r);
     if (!st) st = plan(r);
     if (!st) st = tp_trainer_new(&r->trainer, r->c, &r->cfg, r->comm);
@@ -473,6 +480,7 @@ static void close_run(run *r) {
     tp_tokenizer_free(r->tokenizer);
     tp_source_close(&r->train);
     tp_source_close(&r->val);
+    if (r->lock) fclose(r->lock);
 }
 
 static char *words[256];

@@ -194,6 +194,8 @@ int cmd_bench(int argc, char **argv) {
                "to 2048 tokens."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_catch_signals();
+    if (n_words > 0 && n_against && strcmp(words[0], "step"))
+        return tp_say(argv[0], "--against is for bench step, not for bench %s", words[0]);
     if (n_words > 0 && !strcmp(words[0], "decode"))
         return tp_bench_decode(argv[0], words + 1, n_words - 1, json);
     if (n_words > 0 && !strcmp(words[0], "mod"))

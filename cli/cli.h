@@ -102,6 +102,7 @@ typedef struct tp_run {
 /* Opens a run's folder (its newest checkpoint), or a checkpoint file. best: DIR's best.h5. */
 tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best);
 tp_status tp_run_peek(tp_run *r, tp_ctx *c, const char *path); /* config and tokenizer only */
+tp_status tp_run_texts(tp_run *r); /* these two of r->from, which is open */
 void tp_run_close(tp_run *r);
 /* Opens a run, does fn, closes it, says what failed. Exit code. */
 typedef struct tp_run_args {
@@ -130,10 +131,16 @@ tp_status tp_save_weights(tp_ctx *c, tp_checkpoint_writer *w, const tp_params *p
 tp_status tp_save_optimizer(tp_trainer *t, tp_checkpoint_writer *w, void **whole);
 tp_status tp_load_optimizer(tp_trainer *t, tp_checkpoint_reader *from, void **whole);
 tp_status tp_make_folder(tp_ctx *c, const char *path); /* with those above it */
+/* One process at a time trains in a run's folder: refuses where another does. *out holds the lock
+ * until it is closed, or the process ends; NULL where the file system has none. */
+tp_status tp_lock_folder(FILE **out, tp_ctx *c, const char *dir);
 tp_status tp_write_text(tp_ctx *c, const char *path, const char *text);
 /* Refuses, with the first key that differs, a checkpoint of a run with another config; what only
  * watches a run, or splits it, may differ. */
 tp_status tp_same_config(tp_ctx *c, tp_checkpoint_reader *from, const tp_config *now);
+/* Refuses a checkpoint whose text `what` ("tokenizer") is another. */
+tp_status tp_same_text(tp_ctx *c, tp_checkpoint_reader *from, const tp_config *now,
+                       const char *what, const char *text);
 /* The first "key: value" in which two texts of configs differ. */
 void tp_config_difference(const char *a, const char *b, char *out, size_t cap);
 

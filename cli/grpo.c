@@ -67,6 +67,7 @@ static tp_status open_task(tp_grpo *g) {
                         .max_length = f->rl.max_completion_length,
                         .overlong_buffer = f->rl.overlong_buffer};
     tp_status st = tp_task_new(&g->task, g->c, &t);
+    if (!st) st = tp_grpo_task_digest(g);
     return st ? st : tp_rewards_new(&g->rewards, g->c, &r);
 }
 
@@ -103,10 +104,20 @@ static tp_status open_threads(tp_grpo *g) {
     return st ? st : tp_trainer_side_by_side(&g->trainer, apart);
 }
 
+/* From the run's own checkpoint where there is one: model.init_from may have been trained on. */
+static tp_status open_weights(const tp_grpo *g, const tp_config *f, tp_checkpoint_reader *load,
+                              tp_model *m, const char *under) {
+    char first[TP_CHECKPOINT_NAME];
+    tp_params *p = tp_model_params(m);
+    snprintf(first, sizeof first, "%s/%s", under, p->p[0].name);
+    const bool there = load && tp_checkpoint_find(load, first); /* no reference in older ones */
+    return there ? tp_load_weights(g->c, load, p, under) : tp_begin_weights(g->c, f, p);
+}
+
 tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load) {
     tp_status st = check(g);
     g->c->as_decoded = true; /* log-probs are compared with those of decoding */
-    if (!st) st = tp_begin_tokenizer(&g->tokenizer, g->c, &g->cfg);
+    if (!st) st = tp_begin_tokenizer(&g->tokenizer, g->c, &g->cfg, load);
     if (!st) st = tp_encoder_new(&g->encoder, g->c, g->tokenizer, NULL);
     g->eos = st ? -1 : tp_tokenizer_eos(g->tokenizer);
     if (!st && g->eos < 0)
@@ -116,12 +127,11 @@ tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load) {
     g->B = g->cfg.rl.prompts_per_step * g->cfg.rl.num_generations / g->cfg.rl.steps_per_generation;
     tp_config f = update_config(g);
     if (!st) st = tp_trainer_new(&g->trainer, g->c, &f, g->comm);
-    if (!st) st = tp_begin_weights(g->c, &f, tp_model_params(g->trainer.model));
+    if (!st) st = open_weights(g, &f, load, g->trainer.model, "weights");
     if (!st && g->cfg.rl.beta > 0) {
         st = tp_model_new(&g->reference, g->c, tp_model_config(g->trainer.model));
-        if (!st) st = tp_begin_weights(g->c, &f, tp_model_params(g->reference));
+        if (!st) st = open_weights(g, &f, load, g->reference, "reference");
     }
-    if (!st && load) st = tp_load_weights(g->c, load, tp_model_params(g->trainer.model), "weights");
     if (!st) st = open_threads(g);
     if (!st) st = tp_rollouts_new(&g->now, g);
     if (!st && g->cfg.rl.dynamic_sampling) st = tp_rollouts_new(&g->draw, g);
@@ -217,6 +227,7 @@ static tp_status grpo(tp_grpo_run *r, bool resuming, bool only_evaluate) {
     if (!st && resuming) st = tp_grpo_find_checkpoint(r);
     if (!st) st = agree(r);
     if (!st) st = tp_grpo_open(g, r->from);
+    if (!st) st = tp_comm_agree(g->comm, g->c, "rl.task", g->task_digest);
     if (!st) st = tp_grpo_load_state(r);
     if (!st && g->root) tp_grpo_describe(r);
     if (!st) st = tp_grpo_open_logs(r);
@@ -299,6 +310,7 @@ int cmd_grpo(int argc, char **argv) {
     tp_checkpoint_close(r->from);
     tp_metrics_close(r->metrics);
     tp_tfevents_close(r->events);
+    if (r->lock) fclose(r->lock);
     tp_grpo_close(g);
     tp_ctx_free(g->c);
     free(r);

@@ -34,6 +34,7 @@ typedef struct tp_grpo {
     tp_encoder *encoder;
     int32_t eos;
     tp_task *task;
+    char task_digest[65]; /* of a file; "built in" */
     tp_rewards *rewards;
     tp_trainer trainer;  /* its config counts updates, and rows of an update */
     tp_model *reference; /* NULL: beta is 0 */
@@ -113,12 +114,15 @@ tp_status tp_grpo_read_dump(tp_grpo *g, const char *path);
 tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load);
 void tp_grpo_close(tp_grpo *g);
 
+tp_status tp_grpo_task_digest(tp_grpo *g); /* grpo_folder.c */
+
 /* ---- a run and its folder: grpo_folder.c ----------------------------------------------------- */
 typedef struct tp_grpo_run {
     tp_grpo g;
     tp_metrics *metrics;        /* rank 0's; NULL where only an evaluation was asked for */
     tp_tfevents *events;        /* NULL: not wanted, or metrics is */
     tp_checkpoint_reader *from; /* what it goes on from; NULL: from the beginning */
+    FILE *lock;                 /* rank 0's, of the folder */
     char checkpoints[TP_CONFIG_TEXT + 32];
     void *whole;
     tp_grpo_eval after; /* the latest evaluation */

@@ -1,6 +1,8 @@
 /* Owns the folder of a run of `tapir grpo`: its logs, and checkpoints with all that a step depends
  * on. */
 #include "cli/grpo.h"
+#include "data/sha256.h"
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -14,6 +16,7 @@ tp_status tp_grpo_open_folder(tp_grpo_run *r, bool resume) {
     snprintf(r->checkpoints, sizeof r->checkpoints, "%s/checkpoints", g->cfg.run.dir);
     if (!g->root) return tp_comm_barrier(g->comm, g->c);
     tp_status st = tp_make_folder(g->c, r->checkpoints);
+    if (!st) st = tp_lock_folder(&r->lock, g->c, g->cfg.run.dir);
     if (!st) st = tp_checkpoint_clean(g->c, r->checkpoints, &left);
     snprintf(path, sizeof path, "%s/metrics.jsonl", g->cfg.run.dir);
     if (!st && !resume && !stat(path, &s) && s.st_size > 0)
@@ -66,7 +69,26 @@ static void counters(tp_grpo_run *r, counter out[COUNTERS]) {
     memcpy(out, all, sizeof all);
 }
 
-static bool reference_moves(const tp_grpo *g) { return g->reference && g->cfg.rl.sync_ref_model; }
+/* What a run is compared by when it goes on: a file may have been written anew. */
+tp_status tp_grpo_task_digest(tp_grpo *g) {
+    const char *name = g->cfg.rl.task;
+    size_t length = strlen(name);
+    snprintf(g->task_digest, sizeof g->task_digest, "%s", "built in");
+    if (length < 6 || strcmp(name + length - 6, ".jsonl")) return TP_OK;
+    FILE *f = fopen(name, "r");
+    if (!f) return tp_fail(g->c, TP_EIO, "cannot read %s: %s", name, strerror(errno));
+    tp_sha256 h;
+    uint8_t digest[32];
+    char block[4096];
+    tp_sha256_init(&h);
+    for (size_t n; (n = fread(block, 1, sizeof block, f)) > 0;) tp_sha256_update(&h, block, n);
+    const bool bad = ferror(f);
+    fclose(f);
+    if (bad) return tp_fail(g->c, TP_EIO, "cannot read %s: %s", name, strerror(errno));
+    tp_sha256_final(&h, digest);
+    tp_sha256_hex(digest, g->task_digest);
+    return TP_OK;
+}
 
 static tp_status put_everything(tp_grpo_run *r, tp_checkpoint_writer *w) {
     tp_grpo *g = &r->g;
@@ -76,11 +98,12 @@ static tp_status put_everything(tp_grpo_run *r, tp_checkpoint_writer *w) {
     tp_status st = tp_checkpoint_put_text(w, "config", config);
     tp_free(config);
     if (!st) st = tp_checkpoint_put_text(w, "tokenizer", tp_tokenizer_json(g->tokenizer, &n));
+    if (!st) st = tp_checkpoint_put_text(w, "rl.task", g->task_digest);
     counter k[COUNTERS];
     counters(r, k);
     for (int i = 0; i < COUNTERS && !st; i++) st = tp_checkpoint_put_i64(w, k[i].name, *k[i].at);
     if (!st) st = tp_save_weights(g->c, w, tp_model_params(g->trainer.model), "weights");
-    if (!st && reference_moves(g))
+    if (!st && g->reference)
         st = tp_save_weights(g->c, w, tp_model_params(g->reference), "reference");
     return st ? st : tp_save_optimizer(&g->trainer, w, &r->whole);
 }
@@ -115,11 +138,13 @@ tp_status tp_grpo_load_state(tp_grpo_run *r) {
     if (!r->from) return TP_OK;
     counter k[COUNTERS];
     counters(r, k);
+    size_t n;
     tp_status st = tp_same_config(g->c, r->from, &g->cfg);
+    const char *tokenizer = tp_tokenizer_json(g->tokenizer, &n);
+    if (!st) st = tp_same_text(g->c, r->from, &g->cfg, "tokenizer", tokenizer);
+    if (!st) st = tp_same_text(g->c, r->from, &g->cfg, "rl.task", g->task_digest);
     for (int i = 0; i < COUNTERS && !st; i++)
         st = tp_checkpoint_get_i64(r->from, k[i].name, k[i].at);
-    if (!st && reference_moves(g))
-        st = tp_load_weights(g->c, r->from, tp_model_params(g->reference), "reference");
     if (!st) st = tp_load_optimizer(&g->trainer, r->from, &r->whole);
     g->step = tp_checkpoint_step(r->from);
     if (!st)

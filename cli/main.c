@@ -1,5 +1,6 @@
 /* tapir: one program, a word for what to do. */
 #include "cli/cli.h"
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -60,6 +61,15 @@ static const char *nearest(const char *word) {
     return best;
 }
 
+/* What was printed may still be on its way, and a disk that is full says so only now. */
+static int printed(const char *command, int code) {
+    errno = 0;
+    if (fflush(stdout) == 0 && !ferror(stdout)) return code;
+    if (code == EXIT_DONE && errno != EPIPE) /* a reader who has read enough is none */
+        tp_say(command, "cannot write to standard output: %s", strerror(errno ? errno : EIO));
+    return code ? code : EXIT_FAILED;
+}
+
 int main(int argc, char **argv) {
     argp_err_exit_status = EXIT_USAGE_;
     if (argc < 2) {
@@ -69,7 +79,7 @@ int main(int argc, char **argv) {
     const char *word = argv[1];
     if (!strcmp(word, "--help") || !strcmp(word, "-h") || !strcmp(word, "help")) {
         usage(stdout);
-        return EXIT_DONE;
+        return printed("tapir", EXIT_DONE);
     }
     if (!strcmp(word, "--version") || !strcmp(word, "-V")) word = "version";
     for (const tp_command *k = tp_commands; k->name; k++) {
@@ -77,7 +87,7 @@ int main(int argc, char **argv) {
         char name[64];
         snprintf(name, sizeof name, "tapir %s", k->name);
         argv[1] = name;
-        return k->run(argc - 1, argv + 1);
+        return printed(name, k->run(argc - 1, argv + 1));
     }
     const char *hint = nearest(word);
     fprintf(stderr, "tapir: there is no command \"%s\"%s%s%s tapir --help lists them\n", word,

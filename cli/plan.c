@@ -38,7 +38,7 @@ tp_status tp_config_vocab(tp_ctx *c, tp_config *cfg) {
     tp_tokenizer *t = NULL;
     if (cfg->model.vocab && !*cfg->model.init_from) return TP_OK;
     tp_status st = *cfg->model.init_from ? TP_OK : tp_config_require(c, cfg, "data.train");
-    if (!st) st = tp_begin_tokenizer(&t, c, cfg);
+    if (!st) st = tp_begin_tokenizer(&t, c, cfg, NULL);
     tp_tokenizer_free(t);
     return st;
 }

@@ -56,11 +56,37 @@ static tp_status read_config(tp_grpo *g) {
     return st ? st : tp_config_resolve(g->c, &g->cfg);
 }
 
-static bool take_loss(void *arg, int64_t step, const tp_metric *m, int n) {
-    double *loss = arg;
-    for (int i = 0; i < n && step == a.step; i++)
-        if (!strcmp(m[i].key, "loss")) *loss = m[i].f64;
-    return step <= a.step;
+typedef struct logged { /* of one step, in metrics.jsonl */
+    int64_t step;
+    double loss, learning_rate;
+} logged;
+static bool take(void *arg, int64_t step, const tp_metric *m, int n) {
+    logged *l = arg;
+    for (int i = 0; i < n && step == l->step; i++) {
+        if (!strcmp(m[i].key, "loss")) l->loss = m[i].f64;
+        if (!strcmp(m[i].key, "learning_rate")) l->learning_rate = m[i].f64;
+    }
+    return step <= l->step;
+}
+static tp_status read_logged(tp_ctx *c, int64_t step, logged *l) {
+    char path[TP_CONFIG_TEXT + 64];
+    *l = (logged){step, NAN, NAN};
+    snprintf(path, sizeof path, "%s/metrics.jsonl", a.run);
+    return tp_metrics_read(c, path, take, l, NULL);
+}
+
+/* A run that went on with other steps has another schedule in its config.yaml than it had before.
+ */
+static tp_status same_schedule(tp_grpo *g, const tp_update *u) {
+    logged l;
+    tp_status st = read_logged(g->c, g->step + 1, &l);
+    if (st || isnan(l.learning_rate) || l.learning_rate == u->learning_rate) return st;
+    return tp_fail(
+        g->c, TP_EARG,
+        "step %lld of %s was trained with the learning rate %g, and run.steps: %lld in its "
+        "config.yaml gives %g: the run went on with other steps later",
+        (long long)g->step + 1, a.run, l.learning_rate, (long long)g->cfg.run.steps,
+        u->learning_rate);
 }
 
 static tp_status load(tp_grpo *g, tp_checkpoint_reader *from) {
@@ -93,15 +119,16 @@ static tp_status replay(tp_grpo *g, double *loss, double *recorded) {
         st = tp_grpo_read_dump(g, path);
         if (!st) st = tp_grpo_update(g, &u);
         if (!st && u.interrupted) st = TP_EINTERRUPT;
+        if (!st) st = same_schedule(g, &u);
         if (st) break;
         g->step++;
         *loss = u.loss;
         tp_progress(false, "step %lld  loss %+.6f", (long long)g->step, u.loss);
     }
     tp_progress_clear();
-    snprintf(path, sizeof path, "%s/metrics.jsonl", a.run);
-    *recorded = NAN;
-    if (!st) st = tp_metrics_read(g->c, path, take_loss, recorded, NULL);
+    logged l;
+    if (!st) st = read_logged(g->c, a.step, &l);
+    *recorded = st ? NAN : l.loss;
     tp_checkpoint_close(from);
     return st;
 }

@@ -77,7 +77,7 @@ static tp_status open_checkpoint(tp_run *r, const char *path, bool best) {
     return st;
 }
 
-static tp_status read_texts(tp_run *r) {
+tp_status tp_run_texts(tp_run *r) {
     char *config = NULL, *json = NULL;
     tp_status st = tp_checkpoint_get_text(r->from, "config", &config);
     if (!st) {
@@ -102,7 +102,7 @@ static tp_status open_texts(tp_run *r, tp_ctx *c, const char *path, bool best) {
     tp_status st = open_checkpoint(r, path, best);
     if (st) return st;
     r->step = tp_checkpoint_step(r->from);
-    return read_texts(r);
+    return tp_run_texts(r);
 }
 
 tp_status tp_run_peek(tp_run *r, tp_ctx *c, const char *path) {

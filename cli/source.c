@@ -112,24 +112,35 @@ static tp_status of_file(tp_tokenizer **out, tp_ctx *c, tp_config *f) {
     return TP_OK;
 }
 
-tp_status tp_begin_tokenizer(tp_tokenizer **out, tp_ctx *c, tp_config *f) {
+static tp_status adopt(tp_tokenizer **out, tp_ctx *c, tp_config *f, tp_run *r) {
+    tp_status st = tp_config_adopt_model(c, f, &r->cfg);
+    if (st) return st;
+    *out = r->tokenizer;
+    r->tokenizer = NULL;
+    return TP_OK;
+}
+
+tp_status tp_begin_tokenizer(tp_tokenizer **out, tp_ctx *c, tp_config *f,
+                             tp_checkpoint_reader *from) {
     *out = NULL;
     if (!*f->model.init_from)
         return tp_sft_is(f->data.train) || !*f->data.train ? of_file(out, c, f)
                                                            : of_corpus(out, c, f);
+    tp_run r = {.c = c, .from = from};
+    tp_status st = TP_OK;
+    if (from) {
+        if (!(st = tp_run_texts(&r))) st = adopt(out, c, f, &r);
+        tp_tokenizer_free(r.tokenizer);
+        return st;
+    }
     struct stat s;
     if (stat(f->model.init_from, &s))
         return tp_fail(c, TP_EIO,
                        "model.init_from: %s: there is no such run or checkpoint yet; what makes it "
                        "comes first",
                        f->model.init_from);
-    tp_run r;
-    tp_status st = tp_run_peek(&r, c, f->model.init_from);
-    if (!st) st = tp_config_adopt_model(c, f, &r.cfg);
-    if (!st) {
-        *out = r.tokenizer;
-        r.tokenizer = NULL;
-    }
+    st = tp_run_peek(&r, c, f->model.init_from);
+    if (!st) st = adopt(out, c, f, &r);
     tp_run_close(&r);
     return st;
 }

@@ -30,8 +30,10 @@ tp_status tp_rows_count_targets(tp_rows *r, tp_ctx *c, int64_t first, int64_t n,
 int64_t tp_rows_count(const tp_rows *r); /* of an epoch */
 
 /* The tokenizer of a run that begins: that of model.init_from (whose model.* keys are taken over),
- * of the corpus, or data.tokenizer. Settles model.vocab. */
-tp_status tp_begin_tokenizer(tp_tokenizer **out, tp_ctx *c, tp_config *f);
+ * of the corpus, or data.tokenizer. Settles model.vocab. from: the run's own checkpoint where it
+ * goes on, or NULL: then what it began with may have changed since, or be gone. */
+tp_status tp_begin_tokenizer(tp_tokenizer **out, tp_ctx *c, tp_config *f,
+                             tp_checkpoint_reader *from);
 /* The weights of model.init_from. */
 tp_status tp_begin_weights(tp_ctx *c, const tp_config *f, tp_params *p);
 #endif

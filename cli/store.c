@@ -5,7 +5,9 @@
 #include "core/ctx.h"
 #include <errno.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 tp_status tp_make_folder(tp_ctx *c, const char *path) {
     char p[TP_CONFIG_TEXT + 32];
@@ -19,6 +21,24 @@ tp_status tp_make_folder(tp_ctx *c, const char *path) {
         *at = was;
         if (!was) return TP_OK;
     }
+}
+
+tp_status tp_lock_folder(FILE **out, tp_ctx *c, const char *dir) {
+    char path[TP_CONFIG_TEXT + 32], who[32] = "";
+    snprintf(path, sizeof path, "%s/.lock", dir);
+    FILE *f = fopen(path, "a+e");
+    *out = NULL;
+    if (!f) return tp_fail(c, TP_EIO, "cannot write %s: %s", path, strerror(errno));
+    if (!flock(fileno(f), LOCK_EX | LOCK_NB)) { /* whom the next one names, if the disk has room */
+        if (!ftruncate(fileno(f), 0) && fprintf(f, "%ld\n", (long)getpid()) > 0) fflush(f);
+        *out = f;
+        return TP_OK;
+    }
+    const bool taken = errno == EWOULDBLOCK;
+    if (taken && fgets(who, sizeof who, f)) who[strcspn(who, "\n")] = 0;
+    fclose(f);
+    if (!taken) return TP_OK;
+    return tp_fail(c, TP_EARG, "%s is in use: process %s trains there", dir, *who ? who : "?");
 }
 
 tp_status tp_write_text(tp_ctx *c, const char *path, const char *text) {
@@ -92,7 +112,19 @@ void tp_config_difference(const char *a, const char *b, char *out, size_t cap) {
              (int)strcspn(b, "\n"), b);
 }
 
-/* What may differ between a run and its continuation: how it is watched, not what it computes. */
+tp_status tp_same_text(tp_ctx *c, tp_checkpoint_reader *from, const tp_config *now,
+                       const char *what, const char *text) {
+    char *saved = NULL;
+    if (!tp_checkpoint_find(from, what)) return TP_OK; /* an older program's */
+    tp_status st = tp_checkpoint_get_text(from, what, &saved);
+    if (!st && strcmp(saved, text))
+        st = tp_fail(c, TP_EARG, "%s was trained with another %s", now->run.dir, what);
+    tp_free(saved);
+    return st;
+}
+
+/* What may differ between a run and its continuation: how it is watched, not what it computes, but
+ * for its length, on which the learning rate may depend. */
 static void adopt_free_keys(tp_config *to, const tp_config *from) {
     to->threads = from->threads;
     to->dist = from->dist;
@@ -120,6 +152,7 @@ tp_status tp_same_config(tp_ctx *c, tp_checkpoint_reader *from, const tp_config 
     tp_status st = tp_checkpoint_get_text(from, "config", &text);
     if (!st) st = tp_config_read(c, &saved, "the checkpoint's config", text, strlen(text));
     if (!st) st = tp_config_resolve(c, &saved);
+    const int64_t steps = saved.run.steps;
     adopt_free_keys(&saved, now);
     if (!st && !tp_config_equal(&saved, now)) {
         char *a = tp_config_text(c, &saved), *b = tp_config_text(c, now);
@@ -129,6 +162,12 @@ tp_status tp_same_config(tp_ctx *c, tp_checkpoint_reader *from, const tp_config 
         tp_free(a);
         tp_free(b);
     }
+    if (!st && steps != now->run.steps && now->train.lr_scheduler_type != TP_CFG_CONSTANT)
+        tp_progress(
+            true,
+            "run.steps is %lld, and was %lld: the learning rate follows the schedule of %lld "
+            "steps from here on",
+            (long long)now->run.steps, (long long)steps, (long long)now->run.steps);
     tp_free(text);
     return st;
 }

@@ -73,7 +73,7 @@ static tp_status read_rows(rows *r, tp_ctx *c, const tp_config *cfg) {
     tp_share share = tp_share_of(cfg, 0, 1);
     tp_config f = *cfg;
     f.data.prefetch = false;
-    tp_status st = tp_begin_tokenizer(&r->tokenizer, c, &f);
+    tp_status st = tp_begin_tokenizer(&r->tokenizer, c, &f, NULL);
     if (!st) st = tp_source_open(&r->source, c, &f, f.data.train, r->tokenizer);
     if (!st) st = tp_rows_open(&r->from, c, &r->source, &f, &share, 0);
     if (!st) st = tp_rows_count_targets(&r->from, c, 0, f.train.batch, &r->targets);

@@ -188,7 +188,8 @@ static tp_status move_all(tp_optim *o, int64_t step, tp_optim_report *r) {
         r->clipped = true;
     }
     for (int i = 0; i < o->params->n && !st; i++) {
-        if (!o->state[i].moved) st = move(o, i, &m);
+        /* what no loss depends on stays as it is: decay alone would wear it away */
+        if (!o->state[i].moved && o->params->p[i].t->grad) st = move(o, i, &m);
         if (!st) st = optim_share(o, i);
     }
     if (!st) st = optim_share_wait(o);

@@ -43,10 +43,11 @@ typedef struct tp_optim_report {
     bool clipped, skipped;
     int64_t bad_in_a_row, bad_total;
 } tp_optim_report;
-/* One update from the parameters' ->grad (absent: zero). With ZeRO, ->grad is that of this rank's
- * shard, of shape (tp_optim_own(o,i).n); every rank leaves with all new weights. A gradient that is
- * not finite leaves the weights and the state as they are, and is counted; max_bad_steps of these
- * in a row: TP_ENUMERIC, with the first such parameter's name. The caller forgets the gradients. */
+/* One update from the parameters' ->grad (absent: it does not move). With ZeRO, ->grad is that of
+ * this rank's shard, of shape (tp_optim_own(o,i).n); every rank leaves with all new weights. A
+ * gradient that is not finite leaves the weights and the state as they are, and is counted;
+ * max_bad_steps of these in a row: TP_ENUMERIC, with the first such parameter's name. The caller
+ * forgets the gradients. */
 tp_status tp_optim_step(tp_optim *o, int64_t step, tp_optim_report *r);
 /* Parts of it, earlier: while the gradient of parameter i is still in the cache, its length may be
  * measured, and where there is nothing to clip and nobody else to wait for, the parameter moved.

@@ -194,11 +194,25 @@ bool tp_task_has_answer(const char *completion, size_t n) {
     return answer_of(completion, n, &length) && length > 0;
 }
 
+static bool blank(char x) { return x == ' ' || x == '\t' || x == '\n' || x == '\r'; }
+
+/* A file's answer may hold a "#" itself. It is all of the completion, or what its end says behind a
+ * "#"; blanks around it do not count ("#### 18"). */
+static bool ends_with(const char *completion, size_t n, const char *answer) {
+    size_t m = strlen(answer);
+    while (m && blank(answer[m - 1])) m--;
+    while (m && blank(*answer)) answer++, m--;
+    while (n && blank(completion[n - 1])) n--;
+    if (n < m || memcmp(completion + n - m, answer, m) != 0) return false;
+    for (n -= m; n && blank(completion[n - 1]);) n--;
+    return n == 0 || completion[n - 1] == '#';
+}
+
 bool tp_task_right(const tp_task *t, const tp_task_item *item, const char *completion, size_t n) {
     size_t length;
+    if (!t->kind) return ends_with(completion, n, item->answer);
     const char *a = answer_of(completion, n, &length);
-    if (!a && !t->kind) a = completion, length = n; /* a file's answer may be all of it */
     if (!a) return false;
-    if (t->kind && t->kind->right) return t->kind->right(item->prompt, a, length);
+    if (t->kind->right) return t->kind->right(item->prompt, a, length);
     return length == strlen(item->answer) && !memcmp(a, item->answer, length);
 }

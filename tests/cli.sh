@@ -273,6 +273,22 @@ works $train --resume
 # a full disk while checkpointing: the good one stays
 ( ulimit -f 40; $train run.dir=full >out 2>err ) && { echo "FAILED: a full disk was not noticed"; failed=$((failed + 1)); }
 grep -q 'tapir train: ' err || { echo "FAILED: a full disk, no sentence:"; cat err; failed=$((failed + 1)); }
+# one process at a time trains in a folder; the lock goes with the process, however it goes
+$train run.dir=busy run.steps=100000000 checkpoint.every=0 log.every=100000000 >/dev/null 2>&1 &
+busy=$!
+for i in 1 2 3 4 5 6 7 8 9 10; do [ -s busy/.lock ] && break; sleep 0.3; done
+says 1 "busy is in use: process $busy trains there" $train run.dir=busy --resume
+kill -9 $busy
+wait $busy 2>/dev/null
+works $train run.dir=busy run.steps=2 --resume
+# a full disk behind the standard output
+if [ -c /dev/full ]; then
+    for c in 'version' 'ops' "hash run" "plan $src/configs/tests/tiny.yaml model.vocab=300" '--help'; do
+        checks=$((checks + 1))
+        $tapir $c >/dev/full 2>err </dev/null && { failed=$((failed + 1)); echo "FAILED: $c wrote to a full disk"; }
+        has 'cannot write to standard output: No space left' err
+    done
+fi
 # output that nobody reads is no crash
 $tapir ops | head -1 >/dev/null
 $tapir generate run --max-new-tokens 50 2>/dev/null | head -c 3 >/dev/null
@@ -310,6 +326,7 @@ set -- $figures
 for key in tokens_per_s gflops peak_fraction peak_rss_mb; do
     grep -q "\"$key\":" out || { echo "FAILED: bench --json has no $key"; failed=$((failed + 1)); }
 done
+says 2 'against is for bench step' $tapir bench decode $src/configs/tests/tiny.yaml model.vocab=300 --against numerics=fast
 works $tapir bench decode $src/configs/tests/tiny.yaml model.vocab=300 model.context=24 model.layers=2 mod.capacity=0.25 --json
 for key in tokens_per_s_1 kv_bytes_per_token flops_per_token dense_kv_bytes_per_token dense_flops_per_token; do
     grep -q "\"$key\":" out || { echo "FAILED: bench decode --json has no $key"; failed=$((failed + 1)); }

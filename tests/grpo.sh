@@ -210,5 +210,31 @@ says 'where a number should be' "$program" rl.reward_program="while read -r x; d
 # own exercises from a file
 { "$tapir" task parity -m 4 -M 8 -n 60; "$tapir" task parity -m 4 -M 8 -n 20 --held-out; } >"$dir/own.jsonl"
 expect "a task from a file" grpo own rl.task="$dir/own.jsonl" run.steps=2
+
+# ---- what a run began with may change -----------------------------------------------------------
+constant="train.lr_scheduler_type=constant rl.beta=0.5"
+cp -r "$dir/sft" "$dir/base"
+expect "a run with a reference" grpo kept $constant run.steps=4
+rm -rf "$dir/gone"
+expect "half of it, from a copy" grpo gone $constant run.steps=2 model.init_from="$dir/base"
+rm -rf "$dir/base"
+expect "goes on without the copy" grpo gone $constant run.steps=4 model.init_from="$dir/base" --resume
+expect "and ends where the whole did" same kept gone
+expect "replays without the copy" "$tapir" replay "$dir/gone" 4
+expect "a task from a file, twice" grpo twice rl.task="$dir/own.jsonl" run.steps=1
+"$tapir" task parity -m 4 -M 8 -n 61 >>"$dir/own.jsonl"
+refused() { # TEXT COMMAND…
+    text=$1
+    shift
+    "$@" >"$dir/out" 2>"$dir/err2" && return 1
+    grep -q "$text" "$dir/err2" || { cat "$dir/err2" >&2; return 1; }
+}
+expect "another file is another task" refused 'another rl.task' \
+    grpo twice rl.task="$dir/own.jsonl" run.steps=2 --resume
+# ---- a longer schedule --------------------------------------------------------------------------
+expect "two steps" grpo longer train.lr_scheduler_type=linear run.steps=2
+expect "replays" "$tapir" replay "$dir/longer" 2
+expect "four steps" grpo longer train.lr_scheduler_type=linear run.steps=4 --resume
+expect "the first ones had another schedule" refused 'was trained with the learning rate' "$tapir" replay "$dir/longer" 2
 echo "$checks checks, $bad failed"
 exit $((bad > 0))
