@@ -537,6 +537,7 @@ int cmd_train(int argc, char **argv) {
     }
     r->ranks = tp_comm_size(r->comm);
     r->root = tp_comm_rank(r->comm) == 0;
+    tp_warn_unused("train", &r->cfg, (const char *const[]){"rl.", NULL});
     tp_catch_signals();
     tp_status st = train(r, go_on);
     if (st && st != TP_EINTERRUPT) {

@@ -60,6 +60,9 @@ const char *tp_count(char out[32], double n);          /* "124.4M" */
  * the config's device, seed and threads, or an exit code, the failure told, and *c NULL. */
 int tp_read_config(const char *command, tp_config *cfg, char *const words[], int n); /* no ctx */
 int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const words[], int n);
+/* One line that names those of `keys` (as tp_config_given has them) that were given a value, though
+ * the command does not read them. */
+void tp_warn_unused(const char *command, const tp_config *cfg, const char *const keys[]);
 
 /* What an option says, in [lo, hi], or a usage error that names it. */
 double tp_number_arg(const struct argp_state *s, const char *name, const char *text, double lo,

@@ -231,6 +231,27 @@ static const struct argp_option options[] = {
     {"evaluate", 'e', NULL, 0, "Only evaluate model.init_from on the held-out prompts", 0},
     {0}};
 
+/* Not refused: a config may be shared with `tapir train`. The first two tell the tokenizer where
+ * model.init_from does not. */
+static void warn_unused(const tp_config *f) {
+    static const char *const keys[] = {"data.train",
+                                       "data.tokenizer",
+                                       "data.val",
+                                       "data.packing",
+                                       "data.chat_template",
+                                       "data.prefetch",
+                                       "mod.aux_coef",
+                                       "train.batch",
+                                       "train.z_loss",
+                                       "train.loss_chunk_size",
+                                       "train.cuda_graph",
+                                       "eval.batches",
+                                       "sample.",
+                                       "checkpoint.best",
+                                       NULL};
+    tp_warn_unused("grpo", f, keys + (*f->model.init_from ? 0 : 2));
+}
+
 static error_t parse(int key, char *arg, struct argp_state *s) {
     if (key == 'r')
         go_on = true;
@@ -291,6 +312,7 @@ int cmd_grpo(int argc, char **argv) {
     g->ranks = tp_comm_size(g->comm);
     g->rank = tp_comm_rank(g->comm);
     g->root = g->rank == 0;
+    warn_unused(&g->cfg);
     tp_catch_signals();
     tp_status st = grpo(r, go_on, only_evaluate);
     code = finish(r, argv[0], st);
