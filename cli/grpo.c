@@ -66,8 +66,17 @@ static tp_status open_task(tp_grpo *g) {
                         .timeout = f->rl.reward_timeout,
                         .max_length = f->rl.max_completion_length,
                         .overlong_buffer = f->rl.overlong_buffer};
-    tp_status st = tp_task_new(&g->task, g->c, &t);
-    return st ? st : tp_rewards_new(&g->rewards, g->c, &r);
+    tp_status st = tp_rewards_new(&g->rewards, g->c, &r);
+    if (st) return st;
+    t.answerless = !f->rl.eval_prompts && !tp_rewards_has(g->rewards, "exact_match");
+    st = tp_task_new(&g->task, g->c, &t);
+    if (!st && !tp_task_has_solutions(g->task) && tp_rewards_has(g->rewards, "steps"))
+        st =
+            tp_fail(g->c, TP_EARG,
+                    "rl.reward_weights: steps compares with solutions that a task from a file (%s) "
+                    "does not have",
+                    f->rl.task);
+    return st;
 }
 
 /* The trainer counts updates, and a batch is what one update sees. */

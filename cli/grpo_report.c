@@ -175,6 +175,9 @@ tp_status tp_grpo_report(tp_grpo_run *r, const tp_update *u, double seconds) {
     if (u->skipped)
         tp_progress(true, "step %lld: a gradient was not finite; an update was skipped",
                     (long long)r->g.step);
+    if (isnan(s.reward))
+        tp_progress(true, "step %lld: none of its completions has a reward: nothing to learn from",
+                    (long long)r->g.step);
     show(r, &s, u, seconds, line && !tp_is_terminal(2));
     tp_status st = line ? show_completions(r) : TP_OK;
     return st ? st : log_step(r, &s, u, seconds);

@@ -207,9 +207,6 @@ static tp_status judge(tp_grpo *g, tp_rollouts *r) {
     for (int64_t i = 0; i < r->rows && !st; i++)
         r->total[i] =
             tp_weighted_reward(r->reward + i * r->K, tp_rewards_weights(g->rewards), r->K);
-    for (int64_t i = 0; i < r->rows && !st; i++)
-        if (isinf(r->total[i]))
-            st = tp_fail(g->c, TP_EARG, "a completion's weighted reward is too large for a number");
     g->seconds_reward += tp_now() - begin;
     return st;
 }
@@ -270,6 +267,17 @@ static tp_status draw_until_full(tp_grpo *g) {
     return st;
 }
 
+/* Only a program answers nan, none. In the first step to all, it will hardly do better later. */
+static tp_status check_rewarded(const tp_grpo *g) {
+    const tp_rollouts *r = &g->now;
+    for (int64_t i = 0; i < r->rows; i++)
+        if (!isnan(r->total[i])) return TP_OK;
+    return tp_fail(g->c, TP_EARG,
+                   "none of the first step's %lld completions has a reward: the program \"%s\" "
+                   "answered nan to all of them",
+                   (long long)r->rows, g->cfg.rl.reward_program);
+}
+
 tp_status tp_grpo_roll_out(tp_grpo *g) {
     static const tp_scale_rewards scale[] = {[TP_CFG_SCALE_GROUP] = TP_SCALE_GROUP,
                                              [TP_CFG_SCALE_BATCH] = TP_SCALE_BATCH,
@@ -278,6 +286,7 @@ tp_status tp_grpo_roll_out(tp_grpo *g) {
     g->groups_drawn = 0;
     g->seconds_generate = g->seconds_reward = g->seconds_reference = g->seconds_update = 0;
     tp_status st = g->cfg.rl.dynamic_sampling ? draw_until_full(g) : draw_once(g, r, 0);
+    if (!st && !g->step) st = check_rewarded(g);
     if (st) return st;
     if (!g->cfg.rl.dynamic_sampling) {
         g->groups_kept = 0;
