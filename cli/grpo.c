@@ -116,6 +116,12 @@ tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load) {
     tp_status st = check(g);
     g->c->as_decoded = true; /* log-probs are compared with those of decoding */
     if (!st) st = tp_begin_tokenizer(&g->tokenizer, g->c, &g->cfg);
+    if (!st && load) st = tp_same_config(g->c, load, &g->cfg);
+    if (!st && g->cfg.rl.max_completion_length >= g->cfg.model.context)
+        st = tp_fail(g->c, TP_EARG,
+                     "rl.max_completion_length is %lld: it must be less than model.context, the "
+                     "%lld tokens of a prompt and its completion",
+                     (long long)g->cfg.rl.max_completion_length, (long long)g->cfg.model.context);
     if (!st) st = tp_encoder_new(&g->encoder, g->c, g->tokenizer, NULL);
     g->eos = st ? -1 : tp_tokenizer_eos(g->tokenizer);
     if (!st && g->eos < 0)
@@ -219,6 +225,10 @@ static tp_status grpo(tp_grpo_run *r, bool resuming, bool only_evaluate) {
     r->evaluated = r->logged = -1;
     r->reward = NAN;
     if (only_evaluate) {
+        if (!g->cfg.rl.eval_prompts)
+            return tp_fail(g->c, TP_EARG,
+                           "--evaluate needs rl.eval_prompts, the number of held-out prompts, "
+                           "above 0");
         tp_status opened = tp_grpo_open(g, NULL);
         return opened ? opened : tp_grpo_report_evaluation(r);
     }
@@ -270,6 +280,9 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
         words[n_words++] = arg;
     else if (key == ARGP_KEY_ARG)
         argp_error(s, "too many arguments");
+    else if (key == ARGP_KEY_END && go_on && only_evaluate)
+        argp_error(s, "--evaluate looks at model.init_from and goes on with no run: leave out "
+                      "--resume");
     else
         return ARGP_ERR_UNKNOWN;
     return 0;
@@ -289,10 +302,12 @@ static int finish(tp_grpo_run *r, const char *command, tp_status st) {
     if (!g->root) return EXIT_DONE;
     printf("done: run=%s step=%lld reward=%.6f", only_evaluate ? "none" : g->cfg.run.dir,
            (long long)g->step, r->reward);
-    if (r->evaluated >= 0)
-        printf(" eval_greedy=%.6f eval_pass_1=%.6f eval_pass_%lld=%.6f eval_length=%.3f",
-               r->after.greedy, r->after.pass_1, (long long)r->after.k, r->after.pass_k,
-               r->after.length);
+    if (r->evaluated >= 0) {
+        const tp_grpo_eval *e = &r->after;
+        printf(" eval_greedy=%.6f eval_pass_1=%.6f", e->greedy, e->pass_1);
+        if (e->k > 1) printf(" eval_pass_%lld=%.6f", (long long)e->k, e->pass_k);
+        printf(" eval_length=%.3f", e->length);
+    }
     printf(" s_per_step=%.3f\n", r->busy_steps ? r->busy_seconds / (double)r->busy_steps : 0.0);
     return EXIT_DONE;
 }

@@ -191,10 +191,10 @@ tp_status tp_grpo_report_evaluation(tp_grpo_run *r) {
     if (st) return st;
     r->evaluated = g->step;
     const tp_grpo_eval *e = &r->after;
-    tp_progress(true,
-                "step %lld/%lld  held out: greedy %.3f  pass@1 %.3f  pass@%lld %.3f  length %.1f",
-                (long long)g->step, (long long)g->steps, e->greedy, e->pass_1, (long long)e->k,
-                e->pass_k, e->length);
+    char pass_k[48] = "";
+    if (e->k > 1) snprintf(pass_k, sizeof pass_k, "  pass@%lld %.3f", (long long)e->k, e->pass_k);
+    tp_progress(true, "step %lld/%lld  held out: greedy %.3f  pass@1 %.3f%s  length %.1f",
+                (long long)g->step, (long long)g->steps, e->greedy, e->pass_1, pass_k, e->length);
     snprintf(key, sizeof key, "eval/pass@%lld", (long long)e->k);
     tp_metric m[4] = {tp_metric_f64("eval/greedy", e->greedy),
                       tp_metric_f64("eval/mean_length", e->length),

@@ -54,6 +54,18 @@ tp_sampling tp_grpo_sampling(const tp_grpo *g) {
 }
 
 /* ---- text and tokens ------------------------------------------------------------------------ */
+/* Once: a completion then ends before rl.max_completion_length. */
+static void warn_of_room(tp_grpo *g, int64_t prompt) {
+    int64_t room = g->cfg.model.context + 1 - prompt; /* the last token is not fed */
+    if (g->told_room || room >= g->cfg.rl.max_completion_length) return;
+    g->told_room = true;
+    tp_progress(true,
+                "warning: a prompt of %lld tokens in a model.context of %lld leaves room for %lld, "
+                "not for rl.max_completion_length = %lld",
+                (long long)prompt, (long long)g->cfg.model.context, (long long)room,
+                (long long)g->cfg.rl.max_completion_length);
+}
+
 tp_status tp_grpo_prompt(tp_grpo *g, bool held_out, uint64_t item, int32_t *ids, int64_t *n) {
     tp_task_item x;
     tp_ids t = {0};
@@ -66,6 +78,7 @@ tp_status tp_grpo_prompt(tp_grpo *g, bool held_out, uint64_t item, int32_t *ids,
     if (!st && t.n) memcpy(ids, t.data, (size_t)t.n * sizeof *ids);
     if (!st && !t.n) ids[(*n)++] = g->eos; /* an empty prompt: something to begin with */
     tp_ids_clear(&t);
+    if (!st) warn_of_room(g, *n);
     return st;
 }
 
