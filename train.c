@@ -205,6 +205,7 @@ static tp_status find_checkpoint(run *r) {
     if (*warning && r->root) tp_progress(true, "warning: %s", warning);
     if (!st && !r->from)
         tp_progress(true, "%s has no checkpoint yet: starting from step 0", r->cfg.run.dir);
+    if (!st && r->from) st = tp_can_go_on(r->c, r->from, &r->cfg, false);
     return st || !r->from ? st : check_same_run(r, r->from);
 }
 

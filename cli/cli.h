@@ -134,6 +134,9 @@ tp_status tp_save_optimizer(tp_trainer *t, tp_checkpoint_writer *w, void **whole
 tp_status tp_load_optimizer(tp_trainer *t, tp_checkpoint_reader *from, void **whole);
 tp_status tp_make_folder(tp_ctx *c, const char *path); /* with those above it */
 tp_status tp_write_text(tp_ctx *c, const char *path, const char *text);
+/* Refuses a checkpoint to go on from that is of the other program, or past run.steps. */
+tp_status tp_can_go_on(tp_ctx *c, const tp_checkpoint_reader *from, const tp_config *now,
+                       bool grpo);
 /* Refuses, with the first key that differs, a checkpoint of a run with another config; what only
  * watches a run, or splits it, may differ. */
 tp_status tp_same_config(tp_ctx *c, tp_checkpoint_reader *from, const tp_config *now);
