@@ -210,6 +210,7 @@ static tp_status find_checkpoint(run *r) {
     if (*warning && r->root) tp_progress(true, "warning: %s", warning);
     if (!st && !r->from)
         tp_progress(true, "%s has no checkpoint yet: starting from step 0", r->cfg.run.dir);
+    if (!st && r->from) st = tp_can_go_on(r->c, r->from, &r->cfg, false);
     return st;
 }
 
@@ -545,6 +546,7 @@ int cmd_train(int argc, char **argv) {
     }
     r->ranks = tp_comm_size(r->comm);
     r->root = tp_comm_rank(r->comm) == 0;
+    tp_warn_unused("train", &r->cfg, (const char *const[]){"rl.", NULL});
     tp_catch_signals();
     tp_status st = train(r, go_on);
     if (st && st != TP_EINTERRUPT) {

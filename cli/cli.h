@@ -60,6 +60,9 @@ const char *tp_count(char out[32], double n);          /* "124.4M" */
  * the config's device, seed and threads, or an exit code, the failure told, and *c NULL. */
 int tp_read_config(const char *command, tp_config *cfg, char *const words[], int n); /* no ctx */
 int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const words[], int n);
+/* One line that names those of `keys` (as tp_config_given has them) that were given a value, though
+ * the command does not read them. */
+void tp_warn_unused(const char *command, const tp_config *cfg, const char *const keys[]);
 
 /* What an option says, in [lo, hi], or a usage error that names it. */
 double tp_number_arg(const struct argp_state *s, const char *name, const char *text, double lo,
@@ -135,6 +138,9 @@ tp_status tp_make_folder(tp_ctx *c, const char *path); /* with those above it */
  * until it is closed, or the process ends; NULL where the file system has none. */
 tp_status tp_lock_folder(FILE **out, tp_ctx *c, const char *dir);
 tp_status tp_write_text(tp_ctx *c, const char *path, const char *text);
+/* Refuses a checkpoint to go on from that is of the other program, or past run.steps. */
+tp_status tp_can_go_on(tp_ctx *c, const tp_checkpoint_reader *from, const tp_config *now,
+                       bool grpo);
 /* Refuses, with the first key that differs, a checkpoint of a run with another config; what only
  * watches a run, or splits it, may differ. */
 tp_status tp_same_config(tp_ctx *c, tp_checkpoint_reader *from, const tp_config *now);

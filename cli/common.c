@@ -177,6 +177,12 @@ int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const 
     return st ? say_why(command, why) : EXIT_DONE;
 }
 
+void tp_warn_unused(const char *command, const tp_config *cfg, const char *const keys[]) {
+    char names[4096];
+    int n = tp_config_given(names, sizeof names, cfg, keys);
+    if (n) tp_progress(true, "warning: %s %s not used by %s", names, n > 1 ? "are" : "is", command);
+}
+
 double tp_number_arg(const struct argp_state *s, const char *name, const char *text, double lo,
                      double hi) {
     char *end;

@@ -66,9 +66,18 @@ static tp_status open_task(tp_grpo *g) {
                         .timeout = f->rl.reward_timeout,
                         .max_length = f->rl.max_completion_length,
                         .overlong_buffer = f->rl.overlong_buffer};
-    tp_status st = tp_task_new(&g->task, g->c, &t);
+    tp_status st = tp_rewards_new(&g->rewards, g->c, &r);
+    if (st) return st;
+    t.answerless = !f->rl.eval_prompts && !tp_rewards_has(g->rewards, "exact_match");
+    st = tp_task_new(&g->task, g->c, &t);
     if (!st) st = tp_grpo_task_digest(g);
-    return st ? st : tp_rewards_new(&g->rewards, g->c, &r);
+    if (!st && !tp_task_has_solutions(g->task) && tp_rewards_has(g->rewards, "steps"))
+        st =
+            tp_fail(g->c, TP_EARG,
+                    "rl.reward_weights: steps compares with solutions that a task from a file (%s) "
+                    "does not have",
+                    f->rl.task);
+    return st;
 }
 
 /* The trainer counts updates, and a batch is what one update sees. */
@@ -118,6 +127,12 @@ tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load) {
     tp_status st = check(g);
     g->c->as_decoded = true; /* log-probs are compared with those of decoding */
     if (!st) st = tp_begin_tokenizer(&g->tokenizer, g->c, &g->cfg, load);
+    if (!st && load) st = tp_same_config(g->c, load, &g->cfg);
+    if (!st && g->cfg.rl.max_completion_length >= g->cfg.model.context)
+        st = tp_fail(g->c, TP_EARG,
+                     "rl.max_completion_length is %lld: it must be less than model.context, the "
+                     "%lld tokens of a prompt and its completion",
+                     (long long)g->cfg.rl.max_completion_length, (long long)g->cfg.model.context);
     if (!st) st = tp_encoder_new(&g->encoder, g->c, g->tokenizer, NULL);
     g->eos = st ? -1 : tp_tokenizer_eos(g->tokenizer);
     if (!st && g->eos < 0)
@@ -220,6 +235,10 @@ static tp_status grpo(tp_grpo_run *r, bool resuming, bool only_evaluate) {
     r->evaluated = r->logged = -1;
     r->reward = NAN;
     if (only_evaluate) {
+        if (!g->cfg.rl.eval_prompts)
+            return tp_fail(g->c, TP_EARG,
+                           "--evaluate needs rl.eval_prompts, the number of held-out prompts, "
+                           "above 0");
         tp_status opened = tp_grpo_open(g, NULL);
         return opened ? opened : tp_grpo_report_evaluation(r);
     }
@@ -242,6 +261,27 @@ static const struct argp_option options[] = {
     {"evaluate", 'e', NULL, 0, "Only evaluate model.init_from on the held-out prompts", 0},
     {0}};
 
+/* Not refused: a config may be shared with `tapir train`. The first two tell the tokenizer where
+ * model.init_from does not. */
+static void warn_unused(const tp_config *f) {
+    static const char *const keys[] = {"data.train",
+                                       "data.tokenizer",
+                                       "data.val",
+                                       "data.packing",
+                                       "data.chat_template",
+                                       "data.prefetch",
+                                       "mod.aux_coef",
+                                       "train.batch",
+                                       "train.z_loss",
+                                       "train.loss_chunk_size",
+                                       "train.cuda_graph",
+                                       "eval.batches",
+                                       "sample.",
+                                       "checkpoint.best",
+                                       NULL};
+    tp_warn_unused("grpo", f, keys + (*f->model.init_from ? 0 : 2));
+}
+
 static error_t parse(int key, char *arg, struct argp_state *s) {
     if (key == 'r')
         go_on = true;
@@ -251,6 +291,9 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
         words[n_words++] = arg;
     else if (key == ARGP_KEY_ARG)
         argp_error(s, "too many arguments");
+    else if (key == ARGP_KEY_END && go_on && only_evaluate)
+        argp_error(s, "--evaluate looks at model.init_from and goes on with no run: leave out "
+                      "--resume");
     else
         return ARGP_ERR_UNKNOWN;
     return 0;
@@ -270,10 +313,12 @@ static int finish(tp_grpo_run *r, const char *command, tp_status st) {
     if (!g->root) return EXIT_DONE;
     printf("done: run=%s step=%lld reward=%.6f", only_evaluate ? "none" : g->cfg.run.dir,
            (long long)g->step, r->reward);
-    if (r->evaluated >= 0)
-        printf(" eval_greedy=%.6f eval_pass_1=%.6f eval_pass_%lld=%.6f eval_length=%.3f",
-               r->after.greedy, r->after.pass_1, (long long)r->after.k, r->after.pass_k,
-               r->after.length);
+    if (r->evaluated >= 0) {
+        const tp_grpo_eval *e = &r->after;
+        printf(" eval_greedy=%.6f eval_pass_1=%.6f", e->greedy, e->pass_1);
+        if (e->k > 1) printf(" eval_pass_%lld=%.6f", (long long)e->k, e->pass_k);
+        printf(" eval_length=%.3f", e->length);
+    }
     printf(" s_per_step=%.3f\n", r->busy_steps ? r->busy_seconds / (double)r->busy_steps : 0.0);
     return EXIT_DONE;
 }
@@ -302,6 +347,7 @@ int cmd_grpo(int argc, char **argv) {
     g->ranks = tp_comm_size(g->comm);
     g->rank = tp_comm_rank(g->comm);
     g->root = g->rank == 0;
+    warn_unused(&g->cfg);
     tp_catch_signals();
     tp_status st = grpo(r, go_on, only_evaluate);
     code = finish(r, argv[0], st);

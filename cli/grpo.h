@@ -43,6 +43,7 @@ typedef struct tp_grpo {
     int64_t step, steps;   /* done; in all */
     int64_t next_item;     /* the first that no step has drawn */
     int64_t tokens;        /* of completions, all steps together */
+    bool told_room;        /* that a prompt leaves too little of it */
     /* of the step under way */
     int64_t B, minibatch;  /* rows of an update; which one */
     bool fresh;            /* the weights are still those that wrote the completions */

@@ -130,7 +130,7 @@ tp_status tp_grpo_find_checkpoint(tp_grpo_run *r) {
     if (*warning && g->root) tp_progress(true, "warning: %s", warning);
     if (!st && !r->from)
         tp_progress(true, "%s has no checkpoint yet: starting from step 0", g->cfg.run.dir);
-    return st;
+    return st || !r->from ? st : tp_can_go_on(g->c, r->from, &g->cfg, true);
 }
 
 tp_status tp_grpo_load_state(tp_grpo_run *r) {
@@ -139,9 +139,8 @@ tp_status tp_grpo_load_state(tp_grpo_run *r) {
     counter k[COUNTERS];
     counters(r, k);
     size_t n;
-    tp_status st = tp_same_config(g->c, r->from, &g->cfg);
     const char *tokenizer = tp_tokenizer_json(g->tokenizer, &n);
-    if (!st) st = tp_same_text(g->c, r->from, &g->cfg, "tokenizer", tokenizer);
+    tp_status st = tp_same_text(g->c, r->from, &g->cfg, "tokenizer", tokenizer);
     if (!st) st = tp_same_text(g->c, r->from, &g->cfg, "rl.task", g->task_digest);
     for (int i = 0; i < COUNTERS && !st; i++)
         st = tp_checkpoint_get_i64(r->from, k[i].name, k[i].at);

@@ -175,6 +175,9 @@ tp_status tp_grpo_report(tp_grpo_run *r, const tp_update *u, double seconds) {
     if (u->skipped)
         tp_progress(true, "step %lld: a gradient was not finite; an update was skipped",
                     (long long)r->g.step);
+    if (isnan(s.reward))
+        tp_progress(true, "step %lld: none of its completions has a reward: nothing to learn from",
+                    (long long)r->g.step);
     show(r, &s, u, seconds, line && !tp_is_terminal(2));
     tp_status st = line ? show_completions(r) : TP_OK;
     return st ? st : log_step(r, &s, u, seconds);
@@ -188,10 +191,10 @@ tp_status tp_grpo_report_evaluation(tp_grpo_run *r) {
     if (st) return st;
     r->evaluated = g->step;
     const tp_grpo_eval *e = &r->after;
-    tp_progress(true,
-                "step %lld/%lld  held out: greedy %.3f  pass@1 %.3f  pass@%lld %.3f  length %.1f",
-                (long long)g->step, (long long)g->steps, e->greedy, e->pass_1, (long long)e->k,
-                e->pass_k, e->length);
+    char pass_k[48] = "";
+    if (e->k > 1) snprintf(pass_k, sizeof pass_k, "  pass@%lld %.3f", (long long)e->k, e->pass_k);
+    tp_progress(true, "step %lld/%lld  held out: greedy %.3f  pass@1 %.3f%s  length %.1f",
+                (long long)g->step, (long long)g->steps, e->greedy, e->pass_1, pass_k, e->length);
     snprintf(key, sizeof key, "eval/pass@%lld", (long long)e->k);
     tp_metric m[4] = {tp_metric_f64("eval/greedy", e->greedy),
                       tp_metric_f64("eval/mean_length", e->length),

@@ -54,6 +54,18 @@ tp_sampling tp_grpo_sampling(const tp_grpo *g) {
 }
 
 /* ---- text and tokens ------------------------------------------------------------------------ */
+/* Once: a completion then ends before rl.max_completion_length. */
+static void warn_of_room(tp_grpo *g, int64_t prompt) {
+    int64_t room = g->cfg.model.context + 1 - prompt; /* the last token is not fed */
+    if (g->told_room || room >= g->cfg.rl.max_completion_length) return;
+    g->told_room = true;
+    tp_progress(true,
+                "warning: a prompt of %lld tokens in a model.context of %lld leaves room for %lld, "
+                "not for rl.max_completion_length = %lld",
+                (long long)prompt, (long long)g->cfg.model.context, (long long)room,
+                (long long)g->cfg.rl.max_completion_length);
+}
+
 tp_status tp_grpo_prompt(tp_grpo *g, bool held_out, uint64_t item, int32_t *ids, int64_t *n) {
     tp_task_item x;
     tp_ids t = {0};
@@ -66,6 +78,7 @@ tp_status tp_grpo_prompt(tp_grpo *g, bool held_out, uint64_t item, int32_t *ids,
     if (!st && t.n) memcpy(ids, t.data, (size_t)t.n * sizeof *ids);
     if (!st && !t.n) ids[(*n)++] = g->eos; /* an empty prompt: something to begin with */
     tp_ids_clear(&t);
+    if (!st) warn_of_room(g, *n);
     return st;
 }
 
@@ -207,9 +220,6 @@ static tp_status judge(tp_grpo *g, tp_rollouts *r) {
     for (int64_t i = 0; i < r->rows && !st; i++)
         r->total[i] =
             tp_weighted_reward(r->reward + i * r->K, tp_rewards_weights(g->rewards), r->K);
-    for (int64_t i = 0; i < r->rows && !st; i++)
-        if (isinf(r->total[i]))
-            st = tp_fail(g->c, TP_EARG, "a completion's weighted reward is too large for a number");
     g->seconds_reward += tp_now() - begin;
     return st;
 }
@@ -270,6 +280,17 @@ static tp_status draw_until_full(tp_grpo *g) {
     return st;
 }
 
+/* Only a program answers nan, none. In the first step to all, it will hardly do better later. */
+static tp_status check_rewarded(const tp_grpo *g) {
+    const tp_rollouts *r = &g->now;
+    for (int64_t i = 0; i < r->rows; i++)
+        if (!isnan(r->total[i])) return TP_OK;
+    return tp_fail(g->c, TP_EARG,
+                   "none of the first step's %lld completions has a reward: the program \"%s\" "
+                   "answered nan to all of them",
+                   (long long)r->rows, g->cfg.rl.reward_program);
+}
+
 tp_status tp_grpo_roll_out(tp_grpo *g) {
     static const tp_scale_rewards scale[] = {[TP_CFG_SCALE_GROUP] = TP_SCALE_GROUP,
                                              [TP_CFG_SCALE_BATCH] = TP_SCALE_BATCH,
@@ -278,6 +299,7 @@ tp_status tp_grpo_roll_out(tp_grpo *g) {
     g->groups_drawn = 0;
     g->seconds_generate = g->seconds_reward = g->seconds_reference = g->seconds_update = 0;
     tp_status st = g->cfg.rl.dynamic_sampling ? draw_until_full(g) : draw_once(g, r, 0);
+    if (!st && !g->step) st = check_rewarded(g);
     if (st) return st;
     if (!g->cfg.rl.dynamic_sampling) {
         g->groups_kept = 0;

@@ -123,6 +123,22 @@ tp_status tp_same_text(tp_ctx *c, tp_checkpoint_reader *from, const tp_config *n
     return st;
 }
 
+tp_status tp_can_go_on(tp_ctx *c, const tp_checkpoint_reader *from, const tp_config *now,
+                       bool grpo) {
+    const char *dir = now->run.dir;
+    long long step = tp_checkpoint_step(from), steps = now->run.steps;
+    bool by_grpo = tp_checkpoint_find(from, "grpo/next_item") != NULL;
+    if (by_grpo != grpo)
+        return tp_fail(c, TP_EARG,
+                       "%s is a run of `tapir %s`, so --resume cannot go on with it here; to begin "
+                       "with its model, set model.init_from=%s and another run.dir",
+                       dir, by_grpo ? "grpo" : "train", dir);
+    if (steps < step)
+        return tp_fail(c, TP_EARG, "run.steps is %lld, but %s is at step %lld already", steps, dir,
+                       step);
+    return TP_OK;
+}
+
 /* What may differ between a run and its continuation: how it is watched, not what it computes, but
  * for its length, on which the learning rate may depend. */
 static void adopt_free_keys(tp_config *to, const tp_config *from) {

@@ -184,6 +184,29 @@ bool tp_config_equal(const tp_config *a, const tp_config *b) {
     return true;
 }
 
+static bool is_one_of(const char *key, const char *const keys[]) {
+    for (; *keys; keys++) {
+        size_t n = strlen(*keys);
+        if ((*keys)[n - 1] == '.' ? !strncmp(key, *keys, n) : !strcmp(key, *keys)) return true;
+    }
+    return false;
+}
+
+int tp_config_given(char *out, size_t cap, const tp_config *cfg, const char *const keys[]) {
+    tp_config defaults;
+    size_t at = 0;
+    int n = 0;
+    tp_config_defaults(&defaults);
+    out[0] = 0;
+    for (int i = 0; i < tp_config_nkeys; i++) {
+        const tp_key *k = &tp_config_keys[i];
+        if (!cfg->line[i] || !is_one_of(k->name, keys) || same_value(k, cfg, &defaults)) continue;
+        if (at < cap) at += (size_t)snprintf(out + at, cap - at, "%s%s", n ? ", " : "", k->name);
+        n++;
+    }
+    return n;
+}
+
 tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from) {
     static const char *const free_keys[] = {"model.init_from", "model.context",
                                             "model.dropout",   "model.init_std",

@@ -138,6 +138,9 @@ char *tp_config_help(tp_ctx *c);
 tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from);
 /* True where every key has the same value (where the values came from does not matter). */
 bool tp_config_equal(const tp_config *a, const tp_config *b);
+/* "train.batch, sample.every" into out: those of `keys` (NULL-terminated; "sample." is all of the
+ * group) that were set, and to another value than the default. Returns how many. */
+int tp_config_given(char *out, size_t cap, const tp_config *cfg, const char *const keys[]);
 
 #ifdef __cplusplus
 }

@@ -9,6 +9,8 @@
 #include <string.h>
 
 typedef enum kind { EXACT_MATCH, FORMAT, STEPS, LENGTH, OVERLONG, PROGRAM, KINDS } kind;
+/* Of weights and of a program's numbers: sums of their products stay finite, in f32 too. */
+static const double most = 1e9;
 static const char *const names[KINDS] = {"exact_match", "format",   "steps",
                                          "length",      "overlong", "program"};
 
@@ -22,6 +24,7 @@ struct tp_rewards {
 };
 
 static tp_status parse(tp_rewards *r, tp_ctx *c, const char *text) {
+    bool any = false;
     while (*text) {
         size_t n = strcspn(text, ",");
         const char *equals = memchr(text, '=', n);
@@ -42,12 +45,32 @@ static tp_status parse(tp_rewards *r, tp_ctx *c, const char *text) {
         if (equals && (end == equals + 1 || end != text + n || !isfinite(w)))
             return tp_fail(c, TP_EARG, "rl.reward_weights: the weight of %s is no number: \"%.*s\"",
                            names[k], (int)n, text);
+        if (fabs(w) > most)
+            return tp_fail(c, TP_EARG,
+                           "rl.reward_weights: the weight of %s must lie between -%.0f and %.0f: "
+                           "\"%.*s\"",
+                           names[k], most, most, (int)n, text);
+        any |= w != 0;
         r->which[r->n] = (kind)k;
         r->weight[r->n++] = w;
         text += n;
         text += *text == ',';
     }
-    return r->n ? TP_OK : tp_fail(c, TP_EARG, "rl.reward_weights names no reward");
+    if (!r->n) return tp_fail(c, TP_EARG, "rl.reward_weights names no reward");
+    return any ? TP_OK
+               : tp_fail(c, TP_EARG, "rl.reward_weights: every weight is 0: nothing to learn from");
+}
+
+static tp_status check_overlong(tp_rewards *r, tp_ctx *c) {
+    if (r->buffer > r->max_length)
+        return tp_fail(c, TP_EARG,
+                       "rl.overlong_buffer is %lld, but rl.max_completion_length only %lld",
+                       (long long)r->buffer, (long long)r->max_length);
+    if (!r->buffer && tp_rewards_has(r, "overlong"))
+        return tp_fail(c, TP_EARG,
+                       "rl.reward_weights: overlong needs rl.overlong_buffer, the number of tokens "
+                       "that it punishes");
+    return TP_OK;
 }
 
 tp_status tp_rewards_new(tp_rewards **out, tp_ctx *c, const tp_reward_opts *o) {
@@ -58,8 +81,8 @@ tp_status tp_rewards_new(tp_rewards **out, tp_ctx *c, const tp_reward_opts *o) {
     r->max_length = o->max_length;
     r->buffer = o->overlong_buffer;
     tp_status st = parse(r, c, o->weights);
-    bool asked = false;
-    for (int i = 0; i < r->n; i++) asked |= r->which[i] == PROGRAM;
+    if (!st) st = check_overlong(r, c);
+    bool asked = tp_rewards_has(r, "program");
     if (!st && asked != (*o->program != 0))
         st = tp_fail(c, TP_EARG,
                      asked ? "rl.reward_weights: program needs rl.reward_program"
@@ -84,6 +107,12 @@ void tp_rewards_free(tp_rewards *r) {
 int tp_rewards_count(const tp_rewards *r) { return r->n; }
 const char *tp_rewards_name(const tp_rewards *r, int k) { return names[r->which[k]]; }
 const double *tp_rewards_weights(const tp_rewards *r) { return r->weight; }
+
+bool tp_rewards_has(const tp_rewards *r, const char *name) {
+    for (int i = 0; i < r->n; i++)
+        if (!strcmp(names[r->which[i]], name)) return true;
+    return false;
+}
 
 /* ---- the program ---------------------------------------------------------------------------- */
 static void add_line(tp_str *t, const tp_judged *x) {
@@ -112,10 +141,15 @@ static tp_status ask(tp_rewards *r, tp_ctx *c, const tp_judged *x, int64_t n, in
         double v = strtod(line, &end);
         if (!strncmp(line, "null", 4)) v = NAN, end = line + 4;
         end += strspn(end, " \t\r");
-        if (end == line || *end || isinf(v))
+        if (end == line || *end)
             st =
                 tp_fail(c, TP_EIO, "the program \"%s\" answered \"%.60s\" where a number should be",
                         r->command, line);
+        else if (fabs(v) > most)
+            st = tp_fail(c, TP_EIO,
+                         "the program \"%s\" answered \"%.60s\": a reward must lie between "
+                         "-%.0f and %.0f",
+                         r->command, line, most, most);
         out[i * r->n + k] = v;
     }
     tp_str_clear(&text);

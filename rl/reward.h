@@ -22,13 +22,15 @@ typedef struct tp_reward_opts {
     int64_t max_length, overlong_buffer;
 } tp_reward_opts;
 typedef struct tp_rewards tp_rewards;
-/* TP_EARG for an unknown name, a weight that is no number, a program without its weight. The
- * program is started at the first batch and kept. */
+/* TP_EARG for an unknown name, a weight that is no number or beyond 1e9, weights that are all 0, a
+ * program or an overlong_buffer without what it goes with. The program is started at the first
+ * batch and kept. */
 tp_status tp_rewards_new(tp_rewards **out, tp_ctx *c, const tp_reward_opts *o);
 void tp_rewards_free(tp_rewards *r); /* ends the program */
 int tp_rewards_count(const tp_rewards *r);
 const char *tp_rewards_name(const tp_rewards *r, int k);
 const double *tp_rewards_weights(const tp_rewards *r);
+bool tp_rewards_has(const tp_rewards *r, const char *name);
 
 typedef struct tp_judged { /* one completion */
     tp_task_item item;
@@ -38,7 +40,7 @@ typedef struct tp_judged { /* one completion */
     bool ended;
 } tp_judged;
 /* out (n, count): every reward of every completion. TP_EIO, in words, if the program died, took too
- * long or wrote something that is no number. */
+ * long or wrote something that is no number, or one beyond 1e9. */
 tp_status tp_rewards_judge(tp_rewards *r, tp_ctx *c, const tp_task *t, const tp_judged *x,
                            int64_t n, double *out);
 #ifdef __cplusplus

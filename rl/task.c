@@ -49,11 +49,16 @@ static tp_status read_line(tp_task *t, tp_ctx *c, const char *line, int64_t numb
     cJSON *o = cJSON_Parse(line);
     const cJSON *p = cJSON_GetObjectItemCaseSensitive(o, "prompt");
     const cJSON *a = cJSON_GetObjectItemCaseSensitive(o, "answer");
+    bool missing = !a && !t->o.answerless;
     tp_status st = TP_OK;
-    if (!cJSON_IsString(p) || (a && !cJSON_IsString(a)))
+    if (!cJSON_IsString(p) || (a && !cJSON_IsString(a)) || missing)
         st = tp_fail(c, TP_EFORMAT,
-                     "%s, line %lld: a line is {\"prompt\": \"…\", \"answer\": \"…\"}", t->o.name,
-                     (long long)number);
+                     "%s, line %lld: a line is {\"prompt\": \"…\", \"answer\": \"…\"}%s", t->o.name,
+                     (long long)number,
+                     cJSON_IsString(p) && missing
+                         ? "; without an answer only rl.eval_prompts=0 and rewards other than "
+                           "exact_match can do"
+                         : "");
     if (!st && t->n == *cap) {
         *cap = 2 * *cap + 64;
         char **prompts = tp_realloc(c, t->prompt, (size_t)*cap * sizeof *prompts);
@@ -133,6 +138,8 @@ tp_status tp_task_new(tp_task **out, tp_ctx *c, const tp_task_opts *o) {
     return TP_OK;
 }
 
+bool tp_task_has_solutions(const tp_task *t) { return t->kind != NULL; }
+
 void tp_task_free(tp_task *t) {
     if (!t) return;
     for (int64_t i = 0; i < t->n; i++) {
@@ -153,8 +160,9 @@ static tp_status file_item(tp_task *t, tp_ctx *c, bool held_out, uint64_t i, tp_
     if (!n)
         return tp_fail(c, TP_EARG,
                        "%s has no %s prompts: one in %d is held out by its text, and "
-                       "there are %lld in all",
-                       t->o.name, held_out ? "held-out" : "other", HELD_OUT_OF, (long long)t->n);
+                       "there are %lld in all%s",
+                       t->o.name, held_out ? "held-out" : "other", HELD_OUT_OF, (long long)t->n,
+                       held_out ? "; rl.eval_prompts=0 does without" : "");
     int64_t at = t->order[first + (int64_t)(i % (uint64_t)n)];
     t->text[2][0] = 0;
     *out = (tp_task_item){t->prompt[at], t->answer[at], t->text[2]};

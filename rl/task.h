@@ -25,11 +25,15 @@ typedef struct tp_task_opts {
     int64_t min, max;  /* size of an item, both ends; 0: the task's own */
     double scratchpad; /* part of the demonstrations that show their steps */
     uint64_t seed;
+    bool answerless; /* lines of a file may lack an answer: nobody will ask whether one is right */
 } tp_task_opts;
 typedef struct tp_task tp_task;
 /* TP_EARG: no such task, or sizes it cannot have. TP_EIO, TP_EFORMAT: the file. */
 tp_status tp_task_new(tp_task **out, tp_ctx *c, const tp_task_opts *o);
 void tp_task_free(tp_task *t);
+
+/* Whether items come with a solution of the task's own, `demo`: those of a file do not. */
+bool tp_task_has_solutions(const tp_task *t);
 
 typedef struct tp_task_item {
     char *prompt, *answer, *demo; /* the task's own memory, until the next item; demo may be "" */

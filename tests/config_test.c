@@ -413,6 +413,29 @@ static void test_help(void **state) {
     tp_ctx_free(c);
 }
 
+/* What was set, and to something else: whole groups by their dot. */
+static void test_given(void **state) {
+    (void)state;
+    tp_ctx *c = ctx_new();
+    tp_config cfg;
+    char names[64], little[8];
+    const char *const keys[] = {"train.batch", "train.z_loss", "rl.", NULL};
+    tp_config_defaults(&cfg);
+    assert_int_equal(tp_config_given(names, sizeof names, &cfg, keys), 0);
+    assert_string_equal(names, "");
+    cfg.train.z_loss = 1; /* derived, not given */
+    assert_int_equal(read_yaml(c, &cfg, "train: {batch: 16, momentum: 0.5}\nrl:\n  task: chain\n"),
+                     0);
+    assert_int_equal(tp_config_given(names, sizeof names, &cfg, keys), 0);
+    assert_int_equal(tp_config_set(c, &cfg, "train.batch=8"), 0);
+    assert_int_equal(read_yaml(c, &cfg, "rl: {top_p: 0.5, task: sort}\n"), 0);
+    assert_int_equal(tp_config_given(names, sizeof names, &cfg, keys), 3);
+    assert_string_equal(names, "train.batch, rl.task, rl.top_p");
+    assert_int_equal(tp_config_given(little, sizeof little, &cfg, keys), 3);
+    assert_string_equal(little, "train.b");
+    tp_ctx_free(c);
+}
+
 static void test_no_memory(void **state) {
     (void)state;
     for (long at = 1; at < 12; at++) {
@@ -504,8 +527,9 @@ int main(void) {
         cmocka_unit_test(test_refusals),   cmocka_unit_test(test_hostile_sizes),
         cmocka_unit_test(test_overrides),  cmocka_unit_test(test_checks),
         cmocka_unit_test(test_adopt),      cmocka_unit_test(test_resolve),
-        cmocka_unit_test(test_help),       cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_numbers),    cmocka_unit_test(test_locale),
+        cmocka_unit_test(test_help),       cmocka_unit_test(test_given),
+        cmocka_unit_test(test_no_memory),  cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_locale),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -152,16 +152,30 @@ fi
 export ASAN_OPTIONS="$leaks"
 
 # ---- wrong inputs -------------------------------------------------------------------------------
-says() { # TEXT KEYS…
+refuses() { # TEXT COMMAND…
     text=$1
     shift
     checks=$((checks + 1))
-    rm -rf "$dir/wrong"
-    if grpo wrong "$@" >"$dir/out" 2>"$dir/err"; then
+    if "$@" >"$dir/out" 2>"$dir/err"; then
         echo "FAILED: accepted: $*"
         bad=$((bad + 1))
-    elif ! tail -1 "$dir/err" | grep -q "$text"; then
+    elif ! grep -v '^Try ' "$dir/err" | tail -1 | grep -q -- "$text"; then
         echo "FAILED: $* said: $(cat "$dir/err")"
+        bad=$((bad + 1))
+    fi
+}
+says() { # TEXT KEYS…
+    text=$1
+    shift
+    rm -rf "$dir/wrong"
+    refuses "$text" grpo wrong "$@"
+}
+tells() { # TEXT COMMAND…: it goes well, and a line is the text
+    text=$1
+    shift
+    checks=$((checks + 1))
+    if ! "$@" >"$dir/out" 2>"$dir/err" || ! cat "$dir/out" "$dir/err" | grep -qx -- "$text"; then
+        echo "FAILED: $* said: $(cat "$dir/out" "$dir/err")"
         bad=$((bad + 1))
     fi
 }
@@ -185,6 +199,46 @@ says 'another value; leave the key out' model.layers=3
 says 'dropout must be 0' model.dropout=0.1
 printf 'no json\n' >"$dir/bad.jsonl"
 says 'line 1: a line is' rl.task="$dir/bad.jsonl"
+for key in epsilon epsilon_high delta clip_ratio_c beta entropy_coef; do
+    says "command line: rl.$key must be a number .* and <= 1000000000" rl.$key=1e38
+done
+says 'rl.temperature must be a number >= 0.001' rl.temperature=1e-38
+says 'rl.max_completion_length is 32: it must be less than model.context' rl.max_completion_length=32
+tells 'warning: a prompt of . tokens in a model.context of 32 leaves room for 2., not for rl.max_completion_length = 31' \
+    grpo long rl.max_completion_length=31 run.steps=1
+for weights in exact_match=0 exact_match=0,format=-0; do says 'every weight is 0' rl.reward_weights=$weights; done
+says 'the weight of format must lie between' rl.reward_weights=exact_match=1,format=-1e308
+says 'overlong needs rl.overlong_buffer' rl.reward_weights=overlong=1
+says 'rl.overlong_buffer is 13, but rl.max_completion_length only 12' rl.overlong_buffer=13
+refuses 'evaluate needs rl.eval_prompts' grpo none --evaluate rl.eval_prompts=0
+refuses 'leave out --resume' grpo none --evaluate --resume
+tells 'done: run=none step=0 reward=nan eval_greedy=[0-9.]* eval_pass_1=[0-9.]* eval_length=[0-9.]* s_per_step=0.000' \
+    grpo none --evaluate rl.eval_samples=1
+tells 'step 0/6  held out: greedy [0-9.]*  pass@1 [0-9.]*  length [0-9.]*' grpo none --evaluate rl.eval_samples=1
+tells 'step 0/6  .*  pass@1 [0-9.]*  pass@2 [0-9.]*  length .*' grpo none --evaluate rl.eval_samples=2
+
+# ---- keys of the other program ------------------------------------------------------------------
+tells 'warning: data.val, train.z_loss, sample.every are not used by grpo' grpo unused run.steps=1 \
+    data.val=x.h5 data.packing=stream train.z_loss=0.1 train.weight_decay=0.1 sample.every=5
+tells 'warning: rl.beta is not used by train' sft unused rl.beta=0.1 rl.top_k=0 train.z_loss=0.1 run.steps=2
+tells 'done: run=.*/used step=1 .*' "$tapir" grpo "$src/configs/grpo-chain8.yaml" model.init_from="$dir/sft" \
+    run.dir="$dir/used" run.steps=1 train.warmup_steps=0 rl.eval_prompts=0 train.batch=16
+cp "$dir/err" "$dir/told"
+expect "a config whose keys are used, or at their defaults, warns of nothing" sh -c "! grep ^warning '$dir/told'"
+
+# ---- what cannot be gone on with ----------------------------------------------------------------
+cp "$dir/truncated/config.yaml" "$dir/before.yaml"
+refuses 'run.steps is 2, but .*/truncated is at step 6 already' grpo truncated $truncated run.steps=2 --resume
+expect "its config stays" cmp "$dir/before.yaml" "$dir/truncated/config.yaml"
+expect "and so does replay" "$tapir" replay "$dir/truncated" 6
+tells 'going on from step 6 of 6' grpo truncated $truncated --resume
+refuses 'run.steps is 60, but .*/packed is at step 120 already' "$tapir" train "$dir/packed/config.yaml" run.steps=60 --resume
+refuses 'packed is a run of .tapir train' grpo packed --resume
+refuses 'truncated is a run of .tapir grpo' "$tapir" train "$src/configs/tests/sft.yaml" run.dir="$dir/truncated" \
+    data.train="$dir/demos.jsonl" --resume
+expect "a model of another shape" sft narrow model.channels=16 run.steps=2
+refuses 'truncated was trained with another config: "init_from: .*/sft"" there' grpo truncated $truncated \
+    model.init_from="$dir/narrow" run.steps=7 --resume
 mv "$dir/demos.jsonl" "$dir/good.jsonl"
 for line in 'no json' '{"prompt":1,"response":"x"}' '{"prompt":"x"}' '{"messages":[{"role":"boss","content":"x"}]}' \
     '{"messages":{}}' '{"prompt":"a\u0000","response":"b"}'; do
@@ -207,9 +261,22 @@ says 'ended with code 3' "$program" rl.reward_program="exit 3"
 says 'took more than 0.2 seconds' "$program" rl.reward_program="sleep 5" rl.reward_timeout=0.2
 says 'wrote more than a line' "$program" rl.reward_program="while read -r x; do echo 1; echo 0; done"
 says 'where a number should be' "$program" rl.reward_program="while read -r x; do echo good; done"
+for answer in inf -inf 1e300; do
+    says "the program .* answered \"$answer\": a reward must lie between" "$program" \
+        rl.reward_program="while read -r x; do echo $answer; done"
+done
+says 'answered nan to all of them' rl.reward_weights=program=1 rl.reward_program="while read -r x; do echo nan; done"
 # own exercises from a file
 { "$tapir" task parity -m 4 -M 8 -n 60; "$tapir" task parity -m 4 -M 8 -n 20 --held-out; } >"$dir/own.jsonl"
 expect "a task from a file" grpo own rl.task="$dir/own.jsonl" run.steps=2
+says 'steps compares with solutions' rl.task="$dir/own.jsonl" rl.reward_weights=exact_match=1,steps=1
+says 'no held-out prompts: .* in all; rl.eval_prompts=0 does without' rl.task="$dir/good.jsonl"
+printf '{"prompt":"%s:"}\n' 0 1 10 >"$dir/unanswered.jsonl"
+says 'line 1: a line is .*; without an answer only' rl.task="$dir/unanswered.jsonl" rl.eval_prompts=0
+refuses 'line 1: a line is .*; without an answer only' "$tapir" task "$dir/unanswered.jsonl"
+unanswered="rl.task=$dir/unanswered.jsonl rl.reward_weights=format=0.1,program=1 run.steps=1"
+says 'line 1: a line is' $unanswered rl.reward_program="sh $dir/reward.sh"
+expect "prompts without answers, for a program" grpo unanswered $unanswered rl.reward_program="sh $dir/reward.sh" rl.eval_prompts=0
 
 # ---- what a run began with may change -----------------------------------------------------------
 constant="train.lr_scheduler_type=constant rl.beta=0.5"
