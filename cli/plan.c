@@ -95,6 +95,8 @@ int cmd_plan(int argc, char **argv) {
     tp_ctx *c;
     int code = tp_read_config(argv[0], &cfg, words, n_words);
     if (code) return code;
+    tp_warn_unused("plan, which looks at a step of `tapir train`", &cfg,
+                   (const char *const[]){"rl.", NULL});
     if (tp_ctx_new(&c, NULL)) return tp_say_failure(argv[0], NULL, TP_ENOMEM); /* no GPU needed */
     tp_plan p;
     char error[512] = "";
