@@ -134,10 +134,14 @@ tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load) {
                      "%lld tokens of a prompt and its completion",
                      (long long)g->cfg.rl.max_completion_length, (long long)g->cfg.model.context);
     if (!st) st = tp_encoder_new(&g->encoder, g->c, g->tokenizer, NULL);
-    g->eos = st ? -1 : tp_tokenizer_eos(g->tokenizer);
+    g->stop = g->eos = st ? -1 : tp_tokenizer_eos(g->tokenizer);
     if (!st && g->eos < 0)
         st = tp_fail(g->c, TP_EARG,
                      "this tokenizer has no end-of-text token to end a completion with");
+    if (!st && g->cfg.data.chat_template != TP_CFG_PLAIN) {
+        st = tp_chat_new(&g->chat, g->c, g->tokenizer, tp_chat_template_of(&g->cfg));
+        if (!st) g->stop = tp_chat_end(g->chat);
+    }
     if (!st) st = open_task(g);
     g->B = g->cfg.rl.prompts_per_step * g->cfg.rl.num_generations / g->cfg.rl.steps_per_generation;
     tp_config f = update_config(g);
@@ -166,6 +170,7 @@ void tp_grpo_close(tp_grpo *g) {
     tp_trainer_clear(&g->trainer);
     tp_rewards_free(g->rewards);
     tp_task_free(g->task);
+    tp_chat_free(g->chat);
     tp_encoder_free(g->encoder);
     tp_tokenizer_free(g->tokenizer);
 }
@@ -268,7 +273,6 @@ static void warn_unused(const tp_config *f) {
                                        "data.tokenizer",
                                        "data.val",
                                        "data.packing",
-                                       "data.chat_template",
                                        "data.prefetch",
                                        "mod.aux_coef",
                                        "train.batch",

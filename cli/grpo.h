@@ -32,7 +32,9 @@ typedef struct tp_grpo {
     bool root;
     tp_tokenizer *tokenizer;
     tp_encoder *encoder;
+    tp_chat *chat; /* NULL: prompts stand bare */
     int32_t eos;
+    int32_t stop; /* ends a completion */
     tp_task *task;
     char task_digest[65]; /* of a file; "built in" */
     tp_rewards *rewards;

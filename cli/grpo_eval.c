@@ -42,7 +42,7 @@ static tp_status run(tp_grpo *g, const tp_sampling *how, int64_t samples, double
                             .sampling = *how,
                             .step = (uint32_t)g->step,
                             .number = UINT32_C(1) << 31 | (uint32_t)i, /* not those of training */
-                            .stop = g->eos};
+                            .stop = g->stop};
         st = tp_grpo_prompt(g, true, (uint64_t)i, ids + n * P, &q[n].n);
     }
     scores s = {.g = g, .item = item, .sum = sum};

@@ -66,11 +66,24 @@ static void warn_of_room(tp_grpo *g, int64_t prompt) {
                 (long long)g->cfg.rl.max_completion_length);
 }
 
+/* As conversations are in fine-tuning: a user's turn, and where the reply begins. */
+static tp_status encode_prompt(tp_grpo *g, const char *text, tp_ids *ids) {
+    tp_conversation v = {.ids = *ids};
+    int64_t n = (int64_t)strlen(text);
+    if (!g->chat) return tp_encode(ids, g->encoder, text, n);
+    tp_status st = tp_chat_turn(g->chat, &v, "user", text, n);
+    if (!st) st = tp_chat_reply(g->chat, &v);
+    *ids = v.ids;
+    v.ids = (tp_ids){0};
+    tp_conversation_clear(&v);
+    return st;
+}
+
 tp_status tp_grpo_prompt(tp_grpo *g, bool held_out, uint64_t item, int32_t *ids, int64_t *n) {
     tp_task_item x;
     tp_ids t = {0};
     tp_status st = tp_task_get(g->task, g->c, held_out, item, &x);
-    if (!st) st = tp_encode(&t, g->encoder, x.prompt, (int64_t)strlen(x.prompt));
+    if (!st) st = encode_prompt(g, x.prompt, &t);
     if (!st && t.n > g->cfg.model.context)
         st = tp_fail(g->c, TP_EARG, "the prompt \"%.60s\" has %lld tokens, the context is %lld",
                      x.prompt, (long long)t.n, (long long)g->cfg.model.context);
@@ -180,7 +193,7 @@ static tp_status generate(tp_grpo *g, tp_rollouts *r, int64_t draw) {
                             .sampling = tp_grpo_sampling(g),
                             .step = (uint32_t)g->step,
                             .number = (uint32_t)(draw * r->prompts + first + i),
-                            .stop = g->eos,
+                            .stop = g->stop,
                             .want_sets = r->set != NULL};
     keeper k = {r, first * r->G, g};
     tp_engine_calls calls = {.done = keep, .interrupted = stopped, .arg = &k};

@@ -4,14 +4,18 @@
 #include <sys/stat.h>
 
 /* ---- sources -------------------------------------------------------------------------------- */
-tp_status tp_source_open(tp_source *s, tp_ctx *c, const tp_config *f, const char *path,
-                         const tp_tokenizer *t) {
+tp_chat_template tp_chat_template_of(const tp_config *f) {
     static const tp_chat_template chat[] = {[TP_CFG_PLAIN] = TP_CHAT_PLAIN,
                                             [TP_CFG_CHATML] = TP_CHAT_CHATML,
                                             [TP_CFG_ALPACA] = TP_CHAT_ALPACA};
+    return chat[f->data.chat_template];
+}
+
+tp_status tp_source_open(tp_source *s, tp_ctx *c, const tp_config *f, const char *path,
+                         const tp_tokenizer *t) {
     *s = (tp_source){0};
     if (tp_sft_is(path))
-        return tp_sft_read(&s->sft, c, path, t, chat[f->data.chat_template], f->model.context);
+        return tp_sft_read(&s->sft, c, path, t, tp_chat_template_of(f), f->model.context);
     tp_status st = tp_corpus_open(&s->corpus, c, path);
     return st || !t ? st : tp_same_tokenizer(c, t, s->corpus);
 }

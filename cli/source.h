@@ -4,6 +4,8 @@
 #include "cli/cli.h"
 #include "data/sft.h"
 
+tp_chat_template tp_chat_template_of(const tp_config *f);
+
 typedef struct tp_source {
     tp_corpus *corpus; /* one of the two */
     tp_sft_data *sft;

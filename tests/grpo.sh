@@ -298,6 +298,13 @@ refused() { # TEXT COMMAND…
 }
 expect "another file is another task" refused 'another rl.task' \
     grpo twice rl.task="$dir/own.jsonl" run.steps=2 --resume
+# ---- prompts as in fine-tuning ------------------------------------------------------------------
+chatml="data.chat_template=chatml model.context=96"
+expect "sft with a template" sft talks $chatml run.steps=4 data.train="$dir/good.jsonl"
+expect "grpo with the same" grpo chatty model.init_from="$dir/talks" $chatml run.steps=2
+expect "prompts are turns" grep -q '"prompt":"<|im_start|>user\\n[01]*:<|im_end|>\\n<|im_start|>assistant' \
+    "$dir/chatty/rollouts/step-00000001.jsonl"
+expect "which replay reads" "$tapir" replay "$dir/chatty" 2
 # ---- a longer schedule --------------------------------------------------------------------------
 expect "two steps" grpo longer train.lr_scheduler_type=linear run.steps=2
 expect "replays" "$tapir" replay "$dir/longer" 2
