@@ -105,7 +105,7 @@ tp_status tp_tfevents_open(tp_tfevents **out, tp_ctx *c, const char *dir, double
     restart.session_log = &start;
     tp_status st = create(e, cap, dir, wall_time);
     if (!st) st = put_event(e, &first);
-    if (!st && last_step >= 0) st = put_event(e, &restart);
+    if (!st) st = put_event(e, &restart);
     if (!st) {
         *out = e;
         return TP_OK;

@@ -13,9 +13,9 @@ extern "C" {
 typedef struct tp_tfevents tp_tfevents;
 
 /* Makes a new events.out.tfevents.* file in dir, which is made if only that folder is missing;
- * wall_time in seconds since 1970 goes into its name. last_step >= 0: training goes on after that
- * step, and TensorBoard is told to forget what earlier files say about later ones; -1: a new run.
- */
+ * wall_time in seconds since 1970 goes into its name. Training goes on after last_step, and
+ * TensorBoard is told to forget what earlier files say about later ones. -1: from the beginning,
+ * perhaps of a run that ended before its first checkpoint; then it forgets all of them. */
 tp_status tp_tfevents_open(tp_tfevents **out, tp_ctx *c, const char *dir, double wall_time,
                            int64_t last_step);
 /* Appends one event with a scalar for every number among the metrics; texts are left out. */

@@ -380,6 +380,16 @@ static void test_events(void **state) {
     assert_memory_equal(event, third, len);
     assert_int_equal(at, n);
     free(file);
+    static const uint8_t all[] = "\x09\x00\x00\x00\x00\x00\x44\x8f\x40"
+                                 "\x3a\x02\x08\x01"; /* from step 0 on, a 0 being left out */
+    file = (uint8_t *)slurp(tp_tfevents_path(again), &n);
+    at = 0;
+    take_record(file, n, &at, &len);
+    event = take_record(file, n, &at, &len);
+    assert_int_equal(len, sizeof all - 1);
+    assert_memory_equal(event, all, len);
+    assert_int_equal(at, n);
+    free(file);
     unlink(tp_tfevents_path(e));
     unlink(tp_tfevents_path(again));
     tp_tfevents_close(e);
