@@ -9,7 +9,7 @@ extern "C" {
 /* Field names and defaults are those of Hugging Face's GenerationConfig, order of the filters too.
  */
 typedef struct tp_sampling {
-    double temperature; /* 0: always the most likely token */
+    double temperature; /* 0: always the most likely token; else at least 1e-30 */
     int64_t top_k;      /* keep the k most likely; 0: all */
     double top_p;       /* keep the smallest set with at least this probability; 1: all */
     double min_p;       /* keep tokens at least this fraction as likely as the best; 0: all */

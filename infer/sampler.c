@@ -28,6 +28,9 @@ struct tp_sampler {
 
 const char *tp_sampling_problem(const tp_sampling *s) {
     if (!(s->temperature >= 0 && isfinite(s->temperature))) return "temperature must be 0 or more";
+    /* in float 1e-46 is 0, and logits divided by what is just above it are no numbers */
+    if (s->temperature > 0 && s->temperature < 1e-30)
+        return "temperature must be 0, for the most likely token, or at least 1e-30";
     if (s->top_k < 0) return "top_k must be 0 (off) or more";
     if (!(s->top_p > 0 && s->top_p <= 1)) return "top_p must be above 0 and at most 1";
     if (!(s->min_p >= 0 && s->min_p <= 1)) return "min_p must be between 0 and 1";

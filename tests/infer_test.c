@@ -300,6 +300,16 @@ static void test_penalty_greedy_and_nan(void **state) {
     how.repetition_penalty = 1.4;
     assert_int_equal(tp_sample_token(n.c, s, &how, logits, history, 4, d, &id, NULL), 0);
     assert_int_equal(id, 3);
+    static const double cold[] = {1e-46, 1e-44, 1e-31, 5e-324};
+    for (int i = 0; i < 4; i++) {
+        how.temperature = cold[i];
+        assert_true(fails(tp_sample_token(n.c, s, &how, logits, history, 4, d, &id, NULL), &n,
+                          "temperature must be 0, for the most likely token, or at least 1e-30"));
+    }
+    how.temperature = 1e-30; /* as good as 0 */
+    assert_int_equal(tp_sample_token(n.c, s, &how, logits, history, 4, d, &id, NULL), 0);
+    assert_int_equal(id, 3);
+    how.temperature = 0;
     logits[2] = NAN;
     assert_true(fails(tp_sample_token(n.c, s, &how, logits, history, 4, d, &id, NULL), &n,
                       "logit of token 2 is not a number"));
