@@ -1,6 +1,7 @@
 /* Owns reading a file of conversations into examples. */
 #include "data/sft_data.h"
 #include "data/sha256.h"
+#include "data/text.h"
 #include <cJSON.h>
 #include <errno.h>
 #include <stdio.h>
@@ -118,8 +119,7 @@ static tp_status read_line(reader *r, const char *line, size_t n, int32_t eos) {
     r->line++;
     while (n && (line[n - 1] == '\n' || line[n - 1] == '\r' || line[n - 1] == ' ')) n--;
     if (!n) return TP_OK;
-    for (size_t i = 0; i + 5 < n; i++)
-        if (!memcmp(line + i, "\\u0000", 6)) return wrong(r, "\\u0000 is no text");
+    if (tp_json_has_nul(line, n)) return wrong(r, "a NUL character (\\u0000) is no text");
     cJSON *o = cJSON_ParseWithLength(line, n);
     r->v.ids.n = r->v.trained.n = 0;
     tp_status st = cJSON_IsObject(o) ? conversation(r, o) : wrong(r, "not a JSON object");

@@ -96,6 +96,16 @@ void tp_str_json_n(tp_str *t, const char *s, size_t n) {
     tp_str_add(t, "\"", 1);
 }
 
+bool tp_json_has_nul(const char *s, size_t n) {
+    if (memchr(s, 0, n)) return true;
+    for (size_t i = 0; i + 6 <= n; i++) {
+        if (s[i] != '\\') continue;
+        if (!memcmp(s + i, "\\u0000", 6)) return true;
+        i++; /* the escaped character, maybe a backslash */
+    }
+    return false;
+}
+
 /* What YAML calls printable and does not treat as a line break or byte order mark. */
 static bool yaml_plain(uint32_t code) {
     return (code >= 0x20 && code < 0x7F) || (code >= 0xA0 && code < 0x2028) ||

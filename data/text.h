@@ -27,6 +27,9 @@ void tp_str_printf(tp_str *t, const char *fmt, ...) TP_PRINTF(2, 3);
  */
 void tp_str_json(tp_str *t, const char *s);
 void tp_str_json_n(tp_str *t, const char *s, size_t n); /* of n bytes, NULs among them */
+/* Whether n bytes of JSON have a NUL, or an escaped one: cJSON keeps strings as C strings, and it
+ * would silently end one. */
+bool tp_json_has_nul(const char *s, size_t n);
 /* s as a double-quoted YAML scalar that libyaml reads back to the same bytes; s must be UTF-8. */
 void tp_str_yaml(tp_str *t, const char *s);
 

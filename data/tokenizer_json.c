@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "data/tokenizer_json.h"
+#include "data/text.h"
 
 enum { MAX_IDS = 1 << 24 };
 
@@ -390,19 +391,8 @@ static tp_status index_added(tp_json_reader *r) {
 /* ---- the text
  * --------------------------------------------------------------------------------------------------
  */
-/* cJSON keeps strings as C strings: a NUL would silently end one. */
-static bool has_nul(const char *s, size_t n) {
-    if (memchr(s, 0, n)) return true;
-    for (size_t i = 0; i + 6 <= n; i++) {
-        if (s[i] != '\\') continue;
-        if (!memcmp(s + i, "\\u0000", 6)) return true;
-        i++; /* the escaped character, maybe a backslash */
-    }
-    return false;
-}
-
 static tp_status parse(tp_json_reader *r, const char *json, size_t n, cJSON **tree) {
-    if (has_nul(json, n))
+    if (tp_json_has_nul(json, n))
         return tp_fail(r->c, TP_EFORMAT, "%s: not a tokenizer.json: it contains a NUL character",
                        r->name);
     const char *end = NULL;

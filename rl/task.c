@@ -1,5 +1,6 @@
 /* Owns the items of a task: which are held out, demonstrations, files of the user's own. */
 #include "rl/task.h"
+#include "data/text.h"
 #include "rl/task_list.h"
 #include <cJSON.h>
 #include <errno.h>
@@ -45,8 +46,12 @@ static bool is_held_out(const char *prompt) {
 }
 
 /* ---- files ---------------------------------------------------------------------------------- */
-static tp_status read_line(tp_task *t, tp_ctx *c, const char *line, int64_t number, int64_t *cap) {
-    cJSON *o = cJSON_Parse(line);
+static tp_status read_line(tp_task *t, tp_ctx *c, const char *line, size_t n, int64_t number,
+                           int64_t *cap) {
+    if (tp_json_has_nul(line, n))
+        return tp_fail(c, TP_EFORMAT, "%s, line %lld: a NUL character (\\u0000) is no text",
+                       t->o.name, (long long)number);
+    cJSON *o = cJSON_ParseWithLength(line, n);
     const cJSON *p = cJSON_GetObjectItemCaseSensitive(o, "prompt");
     const cJSON *a = cJSON_GetObjectItemCaseSensitive(o, "answer");
     bool missing = !a && !t->o.answerless;
@@ -84,9 +89,10 @@ static tp_status read_file(tp_task *t, tp_ctx *c) {
     size_t room = 0;
     int64_t cap = 0, number = 0, a = 0;
     tp_status st = TP_OK;
-    while (!st && getline(&line, &room, f) >= 0) {
+    for (ssize_t n; !st && (n = getline(&line, &room, f)) >= 0;) {
         number++;
-        if (line[strspn(line, " \t\r\n")]) st = read_line(t, c, line, number, &cap);
+        if (strspn(line, " \t\r\n") < (size_t)n)
+            st = read_line(t, c, line, (size_t)n, number, &cap);
     }
     if (!st && !feof(f)) st = tp_fail(c, TP_EIO, "cannot read %s: %s", t->o.name, strerror(errno));
     free(line);

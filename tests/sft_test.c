@@ -245,6 +245,33 @@ static void test_packing_keeps_apart(void **state) {
     free(text);
 }
 
+/* Nothing is cut at a NUL, and what only looks like one is text. */
+static void test_nul(void **state) {
+    (void)state;
+    enum { T = 24 };
+    static const char *const bad[] = {"\\u0000", "a\\\\\\u0000", "\\\"\\u0000b"};
+    char text[3 * T], line[64];
+    tp_batch b;
+    tp_sft_data *d =
+        data("{\"prompt\":\"NUL\",\"response\":\"a\\\\u0000\"}\n", bytes, TP_CHAT_PLAIN, T);
+    tp_sft *s = rows(d, (tp_sft_opts){.batch = 1, .T = T, .sequential = true});
+    assert_int_equal(tp_sft_next(s, c, &b), 0);
+    spell(&b, 0, T, text);
+    assert_int_equal(strncmp(text, "N_ U_ La a\\ \\u u0 00 00 00 0E ._", 32), 0);
+    tp_sft_free(s);
+    tp_sft_data_free(d);
+    for (int i = 0; i < 4; i++) {
+        FILE *f = fopen(path, "w");
+        int n = sprintf(line, "{\"prompt\":\"%s\",\"response\":\"b\"}\n", i < 3 ? bad[i] : "0");
+        if (i == 3) *strchr(line, '0') = 0;
+        fwrite(line, 1, (size_t)n, f);
+        fclose(f);
+        assert_int_equal(tp_sft_read(&d, c, path, bytes, TP_CHAT_PLAIN, T), TP_EFORMAT);
+        assert_non_null(strstr(tp_error(c), "line 1: a NUL character (\\u0000) is no text"));
+        tp_clear(c);
+    }
+}
+
 static void test_refusals(void **state) {
     (void)state;
     tp_sft_data *d;
@@ -280,8 +307,11 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_what_is_learnt), cmocka_unit_test(test_templates),
-        cmocka_unit_test(test_orders),         cmocka_unit_test(test_packing_keeps_apart),
+        cmocka_unit_test(test_what_is_learnt),
+        cmocka_unit_test(test_templates),
+        cmocka_unit_test(test_orders),
+        cmocka_unit_test(test_packing_keeps_apart),
+        cmocka_unit_test(test_nul),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -9,7 +9,9 @@
 #include "rl/reward.h"
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static tp_ctx *c;
 static int setup(void **state) {
@@ -210,11 +212,32 @@ static void test_countdown(void **state) {
     tp_task_free(t);
 }
 
+static void test_nul_in_a_file(void **state) {
+    (void)state;
+    char path[] = "/tmp/tapir-task-XXXXXX.jsonl";
+    int fd = mkstemps(path, 6);
+    static const char text[] = "{\"prompt\": \"a\\\\u0000\", \"answer\": \"b\"}\n"
+                               "{\"prompt\": \"a\\u0000b\", \"answer\": \"c\"}\n";
+    size_t first = (size_t)(strchr(text, '\n') + 1 - text);
+    tp_task *t;
+    tp_task_opts o = {.name = path};
+    assert_int_equal(write(fd, text, first), first);
+    assert_int_equal(tp_task_new(&t, c, &o), TP_OK); /* an escaped backslash */
+    tp_task_free(t);
+    assert_int_equal(write(fd, text + first, sizeof text - 1 - first), sizeof text - 1 - first);
+    assert_int_equal(tp_task_new(&t, c, &o), TP_EFORMAT);
+    assert_non_null(strstr(tp_error(c), "line 2: a NUL character (\\u0000) is no text"));
+    tp_clear(c);
+    close(fd);
+    unlink(path);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tasks),
         cmocka_unit_test(test_rewards),
         cmocka_unit_test(test_countdown),
+        cmocka_unit_test(test_nul_in_a_file),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
