@@ -209,6 +209,15 @@ tp_status tp_tokenizer_save(const tp_tokenizer *t, tp_ctx *c, const char *path) 
 }
 
 /* ---- decoding ------------------------------------------------------------------------------- */
+/* A model's vocabulary may be wider than the tokenizer's, so that any of its ids may be drawn. */
+static const uint8_t *bytes_of(const tp_tokenizer *t, int32_t id, size_t *n) {
+    static const uint8_t replacement[] = {0xEF, 0xBF, 0xBD};
+    const uint8_t *b = tp_tokenizer_token(t, id, n);
+    if (b) return b;
+    *n = sizeof replacement;
+    return replacement;
+}
+
 tp_status tp_decode(char **out, size_t *n_out, tp_ctx *c, const tp_tokenizer *t, const int32_t *ids,
                     int64_t n) {
     *out = NULL;
@@ -216,10 +225,7 @@ tp_status tp_decode(char **out, size_t *n_out, tp_ctx *c, const tp_tokenizer *t,
     size_t total = 0;
     for (int64_t i = 0; i < n; i++) {
         size_t len;
-        if (!tp_tokenizer_token(t, ids[i], &len))
-            return tp_fail(c, TP_EARG,
-                           "decode: id %d at position %lld is not in the vocabulary of %lld",
-                           (int)ids[i], (long long)i, (long long)t->n_vocab);
+        bytes_of(t, ids[i], &len);
         if (len > SIZE_MAX - 1 - total)
             return tp_fail(c, TP_ENOMEM, "decode: the text would not fit into memory");
         total += len;
@@ -228,7 +234,7 @@ tp_status tp_decode(char **out, size_t *n_out, tp_ctx *c, const tp_tokenizer *t,
     if (!p) return TP_ENOMEM;
     for (int64_t i = 0; i < n; i++) {
         size_t len;
-        const uint8_t *b = tp_tokenizer_token(t, ids[i], &len);
+        const uint8_t *b = bytes_of(t, ids[i], &len);
         memcpy(p, b, len);
         p += len;
     }
@@ -257,8 +263,7 @@ static size_t unfinished(const uint8_t *p, size_t n) {
 
 size_t tp_decoder_push(tp_decoder *d, const tp_tokenizer *t, int32_t id, char *out) {
     size_t len, n = (size_t)d->n_held;
-    const uint8_t *b = tp_tokenizer_token(t, id, &len);
-    if (!b) return 0;
+    const uint8_t *b = bytes_of(t, id, &len);
     memcpy(out, d->held, n);
     memcpy(out + n, b, len);
     n += len;

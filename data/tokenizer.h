@@ -117,7 +117,8 @@ tp_status tp_encode_batch(tp_ids *out, int64_t *ends, tp_encoder *e, const tp_te
                           int64_t n_texts);
 
 /* ---- decoding ------------------------------------------------------------------------------- */
-/* *out gets the bytes of ids[0..n) and a NUL; free it with tp_free. TP_EARG for an unknown id. */
+/* An id that the tokenizer lacks or leaves free is shown as U+FFFD: a model with a padded
+ * vocabulary may draw it. *out gets the bytes of ids[0..n) and a NUL; free it with tp_free. */
 tp_status tp_decode(char **out, size_t *n_out, tp_ctx *c, const tp_tokenizer *t, const int32_t *ids,
                     int64_t n);
 
@@ -128,8 +129,7 @@ typedef struct tp_decoder {
     uint8_t held[4];
     int n_held;
 } tp_decoder;
-/* Writes to `out`, room for tp_tokenizer_longest(t) + 3 bytes; returns how many. An id that is
- * unused or out of range writes nothing. */
+/* Writes to `out`, room for tp_tokenizer_longest(t) + 6 bytes; returns how many. */
 size_t tp_decoder_push(tp_decoder *d, const tp_tokenizer *t, int32_t id, char *out);
 size_t tp_decoder_flush(tp_decoder *d,
                         char *out); /* at the end: what is still held, 3 bytes at most */

@@ -168,6 +168,13 @@ works $train run.dir=tuned model.init_from=routed run.steps=1
 has 'capacity: 0.5' tuned/config.yaml
 has 'gate: sigmoid' tuned/config.yaml
 says 1 'the model of routed has another value' $train run.dir=tuned2 model.init_from=routed mod.capacity=0.25 mod.every=1
+# a vocabulary that is wider than the tokenizer's: what the tokenizer lacks may be drawn, and is shown as U+FFFD
+works $train run.dir=padded model.vocab=2000 sample.every=1 sample.tokens=40
+has "$(printf '\357\277\275')" padded/samples.txt
+works $tapir generate padded "line 1" -c 2 -n 20
+has "$(printf '\357\277\275')" out
+works $tapir generate padded "line 1" -n 20
+has "$(printf '\357\277\275')" out
 # what routed layers take, as a table, a picture and JSON lines that say the same
 routes="$tapir routes routed"
 count() { checks=$((checks + 1)); n=$(grep -c -- "$2" "$3"); [ "$n" = "$1" ] || { failed=$((failed + 1)); echo "FAILED: $n times $2 in $3, not $1"; }; }

@@ -117,6 +117,12 @@ expect "its dump is UTF-8" iconv -f utf-8 -t utf-8 "$dir/noise/rollouts/step-000
 expect "and would not be, had its bytes been written as they are" grep -q "$(printf '\357\277\275')" \
     "$dir/noise/rollouts/step-00000001.jsonl"
 
+# ids that the tokenizer lacks are drawn, and learnt from, as any others
+expect "a padded vocabulary" "$tapir" grpo "$src/configs/tests/grpo.yaml" run.dir="$dir/padded" run.steps=2 model.vocab=1000 \
+    model.family=gpt2 model.layers=1 model.heads=1 model.channels=16 model.context=48 rl.log_completions=2
+expect "its completions have some" grep -q "$(printf '\357\277\275')" "$dir/padded/rollouts/step-00000001.jsonl"
+expect "replay of a padded vocabulary" "$tapir" replay "$dir/padded" 2
+
 # ---- kill -9 at any moment, and resume ----------------------------------------------------------
 long="$everything rl.dynamic_sampling=true run.steps=12"
 expect "uninterrupted" grpo straight $long
