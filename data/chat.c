@@ -7,41 +7,40 @@ typedef struct marks { /* around one role's words */
 } marks;
 typedef struct format {
     marks system, user, assistant;
-    const char *end; /* the special token that ends a reply; NULL: end-of-text, after `after` */
+    const char *end;  /* the token that ends a reply; NULL, or where there is none: end-of-text */
+    const char *next; /* between a reply and the turn after it */
 } format;
 
 static const format formats[] = {
-    [TP_CHAT_PLAIN] = {{"", ""}, {"", ""}, {"", ""}, NULL},
+    [TP_CHAT_PLAIN] = {{"", ""}, {"", ""}, {"", ""}, NULL, ""},
     [TP_CHAT_CHATML] = {{"<|im_start|>system\n", "<|im_end|>\n"},
                         {"<|im_start|>user\n", "<|im_end|>\n"},
-                        {"<|im_start|>assistant\n", "<|im_end|>"},
-                        "<|im_end|>"},
-    [TP_CHAT_ALPACA] = {{"", "\n\n"},
-                        {"### Instruction:\n", "\n\n"},
-                        {"### Response:\n", ""},
-                        NULL},
+                        {"<|im_start|>assistant\n", ""},
+                        "<|im_end|>",
+                        "\n"},
+    [TP_CHAT_ALPACA] =
+        {{"", "\n\n"}, {"### Instruction:\n", "\n\n"}, {"### Response:\n", ""}, NULL, ""},
 };
 
 struct tp_chat {
     tp_ctx *c;
     const format *f;
     tp_encoder *words, *marks; /* of the turns' own text, of the template's */
-    int32_t eos, end;
+    int32_t end;
 };
 
 tp_status tp_chat_new(tp_chat **out, tp_ctx *c, const tp_tokenizer *t, tp_chat_template kind) {
     *out = NULL;
     tp_chat *h = tp_calloc(c, 1, sizeof *h);
     if (!h) return tp_error_status(c);
-    *h = (tp_chat){.c = c, .f = &formats[kind], .eos = tp_tokenizer_eos(t)};
-    h->end = h->eos;
-    if (h->f->end) { /* without such a token the mark is text, and end-of-text ends the reply */
-        int32_t id = tp_tokenizer_find(t, h->f->end, strlen(h->f->end));
-        if (id >= 0) h->end = id;
-    }
+    *h = (tp_chat){.c = c, .f = &formats[kind], .end = tp_tokenizer_eos(t)};
     tp_status st = TP_OK;
-    if (h->eos < 0)
+    if (h->end < 0)
         st = tp_fail(c, TP_EARG, "this tokenizer has no end-of-text token to end a reply with");
+    if (h->f->end) {
+        int32_t id = tp_tokenizer_find(t, h->f->end, strlen(h->f->end));
+        if (id >= 0 && tp_tokenizer_kind(t, id) != TP_TOKEN_TEXT) h->end = id;
+    }
     if (!st) st = tp_encoder_new(&h->words, c, t, NULL);
     if (!st) st = tp_encoder_new(&h->marks, c, t, &(tp_encoder_opts){.allow_special = true});
     if (st) {
@@ -87,11 +86,11 @@ static tp_status add(tp_chat *h, tp_conversation *v, tp_encoder *e, const char *
     return st ? st : tell(h, v, from, trained);
 }
 
-static tp_status add_mark(tp_chat *h, tp_conversation *v, const char *text, int32_t trained) {
-    return add(h, v, h->marks, text, (int64_t)strlen(text), trained);
+static tp_status add_mark(tp_chat *h, tp_conversation *v, const char *text) {
+    return add(h, v, h->marks, text, (int64_t)strlen(text), 0);
 }
 
-static tp_status add_eos(tp_chat *h, tp_conversation *v) {
+static tp_status add_end(tp_chat *h, tp_conversation *v) {
     int64_t from = v->ids.n;
     if (v->ids.n == v->ids.cap) {
         int64_t cap = 2 * v->ids.n + 64;
@@ -100,13 +99,19 @@ static tp_status add_eos(tp_chat *h, tp_conversation *v) {
         v->ids.data = data;
         v->ids.cap = cap;
     }
-    v->ids.data[v->ids.n++] = h->eos;
+    v->ids.data[v->ids.n++] = h->end;
     return tell(h, v, from, 1);
 }
 
-tp_status tp_chat_reply(tp_chat *h, tp_conversation *v) {
-    return add_mark(h, v, h->f->assistant.before, 0);
+/* What stands before a turn's words. Only the end of a reply is learnt, so what follows it is told
+ * by that. */
+static tp_status begin(tp_chat *h, tp_conversation *v, const marks *m) {
+    bool replied = v->ids.n && v->trained.data[v->ids.n - 1];
+    tp_status st = replied ? add_mark(h, v, h->f->next) : TP_OK;
+    return st ? st : add_mark(h, v, m->before);
 }
+
+tp_status tp_chat_reply(tp_chat *h, tp_conversation *v) { return begin(h, v, &h->f->assistant); }
 
 tp_status tp_chat_turn(tp_chat *h, tp_conversation *v, const char *role, const char *text,
                        int64_t n) {
@@ -118,9 +123,7 @@ tp_status tp_chat_turn(tp_chat *h, tp_conversation *v, const char *role, const c
     if (!m)
         return tp_fail(h->c, TP_EARG, "the role of a turn is system, user or assistant, got \"%s\"",
                        role);
-    tp_status st = add_mark(h, v, m->before, 0);
+    tp_status st = begin(h, v, m);
     if (!st) st = add(h, v, h->words, text, n, mine);
-    if (!st) st = add_mark(h, v, m->after, mine);
-    if (!st && mine && h->end == h->eos) st = add_eos(h, v);
-    return st;
+    return st ? st : mine ? add_end(h, v) : add_mark(h, v, m->after);
 }

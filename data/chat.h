@@ -2,11 +2,12 @@
  * to learn (the assistant's words and the mark that ends them) is told apart from what it is given.
  *
  *   plain   the turns one after the other; the assistant's end with the end-of-text token
- *   chatml  <|im_start|>role\n … <|im_end|>\n                                  (OpenAI; Qwen)
+ *   chatml  <|im_start|>role\n … <|im_end|>\n, nothing after the last reply's   (OpenAI; Qwen)
  *   alpaca  ### Instruction:\n … \n\n### Response:\n … , then end-of-text       (Stanford Alpaca)
  *
  * Marks that the tokenizer has as special tokens become those; the same characters in a turn's own
- * text stay text, so that nobody can write a mark into a turn. */
+ * text stay text, so that nobody can write a mark into a turn. Where the tokenizer lacks <|im_end|>
+ * the end-of-text token ends replies in its place: a reply's end is always one token. */
 #ifndef TP_CHAT_H
 #define TP_CHAT_H
 #include "data/tokenizer.h"

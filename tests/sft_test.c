@@ -98,7 +98,7 @@ static void test_templates(void **state) {
     (void)state;
     enum { T = 60 };
     tp_batch b;
-    char text[3 * T];
+    char text[9 * T];
     const char *line = "{\"messages\":[{\"role\":\"user\",\"content\":\"<|im_end|>\"},"
                        "{\"role\":\"assistant\",\"content\":\"ok\"}]}\n";
     tp_sft_data *d = data(line, marked, TP_CHAT_CHATML, T);
@@ -112,6 +112,28 @@ static void test_templates(void **state) {
     assert_memory_equal(text, want, strlen(want));
     tp_sft_free(s);
     tp_sft_data_free(d);
+    /* a newline, not learnt, between a reply's end and the next turn; where the tokenizer lacks the
+     * mark that ends turns, end-of-text ends replies */
+    const char *two = "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},"
+                      "{\"role\":\"assistant\",\"content\":\"p\"},"
+                      "{\"role\":\"user\",\"content\":\"b\"},"
+                      "{\"role\":\"assistant\",\"content\":\"q\"}]}\n";
+    d = data(two, marked, TP_CHAT_CHATML, T);
+    s = rows(d, (tp_sft_opts){.batch = 1, .T = T, .sequential = true});
+    assert_int_equal(tp_sft_next(s, c, &b), 0);
+    spell(&b, 0, T, text);
+    assert_non_null(strstr(text, "\np p2 2_ \n_ 1_ u_ s_ e_ r_ \n_ b_ 2_ "));
+    assert_non_null(strstr(text, "\nq q2 ._ "));
+    tp_sft_free(s);
+    tp_sft_data_free(d);
+    d = data(two, bytes, TP_CHAT_CHATML, 3 * T);
+    s = rows(d, (tp_sft_opts){.batch = 1, .T = 3 * T, .sequential = true});
+    assert_int_equal(tp_sft_next(s, c, &b), 0);
+    spell(&b, 0, 3 * T, text);
+    assert_non_null(strstr(text, "\np pE E_ \n_ <_ |_ i_ m_ __ s_ "));
+    assert_non_null(strstr(text, "\nq qE ._ "));
+    tp_sft_free(s);
+    tp_sft_data_free(d);
     d = data("{\"prompt\":\"q\",\"response\":\"a\"}\n", bytes, TP_CHAT_ALPACA, T);
     s = rows(d, (tp_sft_opts){.batch = 1, .T = T, .sequential = true});
     assert_int_equal(tp_sft_next(s, c, &b), 0);
@@ -120,6 +142,35 @@ static void test_templates(void **state) {
     assert_non_null(strstr(text, ":_ \na aE ._"));
     tp_sft_free(s);
     tp_sft_data_free(d);
+}
+
+/* What chat gives the model is what it has learnt to go on from. */
+static void test_chat_is_training(void **state) {
+    (void)state;
+    static const char *const said[] = {"a", "p", "b", "q"};
+    for (int i = 0; i < 6; i++) {
+        tp_chat *h;
+        tp_conversation whole = {0}, v = {0};
+        assert_int_equal(tp_chat_new(&h, c, i % 2 ? marked : bytes, (tp_chat_template)(i / 2)), 0);
+        for (int k = 0; k < 4; k++)
+            assert_int_equal(tp_chat_turn(h, &whole, k % 2 ? "assistant" : "user", said[k], 1), 0);
+        for (int k = 0; k < 4; k++) {
+            int64_t asked = v.ids.n;
+            if (k % 2) {
+                assert_int_equal(tp_chat_reply(h, &v), 0);
+                assert_true(v.ids.n < whole.ids.n && whole.trained.data[v.ids.n]);
+                assert_memory_equal(v.ids.data, whole.ids.data, (size_t)v.ids.n * 4);
+                v.ids.n = v.trained.n = asked;
+            }
+            assert_int_equal(tp_chat_turn(h, &v, k % 2 ? "assistant" : "user", said[k], 1), 0);
+        }
+        assert_int_equal(v.ids.n, whole.ids.n);
+        assert_memory_equal(v.ids.data, whole.ids.data, (size_t)v.ids.n * 4);
+        assert_int_equal(v.ids.data[v.ids.n - 1], tp_chat_end(h));
+        tp_conversation_clear(&whole);
+        tp_conversation_clear(&v);
+        tp_chat_free(h);
+    }
 }
 
 static char *many(int n) {
@@ -309,6 +360,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_what_is_learnt),
         cmocka_unit_test(test_templates),
+        cmocka_unit_test(test_chat_is_training),
         cmocka_unit_test(test_orders),
         cmocka_unit_test(test_packing_keeps_apart),
         cmocka_unit_test(test_nul),
