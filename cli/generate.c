@@ -128,10 +128,9 @@ static bool stopped(void *arg) {
 
 static tp_status write_texts(writer *w, const tp_ids *prompt) {
     tp_ctx *c = w->r->c;
-    int64_t context = w->r->cfg.model.context, longest = prompt->n + a.tokens;
     tp_engine *e = NULL;
     tp_engine_opts o = {.lanes = a.samples < 16 ? a.samples : 16,
-                        .max_length = longest < context ? longest : context,
+                        .max_length = prompt->n + a.tokens,
                         .window = a.window,
                         .sinks = a.sinks,
                         .slide = !a.window};

@@ -39,8 +39,17 @@ struct tp_engine {
 
 /* ---- life ----------------------------------------------------------------------------------- */
 static int64_t longest(const tp_engine *e) {
-    int64_t context = tp_model_config(e->m)->context;
-    return e->o.max_length > 0 && e->o.max_length < context ? e->o.max_length : context;
+    int64_t most = e->o.window ? INT32_MAX : tp_model_config(e->m)->context;
+    return e->o.max_length > 0 && e->o.max_length < most ? e->o.max_length : most;
+}
+
+/* Tokens of a sequence of n for which it has pages at a time: with a window the sinks, what the
+ * window sees, the next chunk, and the part of a page at either end. */
+static int64_t held(const tp_engine *e, int64_t n) {
+    if (!e->o.window) return n;
+    int64_t page = e->o.page, seen = tp_pages_for(page, e->o.window + e->o.prefill_chunk) + 1;
+    int64_t most = (tp_pages_for(page, e->o.sinks) + seen) * page;
+    return n < most ? n : most;
 }
 
 /* Pages of each routed layer's pool: as many for a page of the dense layers as the capacity asks
@@ -67,7 +76,7 @@ tp_status tp_engine_new(tp_engine **out, tp_ctx *c, tp_model *m, const tp_engine
     if (!e->o.page) e->o.page = 16;
     if (!e->o.prefill_chunk) e->o.prefill_chunk = 256;
     if (e->o.prefill_chunk > f->context) e->o.prefill_chunk = f->context;
-    int64_t whole = e->o.page > 0 ? tp_pages_for(e->o.page, longest(e)) + 1 : 0;
+    int64_t whole = e->o.page > 0 ? tp_pages_for(e->o.page, held(e, longest(e))) + 1 : 0;
     if (!e->o.pages) e->o.pages = whole * (e->o.lanes + 4);
     tp_status st = TP_OK;
     if (e->o.lanes < 1 || e->o.page < 16 || e->o.page % 16 || e->o.prefill_chunk < 1)
@@ -79,7 +88,7 @@ tp_status tp_engine_new(tp_engine **out, tp_ctx *c, tp_model *m, const tp_engine
         st = tp_fail(c, TP_EARG,
                      "engine: %lld pages of %lld keys are too few: a sequence of %lld tokens and "
                      "its prompt may need %lld",
-                     (long long)e->o.pages, (long long)e->o.page, (long long)longest(e),
+                     (long long)e->o.pages, (long long)e->o.page, (long long)held(e, longest(e)),
                      (long long)(2 * whole));
     else if (e->o.window && f->family == TP_FAMILY_GPT2)
         st = tp_fail(c, TP_EARG,
@@ -331,15 +340,15 @@ static tp_status begin_sequences(tp_engine *e) {
         for (int64_t i = 1; i < e->waiting.n; i++)
             if (e->waiting.at[i]->order < e->waiting.at[oldest]->order) oldest = i;
         tp_sequence *s = e->waiting.at[oldest];
-        if (!fits(e, s->n - s->base)) return TP_OK;
+        if (!fits(e, held(e, s->n - s->base))) return TP_OK;
         take_out(&e->waiting, oldest);
         e->active.at[e->active.n++] = s;
-        tp_status st = make_room(e, s, s->n - s->base);
+        tp_status st = make_room(e, s, held(e, s->n - s->base));
         if (st) return st;
     }
     while (e->begun < e->n_requests && to_begin(e) < free_lanes(e) && e->active.n < e->cap - 1) {
         const tp_request *r = &e->requests[e->begun];
-        if (!fits(e, r->n)) return TP_OK;
+        if (!fits(e, held(e, r->n))) return TP_OK;
         if (limit(e, r) <= r->n) { /* nothing may be added */
             tp_status st = finish_empty(e, e->begun++);
             if (st) return st;
@@ -349,7 +358,7 @@ static tp_status begin_sequences(tp_engine *e) {
         if (!s) return tp_error_status(e->c);
         e->begun++;
         e->active.at[e->active.n++] = s;
-        tp_status st = make_room(e, s, s->n - s->base);
+        tp_status st = make_room(e, s, held(e, s->n - s->base));
         if (st) return st;
     }
     return TP_OK;

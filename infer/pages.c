@@ -153,9 +153,8 @@ static tp_status grow_table(tp_cache *k, tp_pages *p, int64_t need) {
 static tp_status room(tp_cache *k, int64_t group, tp_pages *p, int64_t to, bool *enough) {
     tp_page_group *g = &k->group[group];
     int64_t need = tp_pages_for(k->page, to);
-    tp_status st = grow_table(k, p, need);
+    tp_status st = TP_OK;
     *enough = false;
-    if (st) return st;
     for (int64_t i = p->keys / k->page; i < p->n; i++) { /* shared, about to be written */
         int32_t old = p->table[i];
         if (g->refs[old] == 1) continue;
@@ -185,11 +184,13 @@ static tp_pages *tables_of(tp_cache *k, tp_sequence *s) {
 tp_status tp_cache_room(tp_cache *k, tp_sequence *s, int64_t to, int64_t *short_of) {
     tp_pages *p = tables_of(k, s);
     tp_status st = p ? TP_OK : tp_error_status(k->c);
+    int64_t known = s->n - s->base > to ? s->n - s->base : to;
     *short_of = -1;
     for (int64_t i = 0; i < k->groups && !st && *short_of < 0; i++) {
-        bool enough;
+        bool enough = false;
         if (!k->group[i].layers) continue;
-        st = room(k, i, &p[i], p[i].keys + to - s->cached, &enough);
+        st = grow_table(k, &p[i], tp_pages_for(k->page, p[i].keys + known - s->cached));
+        if (!st) st = room(k, i, &p[i], p[i].keys + to - s->cached, &enough);
         if (!enough) *short_of = i;
     }
     return st;
@@ -229,8 +230,9 @@ void tp_cache_forget(tp_cache *k, tp_sequence *s) {
     s->pages = NULL;
 }
 
-/* Pages that no later query sees go back, their places in the table point at any page; and so do
- * those behind what `more` keys would fill. */
+/* Pages that no later query sees take what is still to come of the `more` keys that are known, so
+ * that who is read needs no more pages than it began with; or they go back. Their places in the
+ * table point at any page. What is behind the known keys goes back, too. */
 static void leave_behind(tp_cache *k, int64_t group, tp_pages *p, int64_t more) {
     tp_page_group *g = &k->group[group];
     int64_t window = k->window ? k->window : tp_model_config(k->m)->sliding_window;
@@ -239,7 +241,11 @@ static void leave_behind(tp_cache *k, int64_t group, tp_pages *p, int64_t more) 
     int64_t need = tp_pages_for(k->page, p->keys + more);
     if (p->dead < sinks) p->dead = sinks;
     for (; p->dead < past && p->dead < p->n; p->dead++) {
-        give_page(g, p->table[p->dead]);
+        int32_t left = p->table[p->dead];
+        if (p->n < need && g->refs[left] == 1)
+            p->table[p->n++] = left;
+        else
+            give_page(g, left);
         p->table[p->dead] = 0;
     }
     while (p->n > need) give_page(g, p->table[--p->n]);

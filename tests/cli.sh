@@ -154,6 +154,11 @@ says 1 'cannot write' $tapir plot run --out nowhere/curve.svg
 says 2 'at most 3 metrics' $tapir plot run --metrics a,b,c,d
 says 2 'which run' $tapir plot
 says 1 'another tokenizer' $tapir eval run other.h5
+# a window takes any prompt and any number of tokens, whatever the context
+long=$(head -5 text.txt)
+works $tapir generate run "$long" --window 8 --max-new-tokens 5
+works $tapir generate run "$long" --window 1000 --sinks 0 --max-new-tokens 300 --ignore-eos -c 2
+works $tapir generate run "$long" --window 3 --sinks 2000 --max-new-tokens 300 --ignore-eos
 # routed blocks are part of the checkpoint, and of what begins with it
 works $train run.dir=routed mod.capacity=0.5 mod.every=1 mod.gate=sigmoid sample.every=1 sample.tokens=4
 works test -s routed/samples.txt

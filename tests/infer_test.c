@@ -153,6 +153,82 @@ static void test_window_gives_pages_back(void **state) {
     net_free(&n);
 }
 
+enum { LONG = 480, MORE = 60, TEXTS = 3, EACH = 3 };
+typedef struct texts {
+    int32_t ids[TEXTS][EACH][MORE];
+    float logprob[TEXTS][EACH][MORE];
+} texts;
+
+static tp_status keep_text(void *arg, const tp_completion *x) {
+    texts *t = arg;
+    assert_int_equal(x->n, MORE);
+    memcpy(t->ids[x->request][x->sample], x->ids, sizeof t->ids[0][0]);
+    memcpy(t->logprob[x->request][x->sample], x->logprob, sizeof t->logprob[0][0]);
+    return TP_OK;
+}
+
+static tp_engine_stats windowed(tp_engine_opts o, texts *out) {
+    static const int64_t lengths[TEXTS] = {LONG, 7, 333};
+    net n = net_new(&families[1], 2);
+    int32_t prompt[LONG];
+    tp_request r[TEXTS];
+    tp_engine *e;
+    for (int i = 0; i < LONG; i++) prompt[i] = i * 7 % V;
+    for (int i = 0; i < TEXTS; i++)
+        r[i] = (tp_request){
+            .prompt = prompt + (LONG - lengths[i]) / 2,
+            .n = lengths[i],
+            .samples = EACH,
+            .max_new_tokens = MORE,
+            .number = (uint32_t)i,
+            .stop = -1,
+            .sampling = {.temperature = 1, .top_p = 1, .repetition_penalty = 1, .seed = 5}};
+    if (tp_engine_new(&e, n.c, n.m, &o)) fail_msg("%s", tp_error(n.c));
+    if (tp_engine_run(e, r, TEXTS, &(tp_engine_calls){.done = keep_text, .arg = out}))
+        fail_msg("%s", tp_error(n.c));
+    tp_engine_stats s = tp_engine_get_stats(e);
+    tp_engine_free(e);
+    net_free(&n);
+    return s;
+}
+
+/* Prompts that are longer than the context, in pages for what the window sees. */
+static void test_window_takes_any_prompt(void **state) {
+    (void)state;
+    static const struct {
+        tp_engine_opts o;
+        int64_t peak;
+        bool waits;
+    } ways[] = {
+        {{.lanes = 1, .window = 32, .sinks = 4}, 2 * 14, false},
+        {{.lanes = 1, .window = 32, .sinks = 4, .prefill_chunk = 16}, 2 * 7, false},
+        {{.lanes = 9, .window = 32, .sinks = 4, .prefill_chunk = 45}, 13 * 9, false},
+        {{.lanes = 9, .window = 32, .sinks = 4, .prefill_chunk = 16, .pages = 14}, 14, true},
+        {{.lanes = 9, .window = 32, .sinks = 4, .prefill_chunk = 7, .pages = 15}, 15, true},
+    };
+    static texts one, x;
+    tp_engine_opts singly = {.lanes = 1, .window = 32, .sinks = 4, .prefill_chunk = 1};
+    windowed(singly, &one);
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        tp_engine_stats s = windowed(ways[i].o, &x);
+        assert_memory_equal(&x, &one, sizeof one);
+        assert_true(s.pages_peak <= ways[i].peak);
+        assert_true(s.evicted > 0 || !ways[i].waits);
+    }
+    singly.window = 31;
+    windowed(singly, &x);
+    assert_memory_not_equal(&x, &one, sizeof one);
+    /* windows, and sinks, that are wider than the context */
+    tp_engine_opts wide[] = {{.lanes = 2, .window = 1000},
+                             {.lanes = 2, .window = 16, .sinks = 2000}};
+    for (int i = 0; i < 2; i++) {
+        windowed(wide[i], &x);
+        wide[i].prefill_chunk = 9, wide[i].max_length = LONG + MORE;
+        windowed(wide[i], &one);
+        assert_memory_equal(&x, &one, sizeof one);
+    }
+}
+
 static void test_refusals(void **state) {
     (void)state;
     net n = net_new(&families[0], 1);
@@ -323,6 +399,7 @@ int main(void) {
         cmocka_unit_test(test_shared_pages),
         cmocka_unit_test(test_group_shares_its_prompt),
         cmocka_unit_test(test_window_gives_pages_back),
+        cmocka_unit_test(test_window_takes_any_prompt),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_allocation_failures),
         cmocka_unit_test(test_sets_and_frequencies),
