@@ -1,6 +1,7 @@
 /* tapir chat: a conversation with a model that was fine-tuned on conversations. */
 #include "cli/cli.h"
 #include "cli/source.h"
+#include "data/input.h"
 #include "infer/engine.h"
 #include <errno.h>
 #include <stdio.h>
@@ -137,23 +138,22 @@ static tp_status begin(talk *t) {
 }
 
 static tp_status converse(talk *t) {
-    char *line = NULL;
-    size_t cap = 0;
+    tp_input in = {.fd = STDIN_FILENO, .name = "standard input", .interrupted = tp_interrupted};
+    char *line;
     bool person = isatty(STDIN_FILENO);
     tp_status st = begin(t);
     if (person) printf("/reset begins anew, /exit or Ctrl-D ends.\n");
     while (!st && !tp_interrupted()) {
         if (person) printf("> "), fflush(stdout);
-        ssize_t n = getline(&line, &cap, stdin);
-        if (n < 0) break;
-        while (n && (line[n - 1] == '\n' || line[n - 1] == '\r')) line[--n] = 0;
-        if (!strcmp(line, "/exit")) break;
+        st = tp_input_line(&in, t->r->c, &line);
+        if (person && (st || !line)) fputc('\n', stdout);
+        if (st || !line || !strcmp(line, "/exit")) break;
         if (!strcmp(line, "/reset"))
             st = begin(t);
-        else if (n)
+        else if (*line)
             st = answer(t, line);
     }
-    free(line);
+    tp_input_clear(&in);
     return st ? st : tp_interrupted() ? TP_EINTERRUPT : TP_OK;
 }
 

@@ -190,9 +190,11 @@ int cmd_prepare(int argc, char **argv) {
     if (!(st = refuse_existing(c, a.out))) st = refuse_existing(c, a.val);
     if (!st) st = tokenizer(c, &t);
     if (!st)
-        st = tp_text_open(
-            &src, c, (const char *const *)a.text, a.n_text,
-            &(tp_text_opts){.format = a.format, .json_key = a.key, .split_line = a.split});
+        st = tp_text_open(&src, c, (const char *const *)a.text, a.n_text,
+                          &(tp_text_opts){.format = a.format,
+                                          .json_key = a.key,
+                                          .split_line = a.split,
+                                          .interrupted = tp_interrupted});
     tp_prepare_opts o = {.tokenizer = t,
                          .bpe = {.vocab_size = a.vocab, .pattern = a.pattern},
                          .val_fraction = a.val ? a.val_fraction : 0,

@@ -80,7 +80,8 @@ static tp_status read_file(tp_ids *ids, tp_run *r) {
     tp_text_source *s = NULL;
     tp_text_piece piece = {0};
     bool more = false;
-    tp_status st = tp_text_open(&s, r->c, &a.file, 1, NULL);
+    tp_status st =
+        tp_text_open(&s, r->c, &a.file, 1, &(tp_text_opts){.interrupted = tp_interrupted});
     if (!st) st = tp_text_next(s, r->c, &piece, &more);
     if (!st) st = encode(ids, r, piece.bytes, piece.n);
     tp_text_close(s);

@@ -1,6 +1,7 @@
 /* Finding input files: folders in a fixed order, standard input and pipes through a temporary
  * file, and a look at the first bytes of each so that no binary file becomes training text. */
 #include "data/textfiles.h"
+#include "data/input.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -43,7 +44,8 @@ static tp_status io_fail(tp_ctx *c, const char *path) {
 }
 
 /* Copies what comes from fd to a temporary file without a name; sets its descriptor and size. */
-static tp_status spool(tp_ctx *c, int fd, const char *name, int *out, int64_t *size) {
+static tp_status spool(tp_ctx *c, int fd, const char *name, bool (*interrupted)(void), int *out,
+                       int64_t *size) {
     char path[4096], buf[1 << 16];
     const char *dir = getenv("TMPDIR");
     if (snprintf(path, sizeof path, "%s/tapir-XXXXXX", dir && *dir ? dir : "/tmp") >=
@@ -54,11 +56,12 @@ static tp_status spool(tp_ctx *c, int fd, const char *name, int *out, int64_t *s
     unlink(path);
     fcntl(tmp, F_SETFD, FD_CLOEXEC);
     *size = 0;
-    for (ssize_t n; (n = read(fd, buf, sizeof buf)) != 0;) {
-        tp_status st = TP_OK;
-        if (n < 0)
-            st = errno == EINTR ? tp_fail(c, TP_EINTERRUPT, "text: %s: stopped", name)
-                                : io_fail(c, name);
+    for (ssize_t n = 1; n;) {
+        tp_status st = tp_input_wait(c, fd, name, interrupted);
+        if (!st && (n = read(fd, buf, sizeof buf)) < 0) {
+            if (errno == EINTR || errno == EAGAIN) continue;
+            st = io_fail(c, name);
+        }
         for (ssize_t at = 0, m; !st && at < n; at += m)
             if ((m = write(tmp, buf + at, (size_t)(n - at))) <= 0)
                 st = tp_fail(c, TP_EIO, "text: cannot keep %s in a temporary file: %s", name,
@@ -106,7 +109,7 @@ static tp_status add_open(tp_text_files *l, tp_ctx *c, const char *path, int fd,
 static tp_status add_spooled(tp_text_files *l, tp_ctx *c, int fd, const char *name) {
     int tmp = -1;
     int64_t size;
-    tp_status st = spool(c, fd, name, &tmp, &size);
+    tp_status st = spool(c, fd, name, l->interrupted, &tmp, &size);
     if (st) return st;
     if ((st = add_open(l, c, name, tmp, size, true, true))) close(tmp);
     return st;
@@ -115,7 +118,7 @@ static tp_status add_spooled(tp_text_files *l, tp_ctx *c, int fd, const char *na
 static tp_status add_file(tp_text_files *l, tp_ctx *c, const char *path, bool named) {
     struct stat info;
     tp_status st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | (named ? 0 : O_NONBLOCK));
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO may wait for its writer */
     if (fd < 0) return io_fail(c, path);
     if (fstat(fd, &info))
         st = io_fail(c, path);

@@ -15,6 +15,7 @@ typedef struct tp_text_files {
     int64_t bytes, not_text;
     char *first_not_text;
     bool has_stdin;
+    bool (*interrupted)(void); /* see tp_text_opts */
 } tp_text_files;
 
 /* Adds what one command-line argument stands for. */

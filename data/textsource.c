@@ -349,6 +349,7 @@ tp_status tp_text_open(tp_text_source **out, tp_ctx *c, const char *const *paths
     if (!s) return TP_ENOMEM;
     tp_status st = TP_OK;
     s->format = opts->format;
+    s->files.interrupted = opts->interrupted;
     s->piece = opts->piece_bytes ? opts->piece_bytes : PIECE_BYTES;
     if (!(s->json_key = tp_strdup(c, opts->json_key ? opts->json_key : "text")) ||
         (opts->split_line && !(s->split_line = tp_strdup(c, opts->split_line))) ||

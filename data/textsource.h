@@ -19,10 +19,11 @@ typedef enum tp_text_format {
 
 typedef struct tp_text_opts {
     tp_text_format format;
-    const char *json_key;   /* JSON lines: the key of the text; NULL: "text" */
-    const char *split_line; /* plain text: documents end at a line that is exactly this; "": at
-                               blank lines; NULL: a file is one document */
-    int64_t piece_bytes;    /* long documents come in pieces of about this size; 0: 1 MiB */
+    const char *json_key;      /* JSON lines: the key of the text; NULL: "text" */
+    const char *split_line;    /* plain text: documents end at a line that is exactly this; "": at
+                                  blank lines; NULL: a file is one document */
+    int64_t piece_bytes;       /* long documents come in pieces of about this size; 0: 1 MiB */
+    bool (*interrupted)(void); /* true ends the wait for a pipe (TP_EINTERRUPT); may be NULL */
 } tp_text_opts;
 
 /* Part of a document; valid until the next call. A piece ends between an ASCII letter or digit and

@@ -185,6 +185,40 @@ until logged || ! kill -0 $pid 2>/dev/null; do sleep 0.02; done
 kill -s HUP $pid
 ended
 expect "nohup: exit $code" [ $code = 0 ]
+# who waits for input ends with the first signal: a pipe whose writer says nothing, one that has no writer yet
+mkfifo silent absent
+sleep 60 >silent &
+writer=$!
+awaits() { # SIGNAL INPUT COMMAND…: it waits, then ends at once
+    signal=$1 input=$2
+    shift 2
+    "$@" <"$input" >waits.out 2>waits.err &
+    pid=$!
+    sleep 0.5
+    expect "$* waits for its input" kill -0 $pid
+    kill -s "$signal" $pid
+    i=0
+    while [ $i -lt 40 ] && kill -0 $pid 2>/dev/null; do sleep 0.05 && i=$((i + 1)); done
+    expect "$*: SIG$signal ends it" [ $i -lt 40 ]
+    [ $i -lt 40 ] || kill -9 $pid
+    wait $pid
+    code=$? text=$(cat waits.err)
+    said 130 interrupted "$*: SIG$signal"
+}
+awaits INT silent "$tapir" chat whole
+awaits TERM silent "$tapir" prepare - --out x.h5
+awaits TERM /dev/null "$tapir" prepare silent --out x.h5
+awaits INT /dev/null "$tapir" prepare absent --out x.h5
+kill $writer
+expect "a pipe that is waited for" sh -c "(sleep 0.5; cat text.txt) | '$tapir' prepare - --out x.h5 --tokenizer bytes"
+cp out first
+(sleep 0.3 && cat text.txt >absent) &
+expect "a writer that comes late" "$tapir" prepare absent --out y.h5 --tokenizer bytes
+cat out >>first
+expect "both are read to their end" [ "$(grep -c " $(wc -c <text.txt) bytes" first)" = 2 ]
+rm -f x.h5 y.h5
+expect "lines that come in pieces" sh -c "(printf '/re'; sleep 0.2; printf 'set\\r\\n\\n/exit\\nno more') | '$tapir' chat whole"
+expect "are lines" [ ! -s out ]
 
 # ---- next to no text ----------------------------------------------------------------------------
 printf 'a' >one.txt
