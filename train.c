@@ -547,7 +547,7 @@ int cmd_train(int argc, char **argv) {
     r->ranks = tp_comm_size(r->comm);
     r->root = tp_comm_rank(r->comm) == 0;
     tp_warn_unused("train", &r->cfg, (const char *const[]){"rl.", NULL});
-    tp_catch_signals();
+    tp_catch_signals_in_steps();
     tp_status st = train(r, go_on);
     if (st && st != TP_EINTERRUPT) {
         bool told = tp_comm_failed_elsewhere(r->comm);

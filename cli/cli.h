@@ -43,6 +43,7 @@ int tp_say_failure(const char *command, tp_ctx *c, tp_status st); /* 1, or 130 i
 /* SIGINT, SIGTERM and SIGHUP ask the work to end after what it is doing; a second one ends it now.
  * Under nohup SIGHUP does nothing. */
 void tp_catch_signals(void);
+void tp_catch_signals_in_steps(void); /* and the first one says so on a terminal: steps are long */
 bool tp_interrupted(void);
 
 /* ---- the terminal --------------------------------------------------------------------------- */

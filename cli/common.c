@@ -37,7 +37,8 @@ int tp_say_failure(const char *command, tp_ctx *c, tp_status st) {
 }
 
 /* ---- signals -------------------------------------------------------------------------------- */
-static volatile sig_atomic_t signalled;
+static bool silent; /* another rank speaks */
+static volatile sig_atomic_t signalled, in_steps;
 
 static void on_signal(int sig) {
     if (signalled) {
@@ -45,6 +46,9 @@ static void on_signal(int sig) {
         raise(sig);
     }
     signalled = 1;
+    static const char said[] = "\r\033[Kfinishing this step; once more to stop now\n";
+    int before = errno;
+    if (in_steps && write(STDERR_FILENO, said, sizeof said - 1) < 0) errno = before;
 }
 
 void tp_catch_signals(void) {
@@ -60,13 +64,18 @@ void tp_catch_signals(void) {
 
 bool tp_interrupted(void) { return signalled != 0; }
 
+void tp_catch_signals_in_steps(void) {
+    in_steps = tp_is_terminal(STDERR_FILENO) && !silent;
+    tp_catch_signals();
+}
+
 /* ---- the terminal --------------------------------------------------------------------------- */
 bool tp_is_terminal(int fd) {
     const char *term = getenv("TERM");
     return isatty(fd) && !(term && !strcmp(term, "dumb"));
 }
 
-static bool line_open, silent;
+static bool line_open;
 static double line_at;
 
 void tp_progress_off(void) { silent = true; }

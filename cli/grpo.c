@@ -352,7 +352,7 @@ int cmd_grpo(int argc, char **argv) {
     g->rank = tp_comm_rank(g->comm);
     g->root = g->rank == 0;
     warn_unused(&g->cfg);
-    tp_catch_signals();
+    tp_catch_signals_in_steps();
     tp_status st = grpo(r, go_on, only_evaluate);
     code = finish(r, argv[0], st);
     tp_comm_close(g->comm, st && st != TP_EINTERRUPT ? tp_error(g->c) : NULL);

@@ -177,6 +177,27 @@ kill -s TERM $pid
 ended
 expect "the second one ends at once: exit $code" [ $code = 143 ]
 kill "$(cat reward.pid)" 2>/dev/null # it reads nothing, so it does not see that nobody asks any more
+# on a terminal the first signal is answered at once
+if command -v script >/dev/null; then
+    rm -rf broken typescript
+    keys="run.dir=broken data.train=train.h5 data.val=val.h5 threads=1 $endless"
+    TERM=xterm script -qec "echo \$\$ >train.pid; exec '$tapir' train '$src/configs/tests/tiny.yaml' $keys" typescript >/dev/null </dev/null &
+    pid=$!
+    until logged || ! kill -0 $pid 2>/dev/null; do sleep 0.02; done
+    kill -s INT "$(cat train.pid)"
+    wait $pid
+    cp typescript heard
+    expect "a terminal hears of the first signal" grep -q 'finishing this step; once more to stop now' heard
+    expect "and of the end" grep -q 'interrupted at step' heard
+    : >typescript
+    sleep 2 | TERM=xterm script -qfec "echo \$\$ >chat.pid; exec '$tapir' chat whole" typescript >/dev/null &
+    pid=$!
+    until grep -q 'begins anew' typescript || ! kill -0 $pid 2>/dev/null; do sleep 0.05; done
+    kill -s INT "$(cat chat.pid)"
+    wait $pid
+    expect "chat ends at its prompt" grep -q 'tapir chat: interrupted' typescript
+    expect "it finishes no step" sh -c '! grep -q finishing typescript'
+fi
 # under nohup a hang-up is none
 rm -rf broken
 (trap '' HUP && train broken run.steps=3000 log.every=1 checkpoint.every=1000000) >out 2>err </dev/null &
@@ -195,6 +216,7 @@ awaits() { # SIGNAL INPUT COMMAND…: it waits, then ends at once
     "$@" <"$input" >waits.out 2>waits.err &
     pid=$!
     sleep 0.5
+    [ "$length" = whole ] || sleep 2 # until a slow build has begun to wait
     expect "$* waits for its input" kill -0 $pid
     kill -s "$signal" $pid
     i=0
@@ -210,6 +232,7 @@ awaits TERM silent "$tapir" prepare - --out x.h5
 awaits TERM /dev/null "$tapir" prepare silent --out x.h5
 awaits INT /dev/null "$tapir" prepare absent --out x.h5
 kill $writer
+wait $writer 2>/dev/null
 expect "a pipe that is waited for" sh -c "(sleep 0.5; cat text.txt) | '$tapir' prepare - --out x.h5 --tokenizer bytes"
 cp out first
 (sleep 0.3 && cat text.txt >absent) &
