@@ -223,15 +223,6 @@ int tp_open_ranks(const char *command, const tp_config *cfg, tp_ctx **c, tp_comm
         *c = NULL;
         return code;
     }
-    if (cfg->device == TP_CUDA && tp_comm_size(*comm) > 1) {
-        static const char why[] = "device: cuda is for one rank so far; several ranks need "
-                                  "device: cpu (their gradients travel through the CPU's memory)";
-        if (tp_comm_rank(*comm) == 0) tp_say(command, "%s", why);
-        tp_comm_close(*comm, why);
-        tp_ctx_free(*c);
-        *c = NULL;
-        return EXIT_FAILED;
-    }
     int local = tp_comm_local_size(*comm), threads = tp_threads(*c) / local;
     if (tp_comm_rank(*comm) > 0) tp_progress_off();
     if (cfg->threads || local == 1) return EXIT_DONE;

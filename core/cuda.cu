@@ -271,6 +271,11 @@ extern "C" const tp_backend tp_cuda_backend = {
     .record_end = cuda_record_end,
     .record_discard = cuda_record_discard,
     .replay = cuda_replay,
+    .carry_new = tp_cuda_carry_new,
+    .carry_free = tp_cuda_carry_free,
+    .carry_out = tp_cuda_carry_out,
+    .carry_arrived = tp_cuda_carry_arrived,
+    .carry_in = tp_cuda_carry_in,
 #if defined(TP_CUDA_ON_CPU)
     .poison = true,
 #else

@@ -162,7 +162,8 @@ static tp_status travel(tp_gradients *g, int param, int number, const tp_tensor 
         b->parcel[b->n].sum = tp_retained(sum);
     else
         b->parcel[b->n].sum.released = true; /* nothing to let go of */
-    b->piece[b->n++] = (tp_piece){sum->data, *tp_optim_cut(g->o, param)};
+    b->piece[b->n++] =
+        (tp_piece){sum->data, *tp_optim_cut(g->o, param), .on_device = g->c->backend != NULL};
     b->bytes += (size_t)tp_numel(sum) * sizeof(float);
     return b->bytes >= g->opts.bucket_bytes ? launch(g) : TP_OK;
 }
