@@ -21,6 +21,8 @@ typedef struct tp_carry_part {
 } tp_carry_part;
 typedef enum tp_arrival { TP_UNDER_WAY, TP_ARRIVED, TP_LOST } tp_arrival;
 
+enum { TP_DEVICE_ID_BYTES = 16 };
+
 typedef struct tp_backend {
     const char *name;
     /* "NVIDIA H100, compute capability 9.0", or why there is none; no ctx is needed. */
@@ -28,6 +30,7 @@ typedef struct tp_backend {
     /* Takes the device and makes what c->on_device points to. Refuses in words. */
     tp_status (*open)(tp_ctx *c);
     void (*close)(tp_ctx *c);
+    void (*which)(tp_ctx *c, unsigned char id[TP_DEVICE_ID_BYTES]); /* no other device has it */
     /* The pool's one range. *bytes: wanted, 0 for what the device can give; then what it got. */
     void *(*reserve)(tp_ctx *c, size_t *bytes);
     void (*release)(tp_ctx *c, void *range);

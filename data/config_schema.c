@@ -196,7 +196,7 @@ const tp_key tp_config_keys[] = {
 
     BOOL(train.cuda_graph, "false",
          "record the passes of a step once and replay them: fewer launches from the host; needs "
-         "device: cuda and model.dropout: 0; same bits"),
+         "device: cuda, one rank and model.dropout: 0; same bits"),
 
     CHOICE(dist.backend, tp_cfg_backend, backends, "auto",
            "how ranks talk; auto: MPI where `mpirun` or `srun` started the program, else self"),

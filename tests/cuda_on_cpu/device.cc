@@ -1,6 +1,7 @@
 /* The device that the CUDA runtime's host API tells of. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 #include "internal.h"
 
 /* ---- the device ----------------------------------------------------------------------------- */
@@ -31,6 +32,8 @@ extern "C" cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int d) {
     if (d < 0 || d >= devices()) return emu_fail(cudaErrorInvalidDevice, "there is no such device");
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "CPU emulation");
+    bool shared = getenv("TAPIR_EMU_DEVICES"); /* then they pretend to be the machine's */
+    snprintf(p->uuid.bytes, sizeof p->uuid.bytes, "%d.%d", d, shared ? 0 : (int)getpid());
     size_t unused;
     cudaMemGetInfo(&unused, &p->totalGlobalMem);
     p->sharedMemPerBlock = 49152;

@@ -84,6 +84,7 @@ struct func_limit {
 };
 static func_limit *limits;
 extern "C" cudaError_t cudaFuncSetAttribute(const void *func, cudaFuncAttribute a, int value) {
+    emu_guard alone;
     if (a != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
     if (value < 0 || value > emu_optin()) {
         emu_record(cudaErrorInvalidValue,

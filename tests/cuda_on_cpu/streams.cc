@@ -237,7 +237,7 @@ extern "C" cudaError_t cudaEventSynchronize(cudaEvent_t e) {
 }
 extern "C" cudaError_t cudaEventQuery(cudaEvent_t e) {
     emu_guard alone;
-    if (emu_capture_forbids("a question for an event")) return cudaErrorStreamCaptureUnsupported;
+    if (emu_capture_forbids("a wait for an event")) return cudaErrorStreamCaptureUnsupported;
     if (!is(e)) return emu_fail(cudaErrorInvalidResourceHandle, "cudaEventQuery: no event");
     if (e->done < e->asked && e->queries++ < QUERIES) /* CUDA keeps that as the last error */
         return emu_fail(cudaErrorNotReady, "not ready");
