@@ -246,14 +246,13 @@ int tp_open_ranks(const char *command, const tp_config *cfg, tp_ctx **c, tp_comm
         *c = NULL;
         return code;
     }
-    if (own_gpus(*c, *comm)) {
-        int code = EXIT_FAILED;
-        if (tp_comm_rank(*comm) == 0 || tp_error_status(*c) != TP_EARG)
-            code = tp_say_failure(command, *c, tp_error_status(*c));
+    if ((st = own_gpus(*c, *comm))) {
+        bool all_know = st == TP_EARG, other = tp_comm_failed_elsewhere(*comm);
+        if (all_know ? tp_comm_rank(*comm) == 0 : !other) tp_say_failure(command, *c, st);
         tp_comm_close(*comm, tp_error(*c));
         tp_ctx_free(*c);
         *c = NULL;
-        return code;
+        return EXIT_FAILED;
     }
     int local = tp_comm_local_size(*comm), threads = tp_threads(*c) / local;
     if (tp_comm_rank(*comm) > 0) tp_progress_off();

@@ -33,13 +33,12 @@ static int world_size(void) {
 }
 
 static int local_size(void) {
-    static const char *const names[] = {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS",
-                                        "SLURM_NTASKS_PER_NODE", NULL};
+    static const char *const names[] = {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", NULL};
     return told(names);
 }
 
-/* Two ranks would fight for one GPU's memory. Where ranks were shown GPUs of their own, that cannot
- * be seen from here: who has them all asks for `which`. */
+/* Two ranks would fight for one GPU's memory. Where each may have been shown another, or the
+ * launcher does not say how many there are, `which` tells once they have met. */
 static tp_status check_ranks(tp_ctx *c, int gpus) {
     int ranks = local_size();
     if (ranks <= gpus || getenv("CUDA_VISIBLE_DEVICES")) return TP_OK;

@@ -137,9 +137,9 @@ static void every_move(local_rank *r) {
             float host[2] = {value(r->rank, 90, 0), value(r->rank, 90, 1)};
             fill(&d, round, moves[i] == TP_ALLGATHER);
             int64_t first = tp_comm_start(r->m, d.c, moves[i], d.piece, d.k->n);
-            int64_t then =
-                tp_comm_start(r->m, d.c, TP_ALLREDUCE, &(tp_piece){host, {2, 1, -1}, false}, 1);
-            if (!first || !then || tp_comm_wait(r->m, d.c, first)) break;
+            tp_piece beside = {host, {2, 1, -1}, false};
+            int64_t then = first ? tp_comm_start(r->m, d.c, TP_ALLREDUCE, &beside, 1) : 0;
+            if (!then || tp_comm_wait(r->m, d.c, first)) break;
             check(&d, round, moves[i]);
             if (tp_comm_wait(r->m, d.c, then)) break;
             if (host[1] != tree_sum(0, r->size, 90, 1)) complain(r, "the host's move differs");
@@ -149,21 +149,28 @@ static void every_move(local_rank *r) {
     device_close(&d);
 }
 
-/* Each piece a move of its own, host and device mixed in each, all under way at the same time; a
- * small call waits for all of them. */
+/* Each piece a move of its own, host and device mixed in each, all under way at the same time. The
+ * first is waited for while the last has not begun on rank 1; a small call waits for the rest. */
 static void together(local_rank *r) {
     device_rank d;
     if (!device_open(&d, r)) return;
     for (int round = 0; round < ROUNDS && !tp_error_status(d.c); round++) {
         float host[MAXPIECES][2];
         double x = 1;
+        int64_t first = 0;
         fill(&d, round, false);
         for (int p = 0; p < d.k->n; p++) {
             for (int i = 0; i < 2; i++) host[p][i] = value(r->rank, 90 + p, i);
             tp_piece both[2] = {{host[p], {2, 1, -1}, false}, d.piece[p]};
-            tp_comm_start(r->m, d.c, TP_ALLREDUCE, both, 2);
+            if (p == d.k->n - 1 && r->rank == 1)
+                nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+            int64_t ticket = tp_comm_start(r->m, d.c, TP_ALLREDUCE, both, 2);
+            if (!ticket) break;
+            if (!first) first = ticket;
         }
-        if (tp_error_status(d.c) || tp_comm_sum_f64(r->m, d.c, &x, 1)) break;
+        if (tp_error_status(d.c) || tp_comm_wait(r->m, d.c, first) ||
+            tp_comm_sum_f64(r->m, d.c, &x, 1))
+            break;
         check(&d, round, TP_ALLREDUCE);
         for (int p = 0; p < d.k->n; p++)
             if (host[p][1] != tree_sum(0, r->size, 90 + p, 1)) complain(r, "the host's differ");

@@ -11,6 +11,10 @@ src=$2
 short=${3:-}
 command -v mpirun >/dev/null || { echo "SKIPPED: there is no mpirun"; exit 77; }
 "$tapir" version | grep -q '^ranks .*MPI' || { echo "SKIPPED: this build has no MPI"; exit 77; }
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') # the emulator: one for each rank
+emulated=no
+"$tapir" version | grep -q 'CPU emulation' && emulated=yes gpus=4
+[ "$gpus" -ge 2 ] || { echo "SKIPPED: each rank needs a GPU, and there are $gpus"; exit 77; }
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 . "$src/tests/lib/runs.sh"
@@ -69,12 +73,13 @@ for dtype in f32 bf16; do
     [ $dtype = f32 ] || d="$d train.optimizer=muon"
     expect "one rank, $dtype" launch 1 one-$dtype $d
     want=$(hash_of one-$dtype)
-    for split in "2 0 at_once" "2 1 late" "2 2 late" "4 0 late" "4 1 at_once" "4 2 at_once"; do
+    for split in "2 0 at_once" "2 1 at_once" "2 2 late" "4 0 late" "4 1 late" "4 2 at_once"; do
         n=${split%% *}
         streams=${split##* }
         zero=${split#* }
         zero=${zero% *}
-        [ -z "$short" ] || [ "$split" = "2 1 late" ] || continue
+        [ -z "$short" ] || [ "$split" = "2 1 at_once" ] || continue
+        [ $n -le "$gpus" ] || continue
         name=$dtype-$n-$zero
         export TAPIR_EMU_STREAMS=$(echo $streams | tr _ ' ')
         expect "$name, streams $streams" launch $n $name $d dist.zero_stage=$zero
@@ -95,6 +100,7 @@ expect "two passes: the same bits" same passes
 # one rank is killed once there is a checkpoint; the others end, and another number goes on
 for split in "2 0 4 2" "4 1 1 0"; do
     set -- $split
+    [ "$gpus" -ge 4 ] || continue
     name=killed-$1-$3
     tries=0
     while :; do
@@ -117,6 +123,7 @@ done
 
 expect "a recorded step is refused" refused 'train.cuda_graph is for one rank, there are 2' \
     launch 2 recorded dtype=f32 train.cuda_graph=true
+[ $emulated = yes ] || { echo "$checks checks, $failed failed"; exit $failed; }
 export TAPIR_EMU_DEVICES=1 # now they are the machine's
 expect "more ranks than GPUs are refused" refused '2 ranks here, but 1 GPU: ' launch 2 crowded
 export CUDA_VISIBLE_DEVICES=0

@@ -139,6 +139,7 @@ extern "C" cudaError_t cudaFree(void *p) {
     emu_guard alone;
     if (!p) return cudaSuccess;
     if (emu_capture_forbids("cudaFree")) return cudaErrorStreamCaptureUnsupported;
+    emu_settle(); /* as CUDA waits for all that may use it */
     long i = emu_is_device(p) ? find((size_t)((unsigned char *)p - range)) : -1;
     if (i < 0 || range + allocs[i].at != p) {
         emu_record(cudaErrorInvalidValue, "cudaFree of %p, which cudaMalloc did not give", p);

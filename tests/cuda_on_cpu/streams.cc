@@ -112,6 +112,9 @@ static bool settle(CUstream_st *s) {
     while (ok && s->later.first) ok = do_first(s);
     return ok;
 }
+void emu_settle(void) {
+    for (CUstream_st *s = streams; s; s = s->next) settle(s);
+}
 /* Until the event's recording is done. */
 static bool reach(cudaEvent_t e, long long ticket) {
     bool ok = true;
@@ -195,7 +198,7 @@ extern "C" cudaError_t cudaStreamSynchronize(cudaStream_t s) { return wait_for(e
 extern "C" cudaError_t cudaStreamQuery(cudaStream_t s) { return wait_for(emu_stream_of(s)); }
 extern "C" cudaError_t cudaDeviceSynchronize(void) {
     emu_guard alone;
-    for (CUstream_st *s = streams; s; s = s->next) settle(s);
+    emu_settle();
     return wait_for(capture);
 }
 extern "C" cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags) {
