@@ -97,6 +97,37 @@ same other && bad "another seed has the same bits"
 expect "two passes" launch 2 passes $d dist.zero_stage=2 train.micro_batches=2
 expect "two passes: the same bits" same passes
 
+# the optimizer's state in bf16, which a checkpoint gathers from its owners
+b="dtype=f32 train.optimizer_state_dtype=bf16"
+expect "bf16 state" launch 1 state $b
+want=$(hash_of state)
+expect "bf16 state, 2 ranks, stopped" launch 2 state-2 $b dist.zero_stage=1 run.steps=2
+expect "bf16 state, resumed on one" launch 1 state-2 $b --resume
+expect "bf16 state: the same bits" same state-2
+
+# reinforcement: 32 samples an update
+"$tapir" task parity --min 4 --max 8 -n 200 -p 0.5 >"$dir/demos.jsonl"
+expect "a model to begin with" "$tapir" train "$src/configs/tests/sft.yaml" run.dir="$dir/sft" run.steps=4 \
+    data.train="$dir/demos.jsonl" data.val="$dir/demos.jsonl" eval.every=0 model.layers=1 model.channels=32 \
+    model.heads=2 model.kv_heads=1 2>"$dir/err" >/dev/null
+grpo() { # grpo RANKS NAME WORD…
+    n=$1
+    name=$2
+    shift 2
+    timeout 300 mpirun -np "$n" "$tapir" grpo "$src/configs/tests/grpo.yaml" device=cuda threads=1 \
+        model.init_from="$dir/sft" run.dir="$dir/$name" run.steps=2 rl.prompts_per_step=8 rl.num_generations=4 \
+        rl.max_completion_length=4 rl.eval_prompts=0 checkpoint.every=1 rl.reward_weights=program=1 \
+        rl.reward_program='while read -r line; do echo ${#line}; done' "$@" >"$dir/err" 2>&1 # so that they differ
+}
+expect "grpo" grpo 1 grpo-1
+want=$(hash_of grpo-1)
+for n in 2 4; do
+    [ $n -le "$gpus" ] || continue
+    expect "grpo, $n ranks" grpo $n grpo-$n dist.zero_stage=$((n / 2 % 3))
+    expect "grpo, $n ranks: the same bits" same grpo-$n
+done
+
+want=$(hash_of one-bf16)
 # one rank is killed once there is a checkpoint; the others end, and another number goes on
 for split in "2 0 4 2" "4 1 1 0"; do
     set -- $split
