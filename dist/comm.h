@@ -109,8 +109,7 @@ tp_status tp_comm_open_on(tp_comm **out, tp_ctx *c, double timeout, tp_transport
 tp_status tp_comm_break(tp_comm *m, tp_status status, bool elsewhere, const char *fmt, ...)
     TP_PRINTF(4, 5);
 
-/* ---- load.c: memory of the device, on its way through the host's ------------------------------
- */
+/* ---- load.c: memory of the device, on its way through the host's ---------------------------- */
 struct tp_load {
     tp_load *next;
     int64_t number; /* of the call it belongs to */

@@ -4,8 +4,8 @@
  *
  * Steps are alike, so the buffers of the first serve all others; a move takes the smallest one that
  * it fits into. */
-#include "core/device.h"
 #include "core/ctx.h"
+#include "core/device.h"
 #include "dist/comm.h"
 #include <stdio.h>
 

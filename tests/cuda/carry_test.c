@@ -130,11 +130,12 @@ static int count(const tp_load *l) {
 static void every_move(local_rank *r) {
     static const tp_move moves[] = {TP_REDUCE_SCATTER, TP_ALLGATHER, TP_ALLREDUCE};
     device_rank d;
+    float host[2];
     if (!device_open(&d, r)) return;
     int buffers = 0;
     for (int round = 0; round < ROUNDS && !tp_error_status(d.c); round++)
         for (int i = 0; i < 3; i++) {
-            float host[2] = {value(r->rank, 90, 0), value(r->rank, 90, 1)};
+            for (int v = 0; v < 2; v++) host[v] = value(r->rank, 90, v);
             fill(&d, round, moves[i] == TP_ALLGATHER);
             int64_t first = tp_comm_start(r->m, d.c, moves[i], d.piece, d.k->n);
             tp_piece beside = {host, {2, 1, -1}, false};
@@ -153,9 +154,9 @@ static void every_move(local_rank *r) {
  * first is waited for while the last has not begun on rank 1; a small call waits for the rest. */
 static void together(local_rank *r) {
     device_rank d;
+    float host[MAXPIECES][2];
     if (!device_open(&d, r)) return;
     for (int round = 0; round < ROUNDS && !tp_error_status(d.c); round++) {
-        float host[MAXPIECES][2];
         double x = 1;
         int64_t first = 0;
         fill(&d, round, false);

@@ -84,6 +84,7 @@ static bool append(CUgraph_st *g, const node *d, size_t closure_bytes) {
     g->n++;
     return true;
 }
+
 /* ---- later ----------------------------------------------------------------------------------- */
 /* A GPU does what it was asked for some time later, each stream for itself, in an order among the
  * streams that only events settle. Policy "late" is as late as that may be: a stream goes on when
