@@ -1,5 +1,7 @@
 /* Owns how commands speak and end: messages, signals, the progress line, numbers for people. */
 #include "cli/cli.h"
+#include "core/ctx.h"
+#include "core/device.h"
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -225,6 +227,27 @@ int tp_open_device(const char *command, tp_ctx **c, tp_device device, int64_t th
     return tp_ctx_new(c, &o) ? say_why(command, why) : EXIT_DONE;
 }
 
+/* A GPU of its own for each rank: two would fight for one's memory. Every rank finds the same. */
+static tp_status own_gpus(tp_ctx *c, tp_comm *m) {
+    int n = tp_comm_size(m), size = TP_DEVICE_ID_BYTES;
+    if (!c->backend || n == 1) return TP_OK;
+    unsigned char *id = tp_calloc(c, (size_t)n, TP_DEVICE_ID_BYTES);
+    if (!id) return tp_error_status(c);
+    c->backend->which(c, id + tp_comm_rank(m) * size);
+    tp_status st = tp_error_status(c);
+    for (int r = 0; r < n && !st; r++)
+        st = tp_comm_broadcast(m, c, id + r * size, TP_DEVICE_ID_BYTES, r);
+    for (int b = 1; b < n && !st; b++)
+        for (int a = 0; a < b && !st; a++)
+            if (!memcmp(id + a * size, id + b * size, TP_DEVICE_ID_BYTES))
+                st = tp_fail(c, TP_EARG,
+                             "ranks %d and %d have the same GPU: each needs one of its own; start "
+                             "fewer on a machine, or show each another (CUDA_VISIBLE_DEVICES)",
+                             a, b);
+    tp_free(id);
+    return st;
+}
+
 int tp_open_ranks(const char *command, const tp_config *cfg, tp_ctx **c, tp_comm **comm) {
     static const tp_comm_kind kind[] = {[TP_CFG_BACKEND_AUTO] = TP_COMM_AUTO,
                                         [TP_CFG_BACKEND_SELF] = TP_COMM_SELF,
@@ -238,11 +261,10 @@ int tp_open_ranks(const char *command, const tp_config *cfg, tp_ctx **c, tp_comm
         *c = NULL;
         return code;
     }
-    if (cfg->device == TP_CUDA && tp_comm_size(*comm) > 1) {
-        static const char why[] = "device: cuda is for one rank so far; several ranks need "
-                                  "device: cpu (their gradients travel through the CPU's memory)";
-        if (tp_comm_rank(*comm) == 0) tp_say(command, "%s", why);
-        tp_comm_close(*comm, why);
+    if ((st = own_gpus(*c, *comm))) {
+        bool all_know = st == TP_EARG, other = tp_comm_failed_elsewhere(*comm);
+        if (all_know ? tp_comm_rank(*comm) == 0 : !other) tp_say_failure(command, *c, st);
+        tp_comm_close(*comm, tp_error(*c));
         tp_ctx_free(*c);
         *c = NULL;
         return EXIT_FAILED;

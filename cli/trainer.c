@@ -175,6 +175,11 @@ tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg, tp_comm
     if (!st && cfg->train.optimizer_in_bwd && t->ranks > 1)
         return tp_fail(c, TP_EARG, "train.optimizer_in_bwd is for one rank, there are %d",
                        t->ranks);
+    if (!st && cfg->train.cuda_graph && t->ranks > 1)
+        return tp_fail(c, TP_EARG,
+                       "train.cuda_graph is for one rank, there are %d: a step cannot be recorded "
+                       "while its gradients travel between ranks",
+                       t->ranks);
     t->nll = st ? NULL : tp_calloc(c, (size_t)numbers(t), sizeof *t->nll);
     if (!t->nll) return tp_error_status(c);
     if ((st = open_optimizer(t))) return st;

@@ -117,10 +117,11 @@ function(tapir_cuda_tests ops)
   else()
     set(tapir_with_cuda tapir_bin)
   endif()
-  foreach(name train grpo)
+  foreach(name train grpo ranks)
     tapir_cuda_test(cuda.${name} sh ${CMAKE_SOURCE_DIR}/tests/cuda/${name}.sh $<TARGET_FILE:${tapir_with_cuda}>
                     ${CMAKE_SOURCE_DIR} $<$<BOOL:${TAPIR_SANITIZE}>:short>)
   endforeach()
+  set_tests_properties(cuda.ranks PROPERTIES SKIP_RETURN_CODE 77 PROCESSORS 4)
   set(widths "$<$<NOT:$<BOOL:${TAPIR_CUDA}>>:short>") # real ones are a GPU's
   tapir_cuda_test(cuda.wide sh ${CMAKE_SOURCE_DIR}/tests/cuda/wide.sh $<TARGET_FILE:${tapir_with_cuda}> ${CMAKE_SOURCE_DIR} ${widths})
   # docs/lessons/10-cuda.md: the kernel that its debugger stops in, with all its variables

@@ -41,12 +41,36 @@ static int kernels_for(int major, int minor) {
 #endif
 }
 
+static int local_size(void) {
+    static const char *const names[] = {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", NULL};
+    return told(names);
+}
+
+/* Two ranks would fight for one GPU's memory. Where each may have been shown another, or the
+ * launcher does not say how many there are, `which` tells once they have met. */
+static tp_status check_ranks(tp_ctx *c, int gpus) {
+    int ranks = local_size();
+    if (ranks <= gpus || getenv("CUDA_VISIBLE_DEVICES")) return TP_OK;
+    return tp_fail(c, TP_EARG,
+                   "%d ranks here, but %d GPU%s: each rank needs one of its own; start %d on this "
+                   "machine, and raise train.micro_batches to have the same batch",
+                   ranks, gpus, gpus > 1 ? "s" : "", gpus);
+}
+
+static void cuda_which(tp_ctx *c, unsigned char id[TP_DEVICE_ID_BYTES]) {
+    cudaDeviceProp p;
+    memset(id, 0, TP_DEVICE_ID_BYTES);
+    if (!tp_cuda_check(c, cudaGetDeviceProperties(&p, tp_cuda_of(c)->device), "asking the GPU"))
+        memcpy(id, p.uuid.bytes, TP_DEVICE_ID_BYTES);
+}
+
 static tp_status take_device(tp_ctx *c, tp_cuda *g) {
     int n = 0;
     cudaError_t e = cudaGetDeviceCount(&n);
     if (e != cudaSuccess || n == 0)
         return tp_fail(c, TP_ENOKERNEL, "device: cuda needs an NVIDIA GPU and its driver (%s)",
                        e != cudaSuccess ? cudaGetErrorString(e) : "no GPU was found");
+    if (check_ranks(c, n)) return c->status;
     g->device = local_rank() % n; /* a GPU for each rank */
     cudaDeviceProp p;
     tp_status st = tp_cuda_check(c, cudaSetDevice(g->device), "choosing the GPU");
@@ -268,6 +292,7 @@ extern "C" const tp_backend tp_cuda_backend = {
     .describe = cuda_describe,
     .open = cuda_open,
     .close = cuda_close,
+    .which = cuda_which,
     .reserve = cuda_reserve,
     .release = cuda_release,
     .upload = cuda_upload,
@@ -280,6 +305,11 @@ extern "C" const tp_backend tp_cuda_backend = {
     .record_end = cuda_record_end,
     .record_discard = cuda_record_discard,
     .replay = cuda_replay,
+    .carry_new = tp_cuda_carry_new,
+    .carry_free = tp_cuda_carry_free,
+    .carry_out = tp_cuda_carry_out,
+    .carry_arrived = tp_cuda_carry_arrived,
+    .carry_in = tp_cuda_carry_in,
 #if defined(TP_CUDA_ON_CPU)
     .poison = true,
 #else

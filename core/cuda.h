@@ -45,8 +45,8 @@ typedef struct tp_cuda {
 } tp_cuda;
 
 static inline tp_cuda *tp_cuda_of(const tp_ctx *c) { return (tp_cuda *)c->on_device; }
-/* 80, 90, …: the compute capability of the context's GPU or, where memory is planned without one, of
- * the GPU that would be taken; 80 if there is none. */
+/* 80, 90, …: the compute capability of the context's GPU or, where memory is planned without one,
+ * of the GPU that would be taken; 80 if there is none. */
 int tp_cuda_sm(const tp_ctx *c);
 /* Hands in one item of `bytes` (the same for each call with this launch). */
 tp_status tp_cuda_gather(tp_ctx *c, tp_status (*launch)(tp_ctx *c, const void *items, int n),
@@ -57,6 +57,12 @@ static inline cudaStream_t tp_cuda_stream(tp_ctx *c) {
     tp_cuda_send(c);
     return tp_cuda_of(c)->stream;
 }
+/* cuda_carry.cu */
+tp_status tp_cuda_carry_new(tp_carry **out, tp_ctx *c, size_t bytes);
+void tp_cuda_carry_free(tp_carry *k);
+tp_status tp_cuda_carry_out(tp_ctx *c, tp_carry *k, const tp_carry_part *part, int n);
+tp_arrival tp_cuda_carry_arrived(tp_carry *k, char *why, size_t room);
+tp_status tp_cuda_carry_in(tp_ctx *c, tp_carry *k, const tp_carry_part *part, int n);
 /* TP_OK for cudaSuccess; else fails with "what: CUDA's sentence". */
 tp_status tp_cuda_check(tp_ctx *c, cudaError_t e, const char *what);
 #endif

@@ -9,6 +9,20 @@
 extern "C" {
 #endif
 
+/* Bytes on their way between the device and the host, beside the kernels: a buffer of the host's
+ * pinned memory with what tells when it is filled. The backend's own lies behind it. */
+typedef struct tp_carry {
+    void *host;
+    size_t bytes;
+} tp_carry;
+typedef struct tp_carry_part {
+    void *device;
+    size_t at, bytes; /* at: in the host's memory */
+} tp_carry_part;
+typedef enum tp_arrival { TP_UNDER_WAY, TP_ARRIVED, TP_LOST } tp_arrival;
+
+enum { TP_DEVICE_ID_BYTES = 16 };
+
 typedef struct tp_backend {
     const char *name;
     /* "NVIDIA H100, compute capability 9.0", or why there is none; no ctx is needed. */
@@ -16,6 +30,7 @@ typedef struct tp_backend {
     /* Takes the device and makes what c->on_device points to. Refuses in words. */
     tp_status (*open)(tp_ctx *c);
     void (*close)(tp_ctx *c);
+    void (*which)(tp_ctx *c, unsigned char id[TP_DEVICE_ID_BYTES]); /* no other device has it */
     /* The pool's one range. *bytes: wanted, 0 for what the device can give; then what it got. */
     void *(*reserve)(tp_ctx *c, size_t *bytes);
     void (*release)(tp_ctx *c, void *range);
@@ -35,6 +50,16 @@ typedef struct tp_backend {
     tp_status (*record_end)(tp_ctx *c);
     void (*record_discard)(tp_ctx *c);
     tp_status (*replay)(tp_ctx *c);
+    /* Copies beside the kernels; none of them waits. carry_out: to the host, once the kernels asked
+     * for so far are done. carry_arrived: are the bytes there? Any thread may ask; LOST: why says
+     * what happened. carry_in: after it, back to the device, where nothing may have touched the
+     * bytes since; the kernels that are asked for next find them there. The next carry_out comes
+     * behind it. carry_free does wait, for both, and needs no ctx. */
+    tp_status (*carry_new)(tp_carry **out, tp_ctx *c, size_t bytes);
+    void (*carry_free)(tp_carry *k);
+    tp_status (*carry_out)(tp_ctx *c, tp_carry *k, const tp_carry_part *part, int n);
+    tp_arrival (*carry_arrived)(tp_carry *k, char *why, size_t room);
+    tp_status (*carry_in)(tp_ctx *c, tp_carry *k, const tp_carry_part *part, int n);
     bool poison; /* its memory is this process's: freed blocks may be poisoned for AddressSanitizer,
                     and blocks that are taken begin as NaN */
 } tp_backend;

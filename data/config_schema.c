@@ -66,7 +66,8 @@ typedef char text_member[TP_CONFIG_TEXT];
  * times any width below 2^57, so that sizes in bytes fit in 64 bits. */
 const tp_key tp_config_keys[] = {
     I64(seed, "1", 0, ANY, "", "keys every random number of the run"),
-    CHOICE(device, tp_device, devices, "cpu", "where tensors live and kernels run"),
+    CHOICE(device, tp_device, devices, "cpu",
+           "where tensors live and kernels run; of several ranks each needs a GPU of its own"),
     CHOICE(dtype, tp_cfg_dtype, dtypes, "f32",
            "of products and activations: bf16 needs device: cuda; weights, their gradients and the "
            "optimizer stay f32"),
@@ -196,7 +197,7 @@ const tp_key tp_config_keys[] = {
 
     BOOL(train.cuda_graph, "false",
          "record the passes of a step once and replay them: fewer launches from the host; needs "
-         "device: cuda and model.dropout: 0; same bits"),
+         "device: cuda, one rank and model.dropout: 0; same bits"),
 
     CHOICE(dist.backend, tp_cfg_backend, backends, "auto",
            "how ranks talk; auto: MPI where `mpirun` or `srun` started the program, else self"),

@@ -297,7 +297,7 @@ static tp_status run(tp_comm *m, tp_job *j) {
 }
 
 tp_status tp_collective_run(tp_comm *m, tp_job *j) {
-    if (tp_control_call(m, j) || run(m, j)) return TP_EIO;
+    if (tp_control_call(m, j) || tp_load_arrives(m, j) || run(m, j)) return TP_EIO;
     for (int bit = 1; bit < m->size; bit <<= 1) /* a sum of nothing meets nobody by itself */
         if (tp_control_meet(m, j, bit)) return TP_EIO;
     return TP_OK;

@@ -137,6 +137,7 @@ static void comm_free(tp_comm *m) {
         }
         m->t->close(m->t, m->leave);
     }
+    tp_loads_free(m); /* what came from others may have been written there until now */
     tp_free(m->peer);
     pthread_mutex_destroy(&m->lock);
     pthread_cond_destroy(&m->work);
@@ -288,6 +289,7 @@ static int64_t enqueue(tp_comm *m, tp_ctx *c, const tp_job *call, const tp_piece
     if (j) {
         j->header = call->header;
         j->data = call->data;
+        j->load = call->load;
         j->header.cuts = 0xcbf29ce484222325;
         for (int i = 0; i < n; i++) {
             const tp_cut *s = &piece[i].cut;
@@ -325,7 +327,10 @@ int64_t tp_comm_start(tp_comm *m, tp_ctx *c, tp_move move, const tp_piece *piece
     }
     if (!m->t) return ++m->started;
     tp_job call = {.header = {.work = (int32_t)move, .pieces = n}};
-    return enqueue(m, c, &call, piece);
+    if (tp_load_out(&call.load, m, c, move, piece, n)) return 0;
+    int64_t number = enqueue(m, c, &call, call.load ? call.load->piece : piece);
+    tp_load_joins(m, call.load, number);
+    return number;
 }
 
 /* After a failure, until nothing of the caller's is under way any more: what it handed in may be on
@@ -353,7 +358,7 @@ tp_status tp_comm_wait(tp_comm *m, tp_ctx *c, int64_t ticket) {
         }
     }
     pthread_mutex_unlock(&m->lock);
-    return st;
+    return st ? st : tp_loads_in(m, c, ticket);
 }
 
 void tp_comm_traffic(tp_comm *m, double *waited, double *bytes) {

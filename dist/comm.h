@@ -24,9 +24,11 @@ typedef struct tp_header {
     int32_t work, pieces, root, unused;
     uint64_t cuts; /* hash of the pieces' splits */
 } tp_header;
+typedef struct tp_load tp_load;
 typedef struct tp_job {
     struct tp_job *next;
     tp_header header;
+    tp_load *load; /* NULL: all is in host memory */
     tp_piece *piece;
     int cap;    /* room in piece */
     void *data; /* of a small call */
@@ -84,9 +86,11 @@ struct tp_comm {
     double broken_at;
     char sentence[TP_SENTENCE_BYTES];
     double waited, bytes;
-    atomic_bool broken; /* status != 0, to be read without the lock */
-    bool shown;         /* the caller's: a ctx has the sentence */
-    bool disagreed;     /* the caller's: a ctx has tp_comm_agree's sentence */
+    atomic_bool broken;            /* status != 0, to be read without the lock */
+    bool shown;                    /* the caller's: a ctx has the sentence */
+    bool disagreed;                /* the caller's: a ctx has tp_comm_agree's sentence */
+    tp_load *loaded, *loaded_last; /* the caller's: on their way, in the order of their calls … */
+    tp_load *unloaded;             /* … and those that may be used again */
 
     /* the thread's own */
     pthread_t thread;
@@ -104,6 +108,27 @@ tp_status tp_comm_open_on(tp_comm **out, tp_ctx *c, double timeout, tp_transport
 /* Records the first failure; returns status, so `return tp_comm_break(…)`. */
 tp_status tp_comm_break(tp_comm *m, tp_status status, bool elsewhere, const char *fmt, ...)
     TP_PRINTF(4, 5);
+
+/* ---- load.c: memory of the device, on its way through the host's ---------------------------- */
+struct tp_load {
+    tp_load *next;
+    int64_t number; /* of the call it belongs to */
+    const struct tp_backend *backend;
+    struct tp_carry *carry;
+    tp_piece *piece;            /* as handed in, but in the host's memory */
+    struct tp_carry_part *part; /* what comes back */
+    int nparts, cap;
+};
+/* For the caller. Sends what of these pieces is on the device on its way to the host; the job gets
+ * load->piece. */
+tp_status tp_load_out(tp_load **out, tp_comm *m, tp_ctx *c, tp_move move, const tp_piece *piece,
+                      int n);
+void tp_load_joins(tp_comm *m, tp_load *l, int64_t number); /* 0: its call was not taken */
+/* The same way back, for all calls up to this one, which are finished. */
+tp_status tp_loads_in(tp_comm *m, tp_ctx *c, int64_t number);
+void tp_loads_free(tp_comm *m);
+/* For the thread: waits until the job's bytes are there. */
+tp_status tp_load_arrives(tp_comm *m, const tp_job *j);
 
 /* ---- shard.c -------------------------------------------------------------------------------- */
 int tp_bit_reverse(int i, int size); /* of a number below size, a power of two */

@@ -79,13 +79,18 @@ typedef enum tp_move {
 typedef struct tp_piece {
     float *data; /* cut.n values; NULL under META */
     tp_cut cut;
+    bool on_device; /* data is memory of the ctx's device; else of the host */
 } tp_piece;
 /* Starts one move over the pieces together (small ones should come together: one exchange is made
  * for all). Copies the array of pieces, not the data, which must stay until the ticket was waited
  * for; after a failure, until tp_comm_close. Tickets grow from 1; 0 is a failure. Every rank starts
- * the same moves in the same order. */
+ * the same moves in the same order.
+ *
+ * What is on the device passes through pinned memory of the host, both ways beside the kernels: it
+ * sets out when the kernels asked for so far are done, and this does not wait for them. */
 int64_t tp_comm_start(tp_comm *m, tp_ctx *c, tp_move move, const tp_piece *piece, int n);
-/* Returns when this move and all before it are complete. */
+/* Returns when this move and all before it are complete: what is on the device, for the kernels
+ * that are asked for from here on. */
 tp_status tp_comm_wait(tp_comm *m, tp_ctx *c, int64_t ticket);
 /* Seconds for which the caller had to wait here, and bytes sent by this rank, since the last call.
  */

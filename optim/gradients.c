@@ -31,7 +31,7 @@ typedef struct parcel { /* one gradient in a bucket */
 typedef struct bucket {
     parcel *parcel;
     tp_piece *piece;
-    int n, cap;
+    int n, cap_parcel, cap_piece; /* two, as either may fail to grow */
     size_t bytes;
     int64_t ticket;
 } bucket;
@@ -154,18 +154,16 @@ static tp_status launch(tp_gradients *g) {
 
 static tp_status travel(tp_gradients *g, int param, int number, const tp_tensor *sum, bool taken) {
     bucket *b = &g->bucket[g->opened % (IN_FLIGHT + 1)];
-    if (b->n == b->cap) {
-        int cap = b->cap;
-        if (!grow(g->c, (void **)&b->parcel, &b->cap, b->n + 1, sizeof *b->parcel) ||
-            !grow(g->c, (void **)&b->piece, &cap, b->n + 1, sizeof *b->piece))
-            return g->c->status;
-    }
+    if (!grow(g->c, (void **)&b->parcel, &b->cap_parcel, b->n + 1, sizeof *b->parcel) ||
+        !grow(g->c, (void **)&b->piece, &b->cap_piece, b->n + 1, sizeof *b->piece))
+        return g->c->status;
     b->parcel[b->n] = (parcel){.param = param, .use = number, .samples = g->samples};
     if (taken)
         b->parcel[b->n].sum = tp_retained(sum);
     else
         b->parcel[b->n].sum.released = true; /* nothing to let go of */
-    b->piece[b->n++] = (tp_piece){sum->data, *tp_optim_cut(g->o, param)};
+    b->piece[b->n++] =
+        (tp_piece){sum->data, *tp_optim_cut(g->o, param), .on_device = g->c->backend != NULL};
     b->bytes += (size_t)tp_numel(sum) * sizeof(float);
     return b->bytes >= g->opts.bucket_bytes ? launch(g) : TP_OK;
 }

@@ -55,22 +55,26 @@ const tp_cut *tp_optim_cut(const tp_optim *o, int i) { return &o->state[i].cut; 
 tp_range tp_optim_own(const tp_optim *o, int i) { return o->state[i].own; }
 
 /* ---- new values for the other ranks --------------------------------------------------------- */
-enum { SHARE_BYTES = 4 << 20 }; /* small parameters travel together */
+/* Small parameters travel together. What comes from a device lies in a buffer on its way, so there
+ * only some of them are under way at a time, the same every step. */
+enum { SHARE_BYTES = 4 << 20, IN_FLIGHT = 4 };
 
 static tp_status send_group(tp_optim *o) {
     if (!o->ngather) return TP_OK;
     int64_t ticket = tp_comm_start(o->comm, o->c, TP_ALLGATHER, o->gather, o->ngather);
     o->ngather = 0;
     o->gather_bytes = 0;
-    if (ticket) o->ticket = ticket;
-    return ticket ? TP_OK : tp_error_status(o->c);
+    if (!ticket) return tp_error_status(o->c);
+    o->ticket = ticket;
+    bool crowded = o->c->backend && ticket > IN_FLIGHT;
+    return crowded ? tp_comm_wait(o->comm, o->c, ticket - IN_FLIGHT) : TP_OK;
 }
 
 tp_status optim_share(tp_optim *o, int i) {
     if (!optim_sharded(o)) return TP_OK;
     tp_tensor *t = o->params->p[i].t;
     tp_touch(t);
-    o->gather[o->ngather++] = (tp_piece){t->data, o->state[i].cut};
+    o->gather[o->ngather++] = (tp_piece){t->data, o->state[i].cut, o->c->backend != NULL};
     o->gather_bytes += (size_t)tp_numel(t) * sizeof(float);
     return o->gather_bytes < SHARE_BYTES ? TP_OK : send_group(o);
 }
@@ -96,7 +100,7 @@ tp_status optim_gather_state(tp_optim *o, int param, tp_dtype dtype, void *whole
             return tp_error_status(c);
         for (int64_t i = 0; i < cut->n; i++) f[i] = half[i];
     }
-    int64_t ticket = tp_comm_start(o->comm, c, TP_ALLGATHER, &(tp_piece){f, *cut}, 1);
+    int64_t ticket = tp_comm_start(o->comm, c, TP_ALLGATHER, &(tp_piece){f, *cut, false}, 1);
     tp_status st = ticket ? tp_comm_wait(o->comm, c, ticket) : tp_error_status(c);
     for (int64_t i = 0; dtype == TP_BF16 && i < cut->n && !st; i++) half[i] = (uint16_t)f[i];
     return st;

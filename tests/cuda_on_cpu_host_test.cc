@@ -376,13 +376,67 @@ static void test_global_races(void **state) {
     cudaFree(x);
 }
 
+/* ---- streams that are late ------------------------------------------------------------------- */
+static void add_one(float *x) { x[0] += 1; }
+static void test_late_streams(void **state) {
+    (void)state;
+    float one = 1, got, *pinned, *x = on_device(&one, 1);
+    cudaStream_t kernels, copies;
+    cudaEvent_t asked, there;
+    emu_set_streams("late");
+    cudaMallocHost(&pinned, sizeof *pinned);
+    cudaStreamCreate(&kernels), cudaStreamCreate(&copies);
+    cudaEventCreate(&asked), cudaEventCreate(&there);
+    *pinned = -1;
+    for (int waits = 0; waits < 2; waits++) { /* a copy beside a kernel: behind it if it waits */
+        emu_launch_kernel("add_one", nullptr, dim3(1), dim3(1), 0, kernels, [=] { add_one(x); });
+        cudaEventRecord(asked, kernels);
+        if (waits) cudaStreamWaitEvent(copies, asked, 0);
+        cudaMemcpyAsync(pinned, x, sizeof *x, cudaMemcpyDeviceToHost, copies);
+        cudaEventRecord(there, copies);
+        assert_true(*pinned == (waits ? 1 : -1));
+        assert_int_equal(cudaEventQuery(there), cudaErrorNotReady);
+        assert_int_equal(cudaGetLastError(), cudaErrorNotReady); /* kept, as by CUDA */
+        assert_int_equal(cudaFreeHost(pinned), cudaErrorInvalidValue);
+        REPORTED("while a copy is under way");
+        int turns = 0;
+        while (cudaEventQuery(there) == cudaErrorNotReady && turns++ < 10) cudaGetLastError();
+        assert_true(turns > 0 && turns < 10);
+        assert_true(*pinned == (waits ? 3 : 1));
+    }
+    to_host(&got, x, sizeof got);
+    cudaMemcpyAsync(pinned, x, sizeof *x, cudaMemcpyDeviceToHost, copies);
+    cudaMemcpyAsync(&got, x, sizeof *x, cudaMemcpyDeviceToHost, kernels); /* pageable: at once */
+    assert_true(got == 3);
+    *pinned = -1;
+    cudaStreamSynchronize(copies);
+    assert_true(*pinned == 3);
+    assert_fine();
+    emu_clear_error();
+    assert_int_equal(cudaEventDestroy(asked), 0);
+    assert_int_equal(cudaEventDestroy(asked), cudaErrorInvalidResourceHandle);
+    REPORTED("cudaEventDestroy of no event");
+    assert_int_equal(cudaEventRecord(asked, kernels), cudaErrorInvalidResourceHandle);
+    REPORTED("cudaEventRecord: no event");
+    assert_int_equal(cudaStreamDestroy(copies), 0);
+    assert_int_equal(cudaStreamDestroy(copies), cudaErrorInvalidResourceHandle);
+    REPORTED("cudaStreamDestroy of no stream");
+    assert_int_equal(cudaMemsetAsync(x, 0, 4, copies), cudaErrorInvalidResourceHandle);
+    REPORTED("work for a stream that is gone");
+    assert_int_equal(cudaEventDestroy(there), 0);
+    assert_int_equal(cudaStreamDestroy(kernels), 0);
+    assert_int_equal(cudaFreeHost(pinned), 0);
+    assert_int_equal(cudaFree(x), 0);
+    emu_set_streams("at once");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bf16),         cmocka_unit_test(test_graph),
         cmocka_unit_test(test_host_api),     cmocka_unit_test(test_sticky),
         cmocka_unit_test(test_protection),   cmocka_unit_test(test_capture_forbids),
         cmocka_unit_test(test_shared_limit), cmocka_unit_test(test_cublaslt_alignment),
-        cmocka_unit_test(test_global_races),
+        cmocka_unit_test(test_global_races), cmocka_unit_test(test_late_streams),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

@@ -355,6 +355,14 @@ static void test_failing_allocations(void **state) {
                 break;
             }
             assert_int_equal(st, TP_ENOMEM);
+            if (opened) { /* taken again, it goes well */
+                tp_step_end(r.c);
+                tp_clear(r.c);
+                assert_int_equal(tp_gradients_begin(r.g, 2, 4), 0);
+                for (int p = 0; p < 4; p++) assert_int_equal(walk(&r, p, 1, 2), 0);
+                assert_int_equal(tp_gradients_end(r.g), 0);
+                tp_gradients_clear(r.g);
+            }
             if (r.c) rig_close(&r);
         }
 }

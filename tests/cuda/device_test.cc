@@ -78,7 +78,7 @@ static bool ranks_spread(void) {
     int a = taken("OMPI_COMM_WORLD_LOCAL_RANK", "3"), b = taken("MPI_LOCALRANKID", "2"),
         c = taken("SLURM_LOCALID", "5"), d = taken("SLURM_LOCALID", "-1"),
         e = taken("NO_RANK", "3");
-    emu_set_devices(1);
+    emu_set_devices(0);
     printf("ranks take devices %d %d %d %d %d\n", a, b, c, d, e);
     return a == 3 && b == 2 && c == 1 && d == 0 && e == 0;
 }

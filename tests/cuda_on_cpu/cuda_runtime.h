@@ -1,7 +1,7 @@
 /* The part of the CUDA runtime's host API that Tapir calls, on the CPU: same names, same values of
  * the constants that may be printed (CUDA Runtime API reference). Work is done at once, in the
- * order of the calls. Device memory cannot be read by the host: a kernel, a copy or a fill opens it
- * for as long as it runs. C and C++. */
+ * order of the calls, unless emu_set_streams says otherwise. Device memory cannot be read by the
+ * host: a kernel, a copy or a fill opens it for as long as it runs. C and C++. */
 #ifndef TP_EMU_CUDA_RUNTIME_H
 #define TP_EMU_CUDA_RUNTIME_H
 #include <stddef.h>
@@ -87,8 +87,12 @@ typedef enum cudaDeviceAttr {
     cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 } cudaDeviceAttr;
+typedef struct CUuuid_st {
+    char bytes[16];
+} cudaUUID_t;
 typedef struct cudaDeviceProp {
     char name[256];
+    cudaUUID_t uuid;
     size_t totalGlobalMem, sharedMemPerBlock, sharedMemPerBlockOptin, sharedMemPerMultiprocessor;
     int major, minor, multiProcessorCount, warpSize, maxThreadsPerBlock;
     int maxThreadsPerMultiProcessor, regsPerBlock, l2CacheSize, memoryBusWidth;

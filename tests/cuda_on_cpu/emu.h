@@ -30,6 +30,9 @@ bool emu_set_order(const char *order); /* forward and reverse: a warp goes on wh
 bool emu_set_block_order(const char *order);
 /* "late" (default), "early", "random:SEED": when deferred work is done; NULL: TAPIR_EMU_ASYNC. */
 bool emu_set_async(const char *policy);
+/* When a stream does what it was asked for: "at once", or "late": as late as events and waits
+ * allow. NULL: what TAPIR_EMU_STREAMS says, else at once. */
+bool emu_set_streams(const char *policy);
 /* 80 or 90: the compute capability that cudaGetDeviceProperties tells; 0: TAPIR_EMU_SM, else 80. */
 void emu_set_sm(int sm);
 void emu_set_devices(int n); /* how many there seem to be */

@@ -1,6 +1,7 @@
 /* Device memory on the CPU: one reserved range of addresses that the host may not touch. A kernel,
  * a copy or a fill opens it while it runs, so host code that follows a device pointer dies at once.
  * First fit from a fixed address, so addresses repeat from run to run. */
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -19,6 +20,10 @@
 #define __asan_poison_memory_region(p, n) ((void)(p), (void)(n))
 #define __asan_unpoison_memory_region(p, n) ((void)(p), (void)(n))
 #endif
+
+static pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+emu_guard::emu_guard() { pthread_mutex_lock(&lock); }
+emu_guard::~emu_guard() { pthread_mutex_unlock(&lock); }
 
 static const size_t RANGE = (size_t)16 << 30, TOTAL = (size_t)8 << 30; /* addresses; memory told */
 /* Of an allocation, FILL bytes at most are filled with NaN, and KEEP stay mapped when it is freed.
@@ -77,6 +82,7 @@ static long find(size_t at) {
     return lo - 1;
 }
 bool emu_device_range(const void *p, size_t bytes) {
+    emu_guard alone;
     if (!emu_is_device(p)) return false;
     size_t at = (size_t)((const unsigned char *)p - range);
     long i = find(at);
@@ -84,12 +90,14 @@ bool emu_device_range(const void *p, size_t bytes) {
 }
 
 extern "C" cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
+    emu_guard alone;
     *free_bytes = TOTAL - used_bytes;
     *total_bytes = TOTAL;
     return cudaSuccess;
 }
 
 extern "C" cudaError_t cudaMalloc(void **p, size_t bytes) {
+    emu_guard alone;
     *p = nullptr;
     if (emu_capture_forbids("cudaMalloc")) return cudaErrorStreamCaptureUnsupported;
     if (bytes == 0) return cudaSuccess;
@@ -128,8 +136,10 @@ extern "C" cudaError_t cudaMalloc(void **p, size_t bytes) {
 }
 
 extern "C" cudaError_t cudaFree(void *p) {
+    emu_guard alone;
     if (!p) return cudaSuccess;
     if (emu_capture_forbids("cudaFree")) return cudaErrorStreamCaptureUnsupported;
+    emu_settle(); /* as CUDA waits for all that may use it */
     long i = emu_is_device(p) ? find((size_t)((unsigned char *)p - range)) : -1;
     if (i < 0 || range + allocs[i].at != p) {
         emu_record(cudaErrorInvalidValue, "cudaFree of %p, which cudaMalloc did not give", p);
@@ -156,6 +166,7 @@ struct pinned {
 };
 static pinned *pins;
 extern "C" cudaError_t cudaMallocHost(void **p, size_t bytes) {
+    emu_guard alone;
     *p = nullptr;
     if (emu_capture_forbids("cudaMallocHost")) return cudaErrorStreamCaptureUnsupported;
     pinned *n = (pinned *)malloc(sizeof *n);
@@ -169,11 +180,16 @@ extern "C" cudaError_t cudaMallocHost(void **p, size_t bytes) {
     return cudaSuccess;
 }
 extern "C" cudaError_t cudaFreeHost(void *p) {
+    emu_guard alone;
     if (!p) return cudaSuccess;
     if (emu_capture_forbids("cudaFreeHost")) return cudaErrorStreamCaptureUnsupported;
     for (pinned **at = &pins; *at; at = &(*at)->next) {
         if ((*at)->p != p) continue;
         pinned *gone = *at;
+        if (emu_copy_under_way(p, gone->bytes)) {
+            emu_record(cudaErrorInvalidValue, "cudaFreeHost of %p while a copy is under way", p);
+            return cudaErrorInvalidValue;
+        }
         *at = gone->next;
         free(gone->p);
         free(gone);
@@ -183,6 +199,7 @@ extern "C" cudaError_t cudaFreeHost(void *p) {
     return cudaErrorInvalidValue;
 }
 bool emu_is_pinned(const void *p, size_t bytes) {
+    emu_guard alone;
     const unsigned char *c = (const unsigned char *)p;
     for (const pinned *n = pins; n; n = n->next)
         if (c >= n->p && c + bytes <= n->p + n->bytes) return true;
