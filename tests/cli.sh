@@ -52,6 +52,17 @@ says 2 '--vocab must be' $tapir prepare text.txt --out x.h5 --vocab twelve
 says 2 '--vocab must be' $tapir prepare text.txt --out x.h5 --vocab 10
 says 2 '--val-fraction must be' $tapir prepare text.txt --out x.h5 --val y.h5 --val-fraction 2
 says 2 'must differ' $tapir prepare text.txt --out x.h5 --val x.h5
+says 2 'must differ' $tapir prepare text.txt --out x.h5 --val ./x.h5 --force
+says 2 'must differ' $tapir prepare text.txt --out x.h5 --val "$dir/x.h5"
+says 1 'a file of its own' $tapir prepare text.txt --out x.h5 --val x.h5.tmp
+says 2 '--vocab is for a tokenizer that is trained' $tapir prepare text.txt --out x.h5 --tokenizer bytes --vocab 500
+says 2 '--pattern is for a tokenizer that is trained' $tapir prepare text.txt --out x.h5 --tokenizer bytes --pattern cl100k
+says 2 '--json-key is for JSON lines' $tapir prepare text.txt --out x.h5 --format plain --json-key q
+says 1 '--json-key is for JSON lines' $tapir prepare text.txt --out x.h5 --json-key q
+says 2 '--split-documents is for plain text' $tapir prepare text.txt --out x.h5 --format jsonl --split-documents q
+printf '{"text":"good"}\n' >good.jsonl
+says 1 '--split-documents is for plain text' $tapir prepare good.jsonl --out x.h5 --split-documents q
+works $tapir prepare good.jsonl text.txt --out mixed.h5 --split-documents q --json-key text --tokenizer bytes
 says 2 '--format is' $tapir prepare text.txt --out x.h5 --format word
 says 2 'no operation "geluu"' $tapir ops geluu
 says 2 'what to measure' $tapir bench stp
@@ -86,6 +97,27 @@ says 1 'already there' $tapir prepare text.txt --out train.h5
 same train.h5 "$sum"
 works $tapir prepare text.txt --out other.h5 --vocab 290
 works $tapir prepare text.txt --out bytes.h5 --tokenizer bytes
+# what is no file stays what it is
+mkfifo pipe
+ln -s text.txt link
+ln -s nowhere dangling
+for name in pipe link dangling folder; do
+    for force in "" --force; do
+        says 1 "$name cannot be written, as it is a" timeout -s KILL 60 $tapir prepare text.txt --out $name --tokenizer bytes $force
+        says 1 "$name cannot be written, as it is a" timeout -s KILL 60 $tapir prepare text.txt --out x.h5 --val $name --tokenizer bytes $force
+    done
+done
+works test -p pipe -a -L link -a -L dangling -a -d folder
+same text.txt "$(cat link | sha256sum)"
+if mknod node c 1 3 2>/dev/null; then # for those who may
+    ln -s node node.link
+    says 1 'node cannot be written, as it is a device' $tapir prepare text.txt --out node --tokenizer bytes --force
+    says 1 'node.link cannot be written, as it is a symbolic link' $tapir prepare text.txt --out node.link --tokenizer bytes --force
+    works test -c node -a -L node.link
+fi
+mkfifo x.h5.tmp
+says 1 'x.h5.tmp cannot be written' timeout -s KILL 60 $tapir prepare text.txt --out x.h5 --tokenizer bytes
+rm x.h5.tmp
 
 # configs
 says 1 'none.yaml' $tapir train none.yaml
@@ -316,3 +348,8 @@ for key in tokens_per_s_1 kv_bytes_per_token flops_per_token dense_kv_bytes_per_
 done
 echo "$checks checks, $failed failed"
 [ $failed = 0 ]
+says 2 '--svg and --html are one file' $tape --svg same.svg --html ./same.svg
+says 2 '--svg and --dot are one file' $tape --svg same.svg --dot "$dir/same.svg"
+cp $src/configs/tests/tiny.yaml mine.yaml
+says 2 'the config and --svg are one file' $tapir tape mine.yaml model.vocab=300 --svg mine.yaml
+works cmp mine.yaml $src/configs/tests/tiny.yaml
