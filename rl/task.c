@@ -1,5 +1,6 @@
 /* Owns the items of a task: which are held out, demonstrations, files of the user's own. */
 #include "rl/task.h"
+#include "data/jsonl.h"
 #include "rl/task_list.h"
 #include <cJSON.h>
 #include <errno.h>
@@ -30,7 +31,7 @@ const char *tp_task_about(const char *name) {
     return k ? k->about : NULL;
 }
 
-static bool is_file(const char *name) {
+bool tp_task_is_file(const char *name) {
     size_t n = strlen(name);
     return n > 6 && !strcmp(name + n - 6, ".jsonl");
 }
@@ -45,15 +46,19 @@ static bool is_held_out(const char *prompt) {
 }
 
 /* ---- files ---------------------------------------------------------------------------------- */
-static tp_status read_line(tp_task *t, tp_ctx *c, const char *line, int64_t number, int64_t *cap) {
-    cJSON *o = cJSON_Parse(line);
+static tp_status read_line(tp_task *t, tp_ctx *c, const char *line, size_t n, int64_t number,
+                           int64_t *cap) {
+    const char *why;
+    cJSON *o = tp_jsonl_object(line, n, false, &why);
     const cJSON *p = cJSON_GetObjectItemCaseSensitive(o, "prompt");
     const cJSON *a = cJSON_GetObjectItemCaseSensitive(o, "answer");
     tp_status st = TP_OK;
-    if (!cJSON_IsString(p) || (a && !cJSON_IsString(a)))
+    if (o && (!cJSON_IsString(p) || (a && !cJSON_IsString(a))))
+        why = "\"prompt\" or \"answer\" is no string";
+    if (why)
         st = tp_fail(c, TP_EFORMAT,
-                     "%s, line %lld: a line is {\"prompt\": \"…\", \"answer\": \"…\"}", t->o.name,
-                     (long long)number);
+                     "%s, line %lld: %s; a line is {\"prompt\": \"…\", \"answer\": \"…\"}",
+                     t->o.name, (long long)number, why);
     if (!st && t->n == *cap) {
         *cap = 2 * *cap + 64;
         char **prompts = tp_realloc(c, t->prompt, (size_t)*cap * sizeof *prompts);
@@ -79,9 +84,10 @@ static tp_status read_file(tp_task *t, tp_ctx *c) {
     size_t room = 0;
     int64_t cap = 0, number = 0, a = 0;
     tp_status st = TP_OK;
-    while (!st && getline(&line, &room, f) >= 0) {
+    for (ssize_t n; !st && (n = getline(&line, &room, f)) >= 0;) {
         number++;
-        if (line[strspn(line, " \t\r\n")]) st = read_line(t, c, line, number, &cap);
+        if (strspn(line, " \t\r\n") < (size_t)n)
+            st = read_line(t, c, line, (size_t)n, number, &cap);
     }
     if (!st && !feof(f)) st = tp_fail(c, TP_EIO, "cannot read %s: %s", t->o.name, strerror(errno));
     free(line);
@@ -118,7 +124,7 @@ tp_status tp_task_new(tp_task **out, tp_ctx *c, const tp_task_opts *o) {
         st = tp_error_status(c);
     else if (t->kind)
         st = check(c, t);
-    else if (is_file(o->name))
+    else if (tp_task_is_file(o->name))
         st = read_file(t, c);
     else
         st = tp_fail(c, TP_EARG,

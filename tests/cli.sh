@@ -207,6 +207,21 @@ picture() { # well-formed, and nothing in it that a terminal or a browser would 
     works xmllint --noout "$1"
     checks=$((checks + 1))
     [ -z "$(LC_ALL=C tr -d '\n\040-\176\200-\377' <"$1")" ] || { failed=$((failed + 1)); echo "FAILED: $1 has control bytes"; }
+works $train run.dir=alone data.val= run.steps=1
+says 1 'the config of alone names no data.val: tapir eval RUN CORPUS' $tapir eval alone
+says 2 'CORPUS is given as a path' $tapir eval alone data.val=val.h5
+# a zero byte ends no line, and nothing stands behind an object
+printf '{"prompt":"a","answer":"b","response":"b"}\n{"prompt":"a","response":"b"}\0\n' >zero.jsonl
+printf '{"prompt":"a","answer":"b","response":"b"}\n{"prompt":"a","response":"b"} c\n' >more.jsonl
+for command in "train $src/configs/tests/sft.yaml run.dir=x eval.every=0 data.train=" "task "; do
+    says 1 'zero.jsonl, line 2: a zero byte is no text' $tapir ${command}zero.jsonl
+    says 1 'more.jsonl, line 2: there is more after the object' $tapir ${command}more.jsonl
+done
+head -n 1 more.jsonl >items.jsonl
+works $tapir task items.jsonl -n 1
+for option in --min --max --scratchpad --seed; do
+    says 2 "$option is for tasks whose items are made" $tapir task items.jsonl $option 1
+done
 }
 works $routes --out routes.svg
 has '^ *0   50.0 %' out

@@ -184,7 +184,7 @@ says 'model.init_from: .*no such run' model.init_from="$dir/nothing"
 says 'another value; leave the key out' model.layers=3
 says 'dropout must be 0' model.dropout=0.1
 printf 'no json\n' >"$dir/bad.jsonl"
-says 'line 1: a line is' rl.task="$dir/bad.jsonl"
+says 'line 1: not a JSON object; a line is' rl.task="$dir/bad.jsonl"
 mv "$dir/demos.jsonl" "$dir/good.jsonl"
 for line in 'no json' '{"prompt":1,"response":"x"}' '{"prompt":"x"}' '{"messages":[{"role":"boss","content":"x"}]}' \
     '{"messages":{}}' '{"prompt":"a\u0000","response":"b"}'; do
