@@ -137,6 +137,24 @@ says 1 'mod.capacity must be a number >= 0 and <= 1' $train mod.capacity=1.5
 says 1 'mod.every: 2, so none of the 1 blocks' $train mod.capacity=0.5
 says 1 'mod.capacity: does not go with model.sliding_window' $train mod.capacity=0.5 model.sliding_window=4
 says 1 'numerics' $train numerics=quick
+# what a key allows is what the operations do: its limits work, and beyond them the key is named
+for limit in model.attn_softcap=1e30 model.logit_softcap=1e30 model.attn_softcap=1e-30 model.logit_softcap=1e-30 model.rope_theta=1 model.rope_theta=1e12 \
+    "model.context=1048576 train.batch=1" "model.context=16777216 train.batch=1 model.family=gpt2"; do
+    works $tapir plan $src/configs/tests/tiny.yaml model.vocab=300 $limit
+done
+works $train run.dir=limit run.steps=1 train.z_loss=1e30 model.attn_softcap=1e30 model.logit_softcap=1e30
+says 1 'model.attn_softcap must be a number >= 0 and <= 1e30' $train model.attn_softcap=1e300
+says 1 'model.logit_softcap must be a number >= 0 and <= 1e30' $train model.logit_softcap=1e38
+says 1 'model.logit_softcap must be 0 (off) or at least 1e-30' $train model.logit_softcap=1e-44
+says 1 'train.z_loss must be a number >= 0 and <= 1e30' $train train.z_loss=1e38
+says 1 'train.weight_decay must be' $train train.weight_decay=1e300
+says 1 'model.rope_theta must be a number >= 1 and <= 1' $train model.rope_theta=0.5
+says 1 'model.context: rotary positions (llama) go up to 1048576' $train model.context=1048577
+says 1 'run.dir: empty' $train run.dir=
+says 1 'model.init_from: /dev/null is neither' $train model.init_from=/dev/null
+says 1 'eval.every: 2 asks for evaluations, but data.val names nothing' $train data.val= eval.every=2
+says 1 'model.vocab is needed' $tapir bench step $src/configs/tests/tiny.yaml
+says 1 'model.vocab is needed' $tapir plan $src/configs/tests/tiny.yaml
 says 1 'only AdamW.s state' $train train.optimizer=sgd train.optimizer_state_dtype=bf16
 works $train numerics=fast run.dir=fast run.steps=2
 says 1 'another config' $train numerics=exact run.dir=fast --resume
