@@ -200,10 +200,28 @@ works $tapir plot run --metrics train_loss,val_loss --out curve.svg
 works xmllint --noout curve.svg
 works grep -q '<path class="s l0"' curve.svg
 says 1 'no run has a metric losss' $tapir plot run --metrics losss
+mkdir nulls
+echo '{"step":1,"train_loss":1.5,"val_loss":null}' >nulls/metrics.jsonl
+says 1 'nulls: metrics.jsonl has val_loss, but never as a finite number' $tapir plot nulls --metrics val_loss
 says 1 'cannot write' $tapir plot run --out nowhere/curve.svg
 says 2 'at most 3 metrics' $tapir plot run --metrics a,b,c,d
 says 2 'which run' $tapir plot
 says 1 'another tokenizer' $tapir eval run other.h5
+works $train run.dir=alone data.val= run.steps=1
+says 1 'the config of alone names no data.val: tapir eval RUN CORPUS' $tapir eval alone
+says 2 'CORPUS is given as a path' $tapir eval alone data.val=val.h5
+# a zero byte ends no line, and nothing stands behind an object
+printf '{"prompt":"a","answer":"b","response":"b"}\n{"prompt":"a","response":"b"}\0\n' >zero.jsonl
+printf '{"prompt":"a","answer":"b","response":"b"}\n{"prompt":"a","response":"b"} c\n' >more.jsonl
+for command in "train $src/configs/tests/sft.yaml run.dir=x eval.every=0 data.train=" "task "; do
+    says 1 'zero.jsonl, line 2: a zero byte is no text' $tapir ${command}zero.jsonl
+    says 1 'more.jsonl, line 2: there is more after the object' $tapir ${command}more.jsonl
+done
+head -n 1 more.jsonl >items.jsonl
+works $tapir task items.jsonl -n 1
+for option in --min --max --scratchpad --seed; do
+    says 2 "$option is for tasks whose items are made" $tapir task items.jsonl $option 1
+done
 # routed blocks are part of the checkpoint, and of what begins with it
 works $train run.dir=routed mod.capacity=0.5 mod.every=1 mod.gate=sigmoid sample.every=1 sample.tokens=4
 works test -s routed/samples.txt
@@ -225,21 +243,6 @@ picture() { # well-formed, and nothing in it that a terminal or a browser would 
     works xmllint --noout "$1"
     checks=$((checks + 1))
     [ -z "$(LC_ALL=C tr -d '\n\040-\176\200-\377' <"$1")" ] || { failed=$((failed + 1)); echo "FAILED: $1 has control bytes"; }
-works $train run.dir=alone data.val= run.steps=1
-says 1 'the config of alone names no data.val: tapir eval RUN CORPUS' $tapir eval alone
-says 2 'CORPUS is given as a path' $tapir eval alone data.val=val.h5
-# a zero byte ends no line, and nothing stands behind an object
-printf '{"prompt":"a","answer":"b","response":"b"}\n{"prompt":"a","response":"b"}\0\n' >zero.jsonl
-printf '{"prompt":"a","answer":"b","response":"b"}\n{"prompt":"a","response":"b"} c\n' >more.jsonl
-for command in "train $src/configs/tests/sft.yaml run.dir=x eval.every=0 data.train=" "task "; do
-    says 1 'zero.jsonl, line 2: a zero byte is no text' $tapir ${command}zero.jsonl
-    says 1 'more.jsonl, line 2: there is more after the object' $tapir ${command}more.jsonl
-done
-head -n 1 more.jsonl >items.jsonl
-works $tapir task items.jsonl -n 1
-for option in --min --max --scratchpad --seed; do
-    says 2 "$option is for tasks whose items are made" $tapir task items.jsonl $option 1
-done
 }
 works $routes --out routes.svg
 has '^ *0   50.0 %' out
@@ -358,6 +361,11 @@ has '^digraph tape' tape.dot
 has 'text: train.h5' tape.html
 works $tape model.layers=30 model.channels=512 model.context=512 --html shapes.html
 has '"whyNot":"Shapes only' shapes.html
+says 2 '--svg and --html are one file' $tape --svg same.svg --html ./same.svg
+says 2 '--svg and --dot are one file' $tape --svg same.svg --dot "$dir/same.svg"
+cp $src/configs/tests/tiny.yaml mine.yaml
+says 2 'the config and --svg are one file' $tapir tape mine.yaml model.vocab=300 --svg mine.yaml
+works cmp mine.yaml $src/configs/tests/tiny.yaml
 says 1 'cannot write nowhere/tape.svg' $tape --svg nowhere/tape.svg
 says 1 'cannot write nowhere/tape.html' $tape --html nowhere/tape.html
 [ ! -w /dev/full ] || says 1 'cannot write /dev/full' $tape --html /dev/full
@@ -381,8 +389,3 @@ for key in tokens_per_s_1 kv_bytes_per_token flops_per_token dense_kv_bytes_per_
 done
 echo "$checks checks, $failed failed"
 [ $failed = 0 ]
-says 2 '--svg and --html are one file' $tape --svg same.svg --html ./same.svg
-says 2 '--svg and --dot are one file' $tape --svg same.svg --dot "$dir/same.svg"
-cp $src/configs/tests/tiny.yaml mine.yaml
-says 2 'the config and --svg are one file' $tapir tape mine.yaml model.vocab=300 --svg mine.yaml
-works cmp mine.yaml $src/configs/tests/tiny.yaml
