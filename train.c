@@ -558,12 +558,12 @@ static const char *number(char out[32], double x) {
 }
 
 static int finish(run *r, const char *command) {
-    char loss[32], val[32], bpb[32];
+    char val[32], bpb[32]; /* of a run without validations: none */
     tp_status st = judge(r);
     if (st) return tp_say_failure(command, r->c, st);
-    printf("done: run=%s step=%lld train_loss=%s val_loss=%s val_bpb=%s tokens_per_s=%.1f\n",
-           r->cfg.run.dir, (long long)r->step, number(loss, r->train_loss),
-           number(val, r->val_loss), number(bpb, r->val_bpb),
+    printf("done: run=%s step=%lld train_loss=%.6f val_loss=%s val_bpb=%s tokens_per_s=%.1f\n",
+           r->cfg.run.dir, (long long)r->step, r->train_loss, number(val, r->val_loss),
+           number(bpb, r->val_bpb),
            r->busy_seconds > 0 ? (double)r->busy_tokens / r->busy_seconds : 0.0);
     return EXIT_DONE;
 }
