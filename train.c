@@ -53,11 +53,21 @@ typedef struct run {
 /* ---- open ----------------------------------------------------------------------------------- */
 static tp_status open_sources(run *r) {
     tp_status st = tp_config_require(r->c, &r->cfg, "data.train");
-    if (!st && r->cfg.eval.every) st = tp_config_require(r->c, &r->cfg, "data.val");
+    char at[TP_CONFIG_TEXT + 64];
+    if (!st && r->cfg.eval.every && !*r->cfg.data.val)
+        st = tp_fail(r->c, TP_EARG,
+                     "%s: %lld asks for evaluations, but data.val names nothing to evaluate on: "
+                     "give data.val=VALUE, or eval.every=0",
+                     tp_config_where(at, sizeof at, &r->cfg, "eval.every"),
+                     (long long)r->cfg.eval.every);
     if (!st) st = tp_begin_tokenizer(&r->tokenizer, r->c, &r->cfg, r->from);
     if (!st) st = tp_source_open(&r->train, r->c, &r->cfg, r->cfg.data.train, r->tokenizer);
     if (!st && *r->cfg.data.val)
         st = tp_source_open(&r->val, r->c, &r->cfg, r->cfg.data.val, r->tokenizer);
+    tp_rows probe = {0}; /* what cannot be evaluated on is told before the training, not after */
+    if (!st && tp_source_is_open(&r->val))
+        st = tp_rows_open(&probe, r->c, &r->val, &r->cfg, NULL, 1);
+    tp_rows_close(&probe);
     if (st || !r->train.sft || !r->root) return st;
     const tp_sft_info *i = tp_sft_get_info(r->train.sft);
     fprintf(stderr, "%s: %lld conversations, %lld tokens, of which %lld are learnt",
@@ -280,15 +290,16 @@ static void show(const run *r, const tp_step_out *s, bool lasting) {
     double per_step = r->busy_seconds * tokens / (double)r->busy_tokens;
     double per_second = (double)r->since_log_tokens / r->since_log_seconds;
     int digits = snprintf(NULL, 0, "%lld", (long long)r->steps);
-    char routed[64] = "";
+    char routed[64] = "", bits[32] = "no bpb"; /* a template's tokens are no text */
+    if (r->bytes) snprintf(bits, sizeof bits, "%.3f bpb", r->nll / log(2) / (double)r->bytes);
     if (tp_trainer_routes(&r->trainer))
         snprintf(routed, sizeof routed, "  routed %.1f %%", 100 * s->mod.routed_fraction);
     tp_progress(
         lasting,
-        "step %*lld/%lld  loss %.4f  %.3f bpb  %s tok/s  %s left  lr %.1e  |g| %.2f  MFU %.0f %%%s",
-        digits, (long long)r->step, (long long)r->steps, r->nll / (double)r->targets,
-        r->nll / log(2) / (double)(r->bytes ? r->bytes : 1), tp_count(rate, per_second),
-        tp_duration(left, per_step * (double)(r->steps - r->step)), s->learning_rate, s->grad_norm,
+        "step %*lld/%lld  loss %.4f  %s  %s tok/s  %s left  lr %.1e  |g| %.2f  MFU %.0f %%%s",
+        digits, (long long)r->step, (long long)r->steps, r->nll / (double)r->targets, bits,
+        tp_count(rate, per_second), tp_duration(left, per_step * (double)(r->steps - r->step)),
+        s->learning_rate, s->grad_norm,
         100 * r->plan.step_flops / tokens * per_second / r->peak_flops, routed);
 }
 
@@ -345,17 +356,21 @@ static tp_status validate(run *r, bool *best) {
     tp_eval_result e;
     tp_status st = tp_evaluate(&r->trainer, &r->val, r->cfg.eval.batches, true, &e);
     if (st) return st;
-    r->val_loss = e.loss;
+    bool routes = tp_trainer_routes(&r->trainer);
+    r->val_loss = routes && !isfinite(e.loss_causal) ? e.loss_causal : e.loss;
     r->val_bpb = e.bpb;
     r->validated = r->step;
-    *best = e.loss < r->best_val; /* never NaN */
+    *best = r->val_loss < r->best_val; /* never NaN */
     if (*best) r->best_val = e.loss;
-    bool routes = tp_trainer_routes(&r->trainer);
-    char causal[64] = "";
+    char causal[64] = "", bits[TP_BITS_TEXT];
     if (routes) snprintf(causal, sizeof causal, "  %.4f with causal decisions", e.loss_causal);
-    tp_progress(true, "step %lld/%lld  validation: loss %.4f  %.4f bits per byte%s%s",
-                (long long)r->step, (long long)r->steps, e.loss, e.bpb, causal,
-                *best ? "  (best)" : "");
+    if (isfinite(r->val_loss))
+        tp_progress(true, "step %lld/%lld  validation: loss %.4f  %s%s%s", (long long)r->step,
+                    (long long)r->steps, e.loss, tp_bits(bits, &e), causal,
+                    *best ? "  (best)" : "");
+    else
+        tp_progress(true, "warning: step %lld/%lld: the validation loss is not finite, got %g",
+                    (long long)r->step, (long long)r->steps, fabs(r->val_loss));
     const tp_metric m[] = {tp_metric_f64("val_loss", e.loss), tp_metric_f64("val_bpb", e.bpb),
                            tp_metric_f64("val_loss_causal", e.loss_causal)};
     return record(r, m, routes ? 3 : 2);
@@ -434,6 +449,28 @@ static tp_status loop(run *r) {
         st = after_step(r, &s, &stop);
     }
     return st ? st : stop ? TP_EINTERRUPT : TP_OK;
+}
+
+/* Everything is saved by now, but of a run that ends in NaN nobody must hear that it is done. */
+static tp_status judge(run *r) {
+    static const char advice[] = "(a lower learning rate or a longer warm-up may help)";
+    int64_t bad = tp_optim_get_counters(r->trainer.optim)->bad_in_a_row;
+    if (bad)
+        return tp_fail(r->c, TP_ENUMERIC,
+                       "the run ends with %lld skipped step%s, as gradients were not finite: its "
+                       "weights are those of step %lld %s",
+                       (long long)bad, bad == 1 ? "" : "s", (long long)(r->step - bad), advice);
+    const char *name = NULL;
+    tp_status st = tp_weights_finite(r->c, tp_model_params(r->trainer.model), &name);
+    if (!st && name)
+        st = tp_fail(r->c, TP_ENUMERIC,
+                     "the run ends with weights that are not finite, %s among them %s", name,
+                     advice);
+    if (!st && r->validated && !isfinite(r->val_loss))
+        st = tp_fail(r->c, TP_ENUMERIC,
+                     "the run ends with a validation loss that is not finite, %g at step %lld %s",
+                     fabs(r->val_loss), (long long)r->validated, advice);
+    return st;
 }
 
 /* ---- the whole of it ------------------------------------------------------------------------ */
@@ -524,6 +561,22 @@ static int say_failure(run *r, const char *command, tp_status st) {
     return tp_say_failure(who, r->c, st);
 }
 
+static const char *number(char out[32], double x) {
+    snprintf(out, 32, isnan(x) ? "none" : "%.6f", x);
+    return out;
+}
+
+static int finish(run *r, const char *command) {
+    char val[32], bpb[32]; /* of a run without validations: none */
+    tp_status st = judge(r);
+    if (st) return tp_say_failure(command, r->c, st);
+    printf("done: run=%s step=%lld train_loss=%.6f val_loss=%s val_bpb=%s tokens_per_s=%.1f\n",
+           r->cfg.run.dir, (long long)r->step, r->train_loss, number(val, r->val_loss),
+           number(bpb, r->val_bpb),
+           r->busy_seconds > 0 ? (double)r->busy_tokens / r->busy_seconds : 0.0);
+    return EXIT_DONE;
+}
+
 int cmd_train(int argc, char **argv) {
     const struct argp argp = {
         .options = options,
@@ -557,11 +610,8 @@ int cmd_train(int argc, char **argv) {
                     "interrupted at step %lld of %lld; the same command with --resume goes on",
                     (long long)r->step, (long long)r->steps);
         code = EXIT_INTERRUPTED;
-    } else if (r->root) {
-        printf(
-            "done: run=%s step=%lld train_loss=%.6f val_loss=%.6f val_bpb=%.6f tokens_per_s=%.1f\n",
-            r->cfg.run.dir, (long long)r->step, r->train_loss, r->val_loss, r->val_bpb,
-            r->busy_seconds > 0 ? (double)r->busy_tokens / r->busy_seconds : 0.0);
+    } else if (r->root) { /* who has the weights of all */
+        code = finish(r, argv[0]);
     }
     /* first the ranks: until then data of this one may be under way */
     tp_comm_close(r->comm, st && st != TP_EINTERRUPT ? tp_error(r->c) : NULL);

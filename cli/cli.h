@@ -53,7 +53,7 @@ bool tp_is_terminal(int fd);
 void tp_progress(bool lasting, const char *fmt, ...) TP_PRINTF(2, 3);
 void tp_progress_clear(void);
 void tp_progress_off(void); /* no lines from here on: another rank speaks */
-const char *tp_duration(char out[32], double seconds); /* "1:02:03", "4:05", "12 s" */
+const char *tp_duration(char out[32], double seconds); /* "1:02:03", "4:05", "12 s"; "3.5 years" */
 const char *tp_count(char out[32], double n);          /* "124.4M" */
 
 /* ---- configs -------------------------------------------------------------------------------- */
@@ -128,6 +128,8 @@ error_t tp_run_option(tp_run_args *a, int key, const char *arg, struct argp_stat
 tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p, const char *under);
 tp_status tp_save_weights(tp_ctx *c, tp_checkpoint_writer *w, const tp_params *p,
                           const char *under);
+/* *name: of the first parameter with a NaN or an infinity in it; NULL: all are finite. */
+tp_status tp_weights_finite(tp_ctx *c, const tp_params *p, const char **name);
 /* Ranks hold a part each of the optimizer's state; in a checkpoint it is whole, so that any number
  * of ranks can go on from it. Saved by all ranks together, written where w is not NULL. *whole: one
  * buffer for all tensors, for the caller to free if this failed and the ranks are closed: the
@@ -163,6 +165,9 @@ typedef struct tp_eval_result {
 struct tp_source;
 tp_status tp_evaluate(tp_trainer *t, const struct tp_source *s, int64_t max_batches, bool progress,
                       tp_eval_result *out);
+/* "1.2345 bits per byte", or that there are none: no target stands for text. */
+enum { TP_BITS_TEXT = 40 };
+const char *tp_bits(char out[TP_BITS_TEXT], const tp_eval_result *e);
 tp_status tp_same_tokenizer(tp_ctx *c, const tp_tokenizer *t, const tp_corpus *co);
 
 /* Peak single-precision FLOP/s of this machine on this many threads, from a loop of independent

@@ -3,6 +3,7 @@
 #include "core/ctx.h"
 #include "core/device.h"
 #include <errno.h>
+#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -117,7 +118,11 @@ void tp_progress(bool lasting, const char *fmt, ...) {
 }
 
 const char *tp_duration(char out[32], double seconds) {
-    if (!(seconds >= 0 && seconds < 1e8)) seconds = 0;
+    if (!(seconds >= 0 && isfinite(seconds))) seconds = 0; /* a clock may leap */
+    if (seconds >= 1e8) { /* hours tell nothing any more, and long may not hold them */
+        snprintf(out, 32, "%.3g years", seconds / (365.25 * 86400));
+        return out;
+    }
     long s = (long)(seconds + 0.5);
     if (s < 60)
         snprintf(out, 32, "%ld s", s);

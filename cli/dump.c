@@ -5,6 +5,7 @@
  * Numbers are written so that reading gives the same bits; sets of truncated sampling are words of
  * bits ("sets"). */
 #include "cli/grpo.h"
+#include "data/files.h"
 #include "data/text.h"
 #include <errno.h>
 #include <math.h>
@@ -85,6 +86,8 @@ tp_status tp_grpo_dump(tp_grpo *g, int64_t step) {
     tp_grpo_dump_file(path, sizeof path, g->cfg.run.dir, step);
     snprintf(part, sizeof part, "%s.tmp", path);
     tp_status st = tp_make_folder(g->c, dir);
+    if (!st) st = tp_may_replace(g->c, path);
+    if (!st) st = tp_may_replace(g->c, part); /* opening a pipe would wait for its reader */
     FILE *f = st ? NULL : fopen(part, "w");
     if (!st && !f) st = tp_fail(g->c, TP_EIO, "cannot write %s: %s", part, strerror(errno));
     for (int64_t i = 0; i < g->now.rows && !st; i++) st = put_row(g, f, i);

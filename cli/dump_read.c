@@ -1,6 +1,7 @@
 /* Owns reading the files of completions that dump.c writes: what they hold is checked against the
  * room that a step has, as anybody may have changed them. */
 #include "cli/grpo.h"
+#include "data/jsonl.h"
 #include <cJSON.h>
 #include <errno.h>
 #include <math.h>
@@ -118,14 +119,15 @@ tp_status tp_grpo_read_dump(tp_grpo *g, const char *path) {
     size_t cap = 0;
     line l = {.g = g, .path = path};
     tp_status st = TP_OK;
-    for (; !st && getline(&text, &cap, f) >= 0; l.row++) {
+    for (ssize_t n; !st && (n = getline(&text, &cap, f)) >= 0; l.row++) {
         if (l.row == g->now.rows) {
             st = wrong(&l, "there are more completions than a step has");
             break;
         }
-        cJSON *o = cJSON_Parse(text);
+        const char *why;
+        cJSON *o = tp_jsonl_object(text, (size_t)n, true, &why);
         l.o = o;
-        st = cJSON_IsObject(o) ? get_row(&l) : wrong(&l, "not a JSON object");
+        st = o ? get_row(&l) : wrong(&l, why);
         cJSON_Delete(o);
     }
     if (!st && l.row < g->now.rows && !feof(f)) /* a folder, a bad disk, a line without end */

@@ -27,6 +27,8 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
     case ARGP_KEY_ARG:
         if (!run_path)
             run_path = arg;
+        else if (!strncmp(arg, "data.val=", 9))
+            argp_error(s, "CORPUS is given as a path, without data.val=");
         else if (!corpus_path)
             corpus_path = arg;
         else
@@ -113,6 +115,12 @@ tp_status tp_evaluate(tp_trainer *t, const tp_source *s, int64_t max_batches, bo
     return st;
 }
 
+const char *tp_bits(char out[TP_BITS_TEXT], const tp_eval_result *e) {
+    snprintf(out, TP_BITS_TEXT, e->bytes ? "%.4f bits per byte" : "no text, so no bits per byte",
+             e->bpb);
+    return out;
+}
+
 /* Targets without text have no bits per byte, and JSON has no NaN. */
 static const char *json_number(char out[24], double x) {
     snprintf(out, 24, isfinite(x) ? "%.9g" : "null", x);
@@ -137,14 +145,22 @@ int cmd_eval(int argc, char **argv) {
     tp_source source = {0};
     tp_eval_result e;
     tp_status st = tp_run_open(&r, c, run_path, best);
-    if (!st && !corpus_path) {
-        st = tp_config_require(c, &r.cfg, "data.val");
-        corpus_path = r.cfg.data.val;
-    }
+    if (!st && !corpus_path && !*r.cfg.data.val)
+        st = tp_fail(c, TP_EARG,
+                     "which corpus? the config of %s names no data.val: tapir eval RUN "
+                     "CORPUS",
+                     run_path);
+    if (!st && !corpus_path) corpus_path = r.cfg.data.val;
     if (!st) st = tp_source_open(&source, c, &r.cfg, corpus_path, r.tokenizer);
     if (!st) st = tp_evaluate(&r.trainer, &source, 0, true, &e);
+    bool routes = !st && tp_trainer_routes(&r.trainer);
+    if (!st && !(isfinite(e.loss) && (!routes || isfinite(e.loss_causal))))
+        st = tp_fail(c, TP_ENUMERIC,
+                     "the loss of %s on %s is not finite, got %g: the run has gone wrong by step "
+                     "%lld",
+                     run_path, corpus_path, fabs(isfinite(e.loss) ? e.loss_causal : e.loss),
+                     (long long)r.step);
     code = st ? tp_say_failure(argv[0], c, st) : EXIT_DONE;
-    bool routes = !code && tp_trainer_routes(&r.trainer);
     if (!code && json) {
         char loss[24], ppl[24], bpb[24], causal[24];
         printf("{\"step\":%lld,\"loss\":%s,\"perplexity\":%s,\"bpb\":%s,\"tokens\":%lld,"
@@ -153,11 +169,11 @@ int cmd_eval(int argc, char **argv) {
                json_number(bpb, e.bpb), (long long)e.targets, (long long)e.bytes);
         printf(routes ? ",\"loss_causal\":%s}\n" : "}\n", json_number(causal, e.loss_causal));
     } else if (!code) {
-        printf(
-            "loss %.4f nats per token   perplexity %.2f   %.4f bits per byte   (%lld tokens, %lld "
-            "bytes, step %lld)\n",
-            e.loss, exp(e.loss), e.bpb, (long long)e.targets, (long long)e.bytes,
-            (long long)r.step);
+        char bits[TP_BITS_TEXT];
+        printf("loss %.4f nats per token   perplexity %.2f   %s   (%lld tokens, %lld bytes, step "
+               "%lld)\n",
+               e.loss, exp(e.loss), tp_bits(bits, &e), (long long)e.targets, (long long)e.bytes,
+               (long long)r.step);
         if (routes)
             printf("loss %.4f with causal decisions, as text is generated; the other sees the "
                    "whole row when it chooses tokens\n",

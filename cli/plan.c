@@ -37,8 +37,11 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
 tp_status tp_config_vocab(tp_ctx *c, tp_config *cfg) {
     tp_tokenizer *t = NULL;
     if (cfg->model.vocab && !*cfg->model.init_from) return TP_OK;
-    tp_status st = *cfg->model.init_from ? TP_OK : tp_config_require(c, cfg, "data.train");
-    if (!st) st = tp_begin_tokenizer(&t, c, cfg, NULL);
+    if (!*cfg->model.init_from && !*cfg->data.train)
+        return tp_fail(c, TP_EARG,
+                       "model.vocab is needed: the size of the vocabulary, as model.vocab=4096 (or "
+                       "data.train, whose tokenizer says it)");
+    tp_status st = tp_begin_tokenizer(&t, c, cfg, NULL);
     tp_tokenizer_free(t);
     return st;
 }

@@ -58,6 +58,7 @@ typedef struct curve { /* a metric of a run */
     int64_t *step;
     double *value;
     int64_t n, cap;
+    bool named; /* by a line at least, though perhaps without a number */
 } curve;
 typedef struct reading {
     tp_ctx *c;
@@ -69,8 +70,9 @@ static bool take(void *arg, int64_t step, const tp_metric *m, int n) {
     reading *r = arg;
     curve *k = r->to;
     for (int i = 0; i < n; i++) {
-        if (m[i].type == TP_METRIC_TEXT || strcmp(m[i].key, r->name) || !isfinite(m[i].f64))
-            continue;
+        if (m[i].type == TP_METRIC_TEXT || strcmp(m[i].key, r->name)) continue;
+        k->named = true;
+        if (!isfinite(m[i].f64)) continue;
         if (k->n == k->cap) {
             k->cap = 2 * k->cap + 64;
             int64_t *steps = tp_realloc(r->c, k->step, (size_t)k->cap * sizeof *steps);
@@ -101,11 +103,21 @@ static tp_status read_all(tp_ctx *c, curve k[][PLOT_SERIES], int64_t found[PLOT_
         found[m] = 0;
         for (int r = 0; r < a.n_runs && !st; r++) {
             k[m][r].n = 0;
+            k[m][r].named = false;
             st = read_curve(c, a.run[r], a.metric[m], &k[m][r]);
             found[m] += k[m][r].n;
         }
     }
     return st;
+}
+
+static tp_status none(tp_ctx *c, const char *metric, const curve k[]) {
+    for (int r = 0; r < a.n_runs; r++)
+        if (k[r].named)
+            return tp_fail(c, TP_EARG, "%s: metrics.jsonl has %s, but never as a finite number",
+                           a.run[r], metric);
+    return tp_fail(c, TP_EARG, "no run has a metric %s: the names are those in metrics.jsonl",
+                   metric);
 }
 
 /* What was asked for, or else the first of the usual that the runs have. */
@@ -116,10 +128,7 @@ static tp_status choose(tp_ctx *c, curve k[][PLOT_SERIES]) {
     if (a.n_metrics) {
         tp_status st = read_all(c, k, found);
         for (int m = 0; m < a.n_metrics && !st; m++)
-            if (!found[m])
-                st = tp_fail(c, TP_EARG,
-                             "no run has a metric %s: the names are those in metrics.jsonl",
-                             a.metric[m]);
+            if (!found[m]) st = none(c, a.metric[m], k[m]);
         return st;
     }
     for (size_t u = 0; u < sizeof usual / sizeof *usual; u++) {

@@ -1,11 +1,13 @@
 /* tapir prepare: text in, corpus out. */
 #include "cli/cli.h"
+#include "data/files.h"
 #include "data/prepare.h"
 #include "data/textsource.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static struct args {
     char *text[4096], *out, *val, *tokenizer, *pattern, *key, *split;
@@ -15,7 +17,7 @@ static struct args {
     int deflate;
     tp_text_format format;
     bool force;
-} a = {.vocab = 4096, .pattern = "gpt2", .val_fraction = -1};
+} a = {.val_fraction = -1};
 
 enum { KEY_FORMAT = 256, KEY_KEY, KEY_SPLIT, KEY_DEFLATE, KEY_PATTERN, KEY_FRACTION };
 static const struct argp_option options[] = {
@@ -23,11 +25,11 @@ static const struct argp_option options[] = {
     {"val", 'l', "FILE", 0, "Hold out the end of the text into this corpus", 0},
     {"val-fraction", KEY_FRACTION, "X", 0, "How much of the text's bytes --val holds out (0.1)", 0},
     {"vocab", 'v', "N", 0, "Train a byte-level BPE tokenizer of N tokens (4096)", 0},
-    {"tokenizer", 't', "FILE", 0, "Use this tokenizer: a Hugging Face tokenizer.json, or \"bytes\"",
-     0},
+    {"tokenizer", 't', "FILE", 0,
+     "Use this tokenizer, without training one: a Hugging Face tokenizer.json, or \"bytes\"", 0},
     {"pattern", KEY_PATTERN, "NAME", 0, "How text is cut before merging: gpt2 or cl100k (gpt2)", 0},
     {"format", KEY_FORMAT, "NAME", 0, "plain, jsonl, or auto: by the file's name (auto)", 0},
-    {"json-key", KEY_KEY, "KEY", 0, "The key of the text in JSON lines (text)", 0},
+    {"json-key", KEY_KEY, "KEY", 0, "JSON lines: the key of the text (text)", 0},
     {"split-documents", KEY_SPLIT, "LINE", 0,
      "Plain text: a document ends at a line that is exactly LINE; \"\" means a blank line. Without "
      "it a "
@@ -58,7 +60,16 @@ static void finish(struct argp_state *s) {
     if (!a.out) argp_error(s, "--out FILE is needed: where shall the corpus go?");
     if (a.val_fraction > 0 && !a.val) argp_error(s, "--val-fraction needs --val FILE");
     if (a.val && a.val_fraction < 0) a.val_fraction = 0.1;
-    if (a.val && !strcmp(a.val, a.out)) argp_error(s, "--val and --out must differ");
+    if (a.val && tp_same_place(a.val, a.out)) argp_error(s, "--val and --out must differ");
+    if (a.tokenizer && (a.vocab || a.pattern))
+        argp_error(s, "--%s is for a tokenizer that is trained, and --tokenizer names one",
+                   a.vocab ? "vocab" : "pattern");
+    if (a.key && a.format == TP_TEXT_PLAIN)
+        argp_error(s, "--json-key is for JSON lines, and --format plain says that there are none");
+    if (a.split && a.format == TP_TEXT_JSONL)
+        argp_error(s, "--split-documents is for plain text; each of the JSON lines is a document");
+    if (!a.vocab) a.vocab = 4096;
+    if (!a.pattern) a.pattern = "gpt2";
 }
 
 static error_t parse(int key, char *arg, struct argp_state *s) {
@@ -137,10 +148,25 @@ static bool progress(void *arg, double f, const char *what) {
 }
 
 static tp_status refuse_existing(tp_ctx *c, const char *path) {
-    FILE *f = path && !a.force ? fopen(path, "rb") : NULL;
-    if (!f) return TP_OK;
-    fclose(f);
+    struct stat s;
+    tp_status st = path ? tp_may_replace(c, path) : TP_OK;
+    if (st || !path || a.force || lstat(path, &s)) return st;
     return tp_fail(c, TP_EARG, "%s is already there; --force replaces it", path);
+}
+
+/* An option for a kind of file of which there is none has been misunderstood. */
+static tp_status refuse_unread(tp_ctx *c, const tp_text_source *src) {
+    tp_text_counts n = tp_text_get_counts(src);
+    if (a.key && !n.json_lines)
+        return tp_fail(c, TP_EARG,
+                       "--json-key is for JSON lines, and no file's name ends in .jsonl or .ndjson "
+                       "(--format jsonl reads any file so)");
+    if (a.split && n.json_lines == n.files)
+        return tp_fail(
+            c, TP_EARG,
+            "--split-documents is for plain text, and all files are JSON lines, of which "
+            "each is a document");
+    return TP_OK;
 }
 
 static tp_status tokenizer(tp_ctx *c, tp_tokenizer **t) {
@@ -195,6 +221,7 @@ int cmd_prepare(int argc, char **argv) {
                                           .json_key = a.key,
                                           .split_line = a.split,
                                           .interrupted = tp_interrupted});
+    if (!st) st = refuse_unread(c, src);
     tp_prepare_opts o = {.tokenizer = t,
                          .bpe = {.vocab_size = a.vocab, .pattern = a.pattern},
                          .val_fraction = a.val ? a.val_fraction : 0,

@@ -1,6 +1,7 @@
 /* Owns opening a run: its config, tokenizer and weights from a checkpoint. */
 #include "cli/cli.h"
 #include "core/ctx.h"
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,6 +36,27 @@ tp_status tp_save_weights(tp_ctx *c, tp_checkpoint_writer *w, const tp_params *p
         void *bytes = bytes_at(c, &pass, t, n);
         if (c->backend) st = tp_download(c, t, bytes);
         if (!st) st = tp_checkpoint_put(w, name, t->dtype, t->ndim, t->shape, bytes, n);
+    }
+    tp_free(pass.room);
+    return st;
+}
+
+static bool all_finite(const float *x, int64_t n) {
+    int bad = 0; /* no way out of the loop, so that vectors do it */
+    for (int64_t i = 0; i < n; i++) bad |= !isfinite(x[i]);
+    return !bad;
+}
+
+tp_status tp_weights_finite(tp_ctx *c, const tp_params *p, const char **name) {
+    tp_status st = TP_OK;
+    passage pass = {0};
+    *name = NULL;
+    for (int i = 0; i < p->n && !st && !*name; i++) {
+        const tp_tensor *t = p->p[i].t;
+        void *bytes = bytes_at(c, &pass, t, (size_t)tp_numel(t) * tp_dtype_size(t->dtype));
+        st = tp_error_status(c);
+        if (!st && c->backend) st = tp_download(c, t, bytes);
+        if (!st && t->dtype == TP_F32 && !all_finite(bytes, tp_numel(t))) *name = p->p[i].name;
     }
     tp_free(pass.room);
     return st;

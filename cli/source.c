@@ -60,7 +60,10 @@ tp_status tp_rows_open(tp_rows *r, tp_ctx *c, const tp_source *s, const tp_confi
                         .packing = documents ? TP_PACK_DOCUMENTS : TP_PACK_STREAM,
                         .sequential = !share,
                         .prefetch = share && f->data.prefetch};
-    return tp_loader_new(&r->loader, c, s->corpus, &o);
+    tp_scope name = tp_scope_open(c, "%s", tp_corpus_get_info(s->corpus)->path);
+    tp_status st = tp_loader_new(&r->loader, c, s->corpus, &o);
+    tp_scope_close(c, name, NULL);
+    return st;
 }
 
 void tp_rows_close(tp_rows *r) {
@@ -142,6 +145,10 @@ tp_status tp_begin_tokenizer(tp_tokenizer **out, tp_ctx *c, tp_config *f,
         return tp_fail(c, TP_EIO,
                        "model.init_from: %s: there is no such run or checkpoint yet; what makes it "
                        "comes first",
+                       f->model.init_from);
+    if (!S_ISDIR(s.st_mode) && !S_ISREG(s.st_mode))
+        return tp_fail(c, TP_EARG,
+                       "model.init_from: %s is neither the folder of a run nor a checkpoint file",
                        f->model.init_from);
     st = tp_run_peek(&r, c, f->model.init_from);
     if (!st) st = adopt(out, c, f, &r);

@@ -3,6 +3,7 @@
 #include "cli/tape.h"
 #include "cli/source.h"
 #include "core/ctx.h"
+#include "data/files.h"
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -203,6 +204,20 @@ static tp_status page(step *s, step *v, const tp_config *cfg, const char *title)
     return st ? st : write_page(v, cfg, title, NULL);
 }
 
+/* What is written must not be what is read, or what was written before. */
+static bool meet(const char *command) {
+    const char *path[] = {words[0], svg, dot, html};
+    static const char *const name[] = {"the config", "--svg", "--dot", "--html"};
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < i; j++)
+            if (path[i] && path[j] && tp_same_place(path[i], path[j])) {
+                tp_say(command, "%s and %s are one file, %s: give each a name of its own", name[j],
+                       name[i], path[i]);
+                return true;
+            }
+    return false;
+}
+
 static int make(const char *command, const tp_config *cfg, const char *title) {
     step s = {0}, v = {0};
     tp_status st = shapes(&s, cfg);
@@ -229,6 +244,7 @@ int cmd_tape(int argc, char **argv) {
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_config cfg;
     tp_ctx *c;
+    if (meet(argv[0])) return EXIT_USAGE_;
     int code = tp_open_config(argv[0], &cfg, &c, words, n_words);
     if (code) return code;
     tp_status st = tp_config_vocab(c, &cfg);

@@ -9,6 +9,7 @@
 static struct args {
     tp_task_opts o;
     int64_t n, from;
+    const char *makes; /* an option that says how items are made */
     bool held_out, list;
 } a = {.o = {.seed = 1, .scratchpad = 0.25}, .n = 10};
 
@@ -32,15 +33,19 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
         a.from = tp_integer_arg(s, "--from", arg, 0, INT64_C(1) << 40);
         break;
     case 's':
+        a.makes = "seed";
         a.o.seed = (uint64_t)tp_integer_arg(s, "--seed", arg, 0, TP_MOST_SEED);
         break;
     case 'm':
+        a.makes = "min";
         a.o.min = tp_integer_arg(s, "--min", arg, 0, 1 << 20);
         break;
     case 'M':
+        a.makes = "max";
         a.o.max = tp_integer_arg(s, "--max", arg, 0, 1 << 20);
         break;
     case 'p':
+        a.makes = "scratchpad";
         a.o.scratchpad = tp_number_arg(s, "--scratchpad", arg, 0, 1);
         break;
     case 'o':
@@ -55,6 +60,9 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
         break;
     case ARGP_KEY_END:
         if (!a.o.name && !a.list) argp_error(s, "which task? --list shows them");
+        if (a.o.name && a.makes && tp_task_is_file(a.o.name))
+            argp_error(s, "--%s is for tasks whose items are made; %s holds its own", a.makes,
+                       a.o.name);
         break;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -81,7 +89,8 @@ int cmd_task(int argc, char **argv) {
         .options = options,
         .parser = parse,
         .args_doc = "TASK",
-        .doc = "Writes items of a task as JSON lines {\"prompt\", \"response\", \"answer\"}, the "
+        .doc = "Writes items of a task, or of a .jsonl file of prompts and answers, as JSON lines "
+               "{\"prompt\", \"response\", \"answer\"}, the "
                "form that `tapir train` fine-tunes on. Item i is always the same; held-out items "
                "never come among the others."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);

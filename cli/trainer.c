@@ -515,7 +515,7 @@ tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out)
     *out = (tp_step_out){.targets = in->targets};
     if (in->targets < 1)
         return tp_fail(c, TP_EARG, "step %lld: none of its tokens has a target",
-                       (long long)in->step);
+                       (long long)in->step + 1);
     memset(t->nll, 0, (size_t)numbers(t) * sizeof *t->nll);
     tp_status st = step_passes(t, in);
     t->nll[B + 1] = in->interrupted && in->interrupted();

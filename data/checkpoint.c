@@ -5,6 +5,7 @@
  * the names in the order they were put, so reading follows that list and no link in the file. */
 #include "data/checkpoint.h"
 #include "data/checkpoint_seal.h"
+#include "data/files.h"
 #include "data/hdf5_lock.h"
 #include "data/text.h"
 #include "tapir_version.h"
@@ -231,6 +232,7 @@ tp_status tp_checkpoint_create(tp_checkpoint_writer **out, tp_ctx *c, const char
     *out = NULL;
     if (step < 0) return tp_fail(c, TP_EARG, "%s: step %lld is negative", path, (long long)step);
     tp_status st = make_folder(c, path);
+    if (!st) st = tp_may_replace(c, path);
     if (st) return st;
     tp_checkpoint_writer *w = tp_calloc(c, 1, sizeof *w);
     if (!w) return TP_ENOMEM;

@@ -1,6 +1,6 @@
 /* checkpoint_folder: the newest good checkpoint, the oldest to go, the best one, leftovers. */
 #include "data/checkpoint.h"
-#include "data/hdf5_lock.h"
+#include "data/files.h"
 #include "data/text.h"
 #include <dirent.h>
 #include <errno.h>

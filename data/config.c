@@ -6,7 +6,8 @@
 #include <string.h>
 
 enum { WORDS = 256, WHERE = TP_CONFIG_TEXT + 64 };
-static const int64_t TOKENS_MOST = (int64_t)1 << 32; /* see the limits in config_schema.c */
+static const int64_t TOKENS_MOST = (int64_t)1 << 32;    /* see the limits in config_schema.c */
+static const int64_t POSITIONS_MOST = (int64_t)1 << 20; /* of rotary embeddings: ops/rope */
 
 void tp_config_defaults(tp_config *cfg) {
     char words[WORDS];
@@ -81,6 +82,21 @@ static tp_status check_heads(tp_ctx *c, const tp_config *cfg) {
     return TP_OK;
 }
 
+static tp_status check_model(tp_ctx *c, const tp_config *cfg) {
+    static const char *const cap_key[] = {"model.logit_softcap", "model.attn_softcap"};
+    const double cap[] = {cfg->model.logit_softcap, cfg->model.attn_softcap};
+    char at[WHERE];
+    if (cfg->model.family == TP_CFG_LLAMA && cfg->model.context > POSITIONS_MOST)
+        return tp_fail(c, TP_EARG, "%s: rotary positions (llama) go up to %lld, got %lld",
+                       tp_config_where(at, sizeof at, cfg, "model.context"),
+                       (long long)POSITIONS_MOST, (long long)cfg->model.context);
+    for (int i = 0; i < 2; i++)
+        if (cap[i] > 0 && cap[i] < 1e-30) /* its reciprocal must be an f32 */
+            return tp_fail(c, TP_EARG, "%s must be 0 (off) or at least 1e-30, got %g",
+                           tp_config_where(at, sizeof at, cfg, cap_key[i]), cap[i]);
+    return check_heads(c, cfg);
+}
+
 /* lr_scheduler_type wsd: 0 leaves the length of the decay to us. */
 static int64_t decay_steps(const tp_config *cfg) {
     if (cfg->train.decay_steps || cfg->train.lr_scheduler_type != TP_CFG_WSD)
@@ -116,7 +132,10 @@ tp_status tp_config_check(tp_ctx *c, const tp_config *cfg) {
         return tp_fail(c, TP_EARG, "%s: %lld, so none of the %lld blocks is routed",
                        tp_config_where(at, sizeof at, cfg, "mod.every"), (long long)cfg->mod.every,
                        (long long)cfg->model.layers);
-    if ((st = check_heads(c, cfg)) || (st = check_schedule(c, cfg))) return st;
+    if ((st = check_model(c, cfg)) || (st = check_schedule(c, cfg))) return st;
+    if (!*cfg->run.dir)
+        return tp_fail(c, TP_EARG, "%s: empty, but a run needs a folder: give it a name",
+                       tp_config_where(at, sizeof at, cfg, "run.dir"));
     if (cfg->dtype == TP_CFG_BF16 && cfg->device == TP_CPU)
         return tp_fail(c, TP_EARG,
                        "%s: bf16 needs device: cuda (on CPUs its products are slower than f32)",
@@ -231,7 +250,7 @@ tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from)
         return tp_fail(c, TP_EARG, "%s: the model of %s has another value; leave the key out",
                        tp_config_where(at, sizeof at, &mine, k->name), mine.model.init_from);
     }
-    return TP_OK;
+    return tp_config_check(c, to); /* what was given may not go with what was taken over */
 }
 
 char *tp_config_help(tp_ctx *c) {

@@ -61,6 +61,7 @@ typedef char text_member[TP_CONFIG_TEXT];
 #define OPEN true
 #define SHUT false
 #define ANY INFINITY
+#define HUGE_F32 1e30 /* numbers of kernels are f32: their products must stay below its 3.4e38 */
 
 /* The upper limits of shapes, with the limit on tokens per step in tp_config_check, keep tokens
  * times any width below 2^57, so that sizes in bytes fit in 64 bits. */
@@ -87,7 +88,8 @@ const tp_key tp_config_keys[] = {
     TEXT(data.train, "", "path",
          "corpus to train on, made by `tapir prepare`; or conversations (fine-tuning): a .jsonl "
          "file of {\"prompt\", \"response\"} or {\"messages\"}, of which replies are learnt"),
-    TEXT(data.val, "", "path", "the same, held out for evaluation; empty: none"),
+    TEXT(data.val, "", "path",
+         "the same, held out for evaluation (eval.every needs it); empty: none"),
     CHOICE(
         data.packing, tp_cfg_packing, packings, "stream",
         "stream: rows cut from one stream of tokens, or one conversation a row; documents: several "
@@ -110,9 +112,10 @@ const tp_key tp_config_keys[] = {
     I64(model.ffn, "0", 0, 1 << 22, "",
         "hidden width of the feed-forward; 0: 4*channels for gpt2, for llama 8/3*channels rounded "
         "up to a multiple of 32"),
-    I64(model.context, "128", 1, 1 << 24, "tokens", "length of a training row"),
+    I64(model.context, "128", 1, 1 << 24, "tokens",
+        "length of a training row; rotary positions (llama) go up to 1048576"),
     I64(model.vocab, "0", 0, INT32_MAX, "tokens", "vocabulary size; 0: as the corpus says"),
-    F64(model.rope_theta, "10000", 0, OPEN, INFINITY, OPEN, "",
+    F64(model.rope_theta, "10000", 1, SHUT, 1e12, SHUT, "",
         "base of the rotary frequencies (llama)"),
     F64(model.norm_eps, "1e-5", 0, OPEN, 1, OPEN, "", "added to the variance in every norm"),
     BOOL(model.tie_embeddings, "true", "the output head shares the token embedding's weights"),
@@ -121,16 +124,16 @@ const tp_key tp_config_keys[] = {
            "biases in the attention projections; auto: true for gpt2, false for llama"),
     CHOICE(model.mlp_bias, tp_cfg_auto, autos, "auto",
            "biases in the feed-forward; auto: true for gpt2, false for llama"),
-    F64(model.logit_softcap, "0", 0, SHUT, INFINITY, OPEN, "",
-        "cap: logits become cap*tanh(logits/cap); 0: off"),
-    F64(model.attn_softcap, "0", 0, SHUT, INFINITY, OPEN, "",
-        "the same cap on attention scores; 0: off"),
+    F64(model.logit_softcap, "0", 0, SHUT, HUGE_F32, SHUT, "",
+        "cap: logits become cap*tanh(logits/cap); at least 1e-30, or 0: off"),
+    F64(model.attn_softcap, "0", 0, SHUT, HUGE_F32, SHUT, "",
+        "the same cap on attention scores; at least 1e-30, or 0: off"),
     I64(model.sliding_window, "0", 0, 1 << 24, "tokens",
         "a query sees this many latest keys, itself included; 0: all"),
     F64(model.dropout, "0", 0, SHUT, 1, OPEN, "", "probability of dropping an activation"),
     BOOL(model.activation_checkpointing, "false",
          "recompute each block in the backward pass: less memory, about a third more work"),
-    F64(model.init_std, "0.02", 0, OPEN, INFINITY, OPEN, "",
+    F64(model.init_std, "0.02", 0, OPEN, HUGE_F32, SHUT, "",
         "standard deviation of the initial weights"),
 
     F64(mod.capacity, "0", 0, SHUT, 1, SHUT, "",
@@ -146,7 +149,7 @@ const tp_key tp_config_keys[] = {
     CHOICE(mod.gate, tp_cfg_gate, gates, "linear",
            "what the router's logit becomes before it weighs a block's result; linear is the "
            "paper's, and trained to a lower loss on short runs"),
-    F64(mod.aux_coef, "0.01", 0, OPEN, INFINITY, OPEN, "",
+    F64(mod.aux_coef, "0.01", 0, OPEN, HUGE_F32, SHUT, "",
         "weight of the loss that causal choices learn from; it is not part of train_loss"),
     I64(mod.predictor_channels, "0", 0, 1 << 20, "",
         "hidden width of the predictor; 0: model.channels / 8"),
@@ -163,18 +166,18 @@ const tp_key tp_config_keys[] = {
     CHOICE(train.optimizer_state_dtype, tp_cfg_state, states, "f32",
            "AdamW's two moments; bf16: 4 bytes per parameter less, rounded stochastically, still "
            "the same bits in every run"),
-    F64(train.learning_rate, "0.001", 0, OPEN, INFINITY, OPEN, "",
+    F64(train.learning_rate, "0.001", 0, OPEN, HUGE_F32, SHUT, "",
         "peak learning rate (of the AdamW part under muon)"),
     F64(train.min_lr_ratio, "0.1", 0, SHUT, 1, SHUT, "",
         "where a decaying learning rate ends, as a part of its peak"),
-    F64(train.muon_learning_rate, "0.02", 0, OPEN, INFINITY, OPEN, "",
+    F64(train.muon_learning_rate, "0.02", 0, OPEN, HUGE_F32, SHUT, "",
         "peak learning rate of Muon's matrices"),
     F64(train.muon_momentum, "0.95", 0, SHUT, 1, OPEN, "", "Nesterov momentum of Muon"),
     F64(train.momentum, "0.9", 0, SHUT, 1, OPEN, "", "momentum of sgd"),
     F64(train.adam_beta1, "0.9", 0, SHUT, 1, OPEN, "", "decay of AdamW's first moment"),
     F64(train.adam_beta2, "0.95", 0, SHUT, 1, OPEN, "", "decay of AdamW's second moment"),
     F64(train.adam_epsilon, "1e-8", 0, OPEN, 1, OPEN, "", "added to AdamW's denominator"),
-    F64(train.weight_decay, "0.1", 0, SHUT, INFINITY, OPEN, "", "decoupled, on matrices only"),
+    F64(train.weight_decay, "0.1", 0, SHUT, HUGE_F32, SHUT, "", "decoupled, on matrices only"),
     F64(train.max_grad_norm, "1", 0, SHUT, INFINITY, OPEN, "",
         "gradients are scaled down to this global 2-norm; 0: off"),
     CHOICE(train.lr_scheduler_type, tp_cfg_schedule, schedules, "cosine",
@@ -182,14 +185,15 @@ const tp_key tp_config_keys[] = {
     I64(train.warmup_steps, "0", 0, 1e12, "steps", "linear warm-up from 0"),
     I64(train.decay_steps, "0", 0, 1e12, "steps",
         "length of the final decay of wsd; 0: a fifth of run.steps"),
-    F64(train.z_loss, "0", 0, SHUT, INFINITY, OPEN, "",
+    F64(train.z_loss, "0", 0, SHUT, HUGE_F32, SHUT, "",
         "weight of the squared log-partition in the loss; 0: off"),
     I64(train.loss_chunk_size, "0", 0, 65536, "tokens",
         "tokens whose logits exist at once; 0: few, so that the loss takes little memory; on a GPU "
         "2048 and more save a product of the head and take, beside these logits, its gradient "
         "several times; same bits"),
     I64(train.max_bad_steps, "10", 0, 1e12, "steps",
-        "consecutive steps with NaN or infinity that are skipped before the run stops"),
+        "the run stops at so many steps with NaN or infinity in a row; those before are skipped; "
+        "0: all are skipped, it never stops"),
 
     BOOL(train.optimizer_in_bwd, "false",
          "move each parameter as soon as its gradient is known, and let go of that: less memory; "

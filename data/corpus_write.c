@@ -1,6 +1,7 @@
 /* Writing a corpus: documents come one after the other and go to disk a block at a time, under a
  * temporary name until everything is there. Layout: data/corpus.h. */
 #include "data/corpus_format.h"
+#include "data/files.h"
 #include "data/hdf5_lock.h"
 
 #include <errno.h>
@@ -157,7 +158,9 @@ static tp_status check_meta(tp_ctx *c, const tp_corpus_meta *m) {
 }
 
 static tp_status create_file(tp_ctx *c, tp_corpus_writer *w) {
-    tp_status st = TP_OK;
+    tp_status st = tp_may_replace(c, w->path);
+    if (!st) st = tp_may_replace(c, w->tmp);
+    if (st) return st;
     bool there = !access(w->tmp, F_OK); /* another program may be writing it: then it stays */
     tp_h5_lock();
     if ((w->file = tp_h5_create(w->tmp)) < 0)

@@ -1,4 +1,4 @@
-/* The lock around HDF5, its errors as sentences, and files that appear whole or not at all. */
+/* The lock around HDF5, and its errors as sentences. */
 #define _GNU_SOURCE /* memfd_create */
 #include "data/hdf5_lock.h"
 
@@ -142,32 +142,4 @@ herr_t tp_h5_finish(hid_t file) {
     H5Fclose(file);
     if (errors >= 0) H5Eset_current_stack(errors);
     return -1;
-}
-
-static int sync_path(const char *path, int flags) {
-    int fd = open(path, flags | O_CLOEXEC);
-    if (fd < 0) return -1;
-    int bad = fsync(fd), e = errno;
-    close(fd);
-    errno = e;
-    return bad;
-}
-
-tp_status tp_commit_file(tp_ctx *c, const char *tmp, const char *path) {
-    char dir[4096];
-    const char *slash = strrchr(path, '/');
-    int n = slash ? (int)(slash - path) : 0;
-    if (snprintf(dir, sizeof dir, "%.*s%s", n, path,
-                 !slash ? "."
-                 : n    ? ""
-                        : "/") >= (int)sizeof dir)
-        return tp_fail(c, TP_EIO, "%s: the path is too long", path);
-    if (sync_path(tmp, O_RDONLY))
-        return tp_fail(c, TP_EIO, "%s: cannot write it to disk: %s", tmp, strerror(errno));
-    if (rename(tmp, path))
-        return tp_fail(c, TP_EIO, "%s: cannot rename it to %s: %s", tmp, path, strerror(errno));
-    /* Some file systems cannot sync a folder (EINVAL); the rename has then to be good enough. */
-    if (sync_path(dir, O_RDONLY | O_DIRECTORY) && errno != EINVAL)
-        return tp_fail(c, TP_EIO, "%s: cannot write the folder to disk: %s", dir, strerror(errno));
-    return TP_OK;
 }

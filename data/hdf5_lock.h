@@ -1,5 +1,4 @@
-/* What every user of HDF5 in this folder shares: the one lock, errors as sentences, safe opening,
- * and putting a finished file in its place.
+/* What every user of HDF5 in this folder shares: the one lock, errors as sentences, safe opening.
  *
  * Debian's HDF5 keeps global state without locks, so one thread at a time may be inside it: hold
  * tp_h5_lock around every group of H5 calls (the prefetch thread and the checkpoint writer both
@@ -38,8 +37,4 @@ hid_t tp_h5_open_image(const char *name, const void *bytes, size_t n); /* a file
  *   it). Negative, error stack set: not all could be written. To give up: divert and H5Fclose. */
 void tp_h5_divert(hid_t file);
 herr_t tp_h5_finish(hid_t file);
-
-/* fsync tmp, rename it to path, fsync the folder: after this a crash finds the old file or the
- * new one, whole. On failure tmp is left for the caller to remove. Not HDF5's business: no lock. */
-tp_status tp_commit_file(tp_ctx *c, const char *tmp, const char *path);
 #endif

@@ -1,6 +1,8 @@
 /* A strict JSON reader for one line, after RFC 8259: checks all of it, keeps one string. */
 #include "data/jsonl.h"
+#include "data/text.h"
 
+#include <cJSON.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
@@ -230,4 +232,25 @@ const char *tp_jsonl_text(const char *line, size_t n, const char *key, char *out
     *at = (size_t)(s.p - line);
     *n_out = w.n;
     return s.why;
+}
+
+static const char *zeros_in(const char *line, size_t n, bool escaped) {
+    if (memchr(line, 0, n)) return "a zero byte is no text";
+    return !escaped && tp_json_has_nul(line, n) ? "a NUL character (\\u0000) is no text" : NULL;
+}
+
+cJSON *tp_jsonl_object(const char *line, size_t n, bool zeros, const char **why) {
+    const char *end = NULL;
+    if ((*why = zeros_in(line, n, zeros))) return NULL;
+    cJSON *o = cJSON_ParseWithLengthOpts(line, n, &end, 0);
+    if (!cJSON_IsObject(o)) {
+        *why = "not a JSON object";
+    } else {
+        scan rest = {.p = end, .end = line + n};
+        skip_space(&rest);
+        if (rest.p == rest.end) return o;
+        *why = "there is more after the object";
+    }
+    cJSON_Delete(o);
+    return NULL;
 }

@@ -1,10 +1,13 @@
 /* The prepare pipeline: count (only to hold out a part), train the tokenizer, encode and write. */
 #include "data/prepare.h"
+#include "data/files.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 enum { BATCH_BYTES = 8 << 20, BATCH_TEXTS = 4096 }; /* encoded at once, in parallel */
+enum { PATH_CAP = 4096 };
 
 /* Text on its way, with the train/val border drawn in. */
 typedef struct reader {
@@ -265,18 +268,37 @@ static tp_status encode(job *j) {
 
 /* ---- all of it ------------------------------------------------------------------------------ */
 
+/* What a corpus is called until it is whole (data/corpus_write.c). */
+static void until_whole(char out[PATH_CAP], const char *path) {
+    snprintf(out, PATH_CAP, "%s.tmp", path);
+}
+
+static bool meets(const char *a, const char *b) {
+    char a_tmp[PATH_CAP], b_tmp[PATH_CAP];
+    until_whole(a_tmp, a);
+    until_whole(b_tmp, b);
+    return tp_same_place(a, b) || tp_same_place(a_tmp, b) || tp_same_place(a, b_tmp);
+}
+
+static tp_status check_path(tp_ctx *c, const tp_text_source *src, const char *path) {
+    char tmp[PATH_CAP];
+    until_whole(tmp, path);
+    if (tp_text_reads(src, path) || tp_text_reads(src, tmp))
+        return tp_fail(c, TP_EARG,
+                       "prepare: writing the corpus would overwrite the text it is made "
+                       "from");
+    return tp_may_replace(c, path);
+}
+
 static tp_status check(tp_ctx *c, const tp_text_source *src, const char *train_path,
                        const char *val_path, const tp_prepare_opts *o) {
     if (!(o->val_fraction >= 0 && o->val_fraction < 1))
         return tp_fail(c, TP_EARG, "prepare: the held-out fraction must be 0 to below 1, got %g",
                        o->val_fraction);
-    if (o->val_fraction > 0 && (!val_path || !strcmp(train_path, val_path)))
+    if (o->val_fraction > 0 && (!val_path || meets(train_path, val_path)))
         return tp_fail(c, TP_EARG, "prepare: the held-out text needs a file of its own");
-    if (tp_text_reads(src, train_path) || (val_path && tp_text_reads(src, val_path)))
-        return tp_fail(c, TP_EARG,
-                       "prepare: writing the corpus would overwrite the text it is made "
-                       "from");
-    return TP_OK;
+    tp_status st = check_path(c, src, train_path);
+    return st || !val_path ? st : check_path(c, src, val_path);
 }
 
 static tp_status open_writers(job *j, const char *train_path, const char *val_path) {

@@ -1,7 +1,7 @@
 /* Owns reading a file of conversations into examples. */
+#include "data/jsonl.h"
 #include "data/sft_data.h"
 #include "data/sha256.h"
-#include "data/text.h"
 #include <cJSON.h>
 #include <errno.h>
 #include <stdio.h>
@@ -119,10 +119,10 @@ static tp_status read_line(reader *r, const char *line, size_t n, int32_t eos) {
     r->line++;
     while (n && (line[n - 1] == '\n' || line[n - 1] == '\r' || line[n - 1] == ' ')) n--;
     if (!n) return TP_OK;
-    if (tp_json_has_nul(line, n)) return wrong(r, "a NUL character (\\u0000) is no text");
-    cJSON *o = cJSON_ParseWithLength(line, n);
+    const char *why;
+    cJSON *o = tp_jsonl_object(line, n, false, &why);
     r->v.ids.n = r->v.trained.n = 0;
-    tp_status st = cJSON_IsObject(o) ? conversation(r, o) : wrong(r, "not a JSON object");
+    tp_status st = o ? conversation(r, o) : wrong(r, why);
     cJSON_Delete(o);
     if (!st && r->v.ids.n && r->v.trained.data[0]) { /* no prompt: something to begin with */
         int64_t ids = r->v.ids.cap, m = r->v.ids.n;

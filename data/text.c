@@ -1,6 +1,6 @@
 /* text: growing buffer, strict numbers, JSON and YAML strings, whole-file replacement. */
 #include "data/text.h"
-#include "data/hdf5_lock.h"
+#include "data/files.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <locale.h>
@@ -250,7 +250,12 @@ tp_status tp_write_file(tp_ctx *c, const char *path, const void *bytes, size_t n
     tp_str_init(&tmp, c);
     tp_str_printf(&tmp, "%s.tmp", path);
     if (tmp.failed) return TP_ENOMEM;
-    tp_status st = TP_OK;
+    tp_status st = tp_may_replace(c, path);
+    if (!st) st = tp_may_replace(c, tmp.at); /* opening a pipe would wait for its reader */
+    if (st) {
+        tp_str_clear(&tmp);
+        return st;
+    }
     int fd = open(tmp.at, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     bool good = fd >= 0;
     for (size_t done = 0; good && done < n;) {

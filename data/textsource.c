@@ -17,6 +17,7 @@ enum { PIECE_BYTES = 1 << 20, FORCE_AFTER = 16 };
 struct tp_text_source {
     tp_text_files files;
     tp_text_format format;
+    int64_t json_lines;          /* files that are read so */
     char *json_key, *split_line; /* split_line NULL: files are documents */
     int64_t piece;
 
@@ -136,11 +137,15 @@ static bool ends_with(const char *s, const char *tail) {
     return n >= m && !strcasecmp(s + n - m, tail);
 }
 
+static bool is_jsonl(const tp_text_source *s, const tp_text_file *f) {
+    return s->format == TP_TEXT_JSONL ||
+           (s->format == TP_TEXT_BY_NAME &&
+            (ends_with(f->path, ".jsonl") || ends_with(f->path, ".ndjson")));
+}
+
 static tp_status open_file(tp_text_source *s, tp_ctx *c) {
     const tp_text_file *f = &s->files.file[s->at];
-    s->jsonl = s->format == TP_TEXT_JSONL ||
-               (s->format == TP_TEXT_BY_NAME &&
-                (ends_with(f->path, ".jsonl") || ends_with(f->path, ".ndjson")));
+    s->jsonl = is_jsonl(s, f);
     s->fd = f->spool >= 0 ? f->spool : open(f->path, O_RDONLY | O_CLOEXEC);
     if (s->fd < 0) return tp_fail(c, TP_EIO, "text: %s: %s", f->path, strerror(errno));
     s->is_open = true;
@@ -327,6 +332,7 @@ bool tp_text_reads(const tp_text_source *s, const char *path) {
 
 tp_text_counts tp_text_get_counts(const tp_text_source *s) {
     return (tp_text_counts){.files = s->files.n,
+                            .json_lines = s->json_lines,
                             .bytes = s->files.bytes,
                             .bytes_done = s->bytes_done,
                             .docs = s->docs,
@@ -356,6 +362,7 @@ tp_status tp_text_open(tp_text_source **out, tp_ctx *c, const char *const *paths
         reserve(c, &s->buf, &s->cap, 1))
         st = TP_ENOMEM;
     for (int64_t i = 0; !st && i < n_paths; i++) st = tp_text_files_add(&s->files, c, paths[i]);
+    for (int64_t i = 0; i < s->files.n; i++) s->json_lines += is_jsonl(s, &s->files.file[i]);
     if (!st && !s->files.n)
         st = tp_fail(c, TP_EARG, "text: there is no text file in %s%s (%lld files are no text)",
                      paths[0], n_paths > 1 ? " and the others" : "", (long long)s->files.not_text);

@@ -40,6 +40,7 @@ typedef struct tp_text_piece {
 
 typedef struct tp_text_counts {
     int64_t files;              /* that are read */
+    int64_t json_lines;         /* of them, as JSON lines */
     int64_t bytes;              /* in all files together */
     int64_t bytes_done;         /* read so far in this pass */
     int64_t docs;               /* handed out so far in this pass */

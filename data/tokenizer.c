@@ -1,4 +1,5 @@
 /* Owns the tokenizer object: asking it about ids, decoding, and its file. */
+#include "data/text.h"
 #include "data/tokenizer_impl.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -185,27 +186,7 @@ done:
 }
 
 tp_status tp_tokenizer_save(const tp_tokenizer *t, tp_ctx *c, const char *path) {
-    size_t n = strlen(path);
-    char *tmp = tp_malloc(c, n + 32);
-    if (!tmp) return TP_ENOMEM;
-    snprintf(tmp, n + 32, "%s.tmp.%ld", path, (long)getpid());
-    FILE *f = fopen(tmp, "wb");
-    const char *what = NULL;
-    if (!f)
-        what = "create";
-    else {
-        if (fwrite(t->json, 1, t->n_json, f) != t->n_json || fflush(f) || fsync(fileno(f)))
-            what = "write";
-        if (fclose(f) && !what) what = "write";
-        if (!what && rename(tmp, path)) what = "rename";
-    }
-    tp_status st = TP_OK;
-    if (what) {
-        st = tp_fail(c, TP_EIO, "%s: cannot %s the tokenizer: %s", path, what, strerror(errno));
-        if (f) unlink(tmp);
-    }
-    tp_free(tmp);
-    return st;
+    return tp_write_file(c, path, t->json, t->n_json);
 }
 
 /* ---- decoding ------------------------------------------------------------------------------- */

@@ -163,6 +163,11 @@ tp_status tp_need_ndim(const tp_call *k, int i, const char *arg, int lo, int hi)
                      tp_shape_str(k->ctx, t));
 }
 
+tp_status tp_need_softcap(const tp_call *k, double cap) {
+    if (!cap || (cap >= 1e-30 && cap <= 1e30)) return TP_OK;
+    return tp_refuse(k, TP_EARG, "softcap must be 0 (none) or 1e-30 to 1e30, got %g", cap);
+}
+
 tp_status tp_need_same(const tp_call *k, int i, int j, const char *args) {
     const tp_tensor *a = k->in[i], *b = k->in[j];
     if (!a || !b || (a->dtype == b->dtype && tp_same_shape(a, b))) return TP_OK;

@@ -117,6 +117,7 @@ tp_status tp_need_float(const tp_call *k, int i, const char *arg); /* in[i] is f
 tp_status tp_need_int(const tp_call *k, int i, const char *arg);   /* in[i] is i32 */
 tp_status tp_need_ndim(const tp_call *k, int i, const char *arg, int lo, int hi);
 tp_status tp_need_same(const tp_call *k, int i, int j, const char *args); /* shape and dtype */
+tp_status tp_need_softcap(const tp_call *k, double cap); /* cap*tanh(x/cap) holds in f32, or 0 */
 /* ---- for kernels ---------------------------------------------------------------------------- */
 const char *tp_decline_unless_f32(const tp_call *k);       /* every float in and out is f32 */
 const char *tp_decline_unless_f32_dense(const tp_call *k); /* … and everything is contiguous */

@@ -151,10 +151,16 @@ static tp_status bad_step(tp_optim *o, int64_t step, int bad) {
     n->bad_in_a_row++;
     n->bad_total++;
     if (o->o.max_bad_steps == 0 || n->bad_in_a_row < o->o.max_bad_steps) return TP_OK;
+    char before[64] = "";
+    if (n->bad_in_a_row > 1)
+        snprintf(before, sizeof before, ", after %lld skipped steps in a row",
+                 (long long)n->bad_in_a_row - 1);
     return tp_fail(o->c, TP_ENUMERIC,
-                   "optimizer: step %lld: the gradient of %s is not finite, and it is bad step "
-                   "number %lld in a row (a lower learning rate or a longer warm-up may help)",
-                   (long long)step, o->params->p[bad].name, (long long)n->bad_in_a_row);
+                   "optimizer: step %lld: the gradient of %s is not finite%s, and "
+                   "train.max_bad_steps: %lld ends the run (a lower learning rate or a longer "
+                   "warm-up may help)",
+                   (long long)step + 1, o->params->p[bad].name, before,
+                   (long long)o->o.max_bad_steps);
 }
 
 static tp_status check_grad(const tp_optim *o, int i) {
@@ -241,7 +247,7 @@ tp_status tp_optim_move(tp_optim *o, int64_t step, int i) {
                 "optimizer: step %lld: the gradient of %s is not finite, and with "
                 "train.optimizer_in_bwd other parameters have moved already: go on from the "
                 "last checkpoint, without it or with a lower learning rate",
-                (long long)step, o->params->p[i].name);
+                (long long)step + 1, o->params->p[i].name);
     if (st) return st;
     optim_move m = {tp_schedule_at(&o->o, step), 1, o->counters.updates + 1};
     record_fn record = unrecorded(c);

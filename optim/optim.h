@@ -22,7 +22,7 @@ typedef struct tp_optim_opts {
     tp_schedule schedule;
     double min_lr_ratio;                      /* of the peak, at the last step */
     int64_t steps, warmup_steps, decay_steps; /* decay_steps: of wsd */
-    int64_t max_bad_steps;                    /* this many in a row end the run; 0: never */
+    int64_t max_bad_steps;                    /* the last of so many in a row fails; 0: never */
     tp_comm *comm;  /* the ranks that train together; NULL: this process alone */
     int zero_stage; /* ZeRO: 1, 2: each rank keeps the state of its own shard only */
 } tp_optim_opts;
@@ -45,9 +45,10 @@ typedef struct tp_optim_report {
 } tp_optim_report;
 /* One update from the parameters' ->grad (absent: it does not move). With ZeRO, ->grad is that of
  * this rank's shard, of shape (tp_optim_own(o,i).n); every rank leaves with all new weights. A
- * gradient that is not finite leaves the weights and the state as they are, and is counted;
- * max_bad_steps of these in a row: TP_ENUMERIC, with the first such parameter's name. The caller
- * forgets the gradients. */
+ * gradient that is not finite leaves the weights and the state as they are, and is counted; the
+ * last of max_bad_steps in a row: TP_ENUMERIC, with the first such parameter's name. step is
+ * counted from 0, but in sentences from 1, as steps that are done are. The caller forgets the
+ * gradients. */
 tp_status tp_optim_step(tp_optim *o, int64_t step, tp_optim_report *r);
 /* Parts of it, earlier: while the gradient of parameter i is still in the cache, its length may be
  * measured, and where there is nothing to clip and nobody else to wait for, the parameter moved.

@@ -1,6 +1,6 @@
 /* Owns the items of a task: which are held out, demonstrations, files of the user's own. */
 #include "rl/task.h"
-#include "data/text.h"
+#include "data/jsonl.h"
 #include "rl/task_list.h"
 #include <cJSON.h>
 #include <errno.h>
@@ -31,7 +31,7 @@ const char *tp_task_about(const char *name) {
     return k ? k->about : NULL;
 }
 
-static bool is_file(const char *name) {
+bool tp_task_is_file(const char *name) {
     size_t n = strlen(name);
     return n > 6 && !strcmp(name + n - 6, ".jsonl");
 }
@@ -48,22 +48,24 @@ static bool is_held_out(const char *prompt) {
 /* ---- files ---------------------------------------------------------------------------------- */
 static tp_status read_line(tp_task *t, tp_ctx *c, const char *line, size_t n, int64_t number,
                            int64_t *cap) {
-    if (tp_json_has_nul(line, n))
-        return tp_fail(c, TP_EFORMAT, "%s, line %lld: a NUL character (\\u0000) is no text",
-                       t->o.name, (long long)number);
-    cJSON *o = cJSON_ParseWithLength(line, n);
+    const char *why;
+    cJSON *o = tp_jsonl_object(line, n, false, &why);
     const cJSON *p = cJSON_GetObjectItemCaseSensitive(o, "prompt");
     const cJSON *a = cJSON_GetObjectItemCaseSensitive(o, "answer");
     bool missing = !a && !t->o.answerless;
     tp_status st = TP_OK;
-    if (!cJSON_IsString(p) || (a && !cJSON_IsString(a)) || missing)
+    const char *more = "";
+    if (o && (!cJSON_IsString(p) || (a && !cJSON_IsString(a)))) {
+        why = "\"prompt\" or \"answer\" is no string";
+    } else if (o && missing) {
+        why = "there is no \"answer\"";
+        more =
+            "; without an answer only rl.eval_prompts=0 and rewards other than exact_match can do";
+    }
+    if (why)
         st = tp_fail(c, TP_EFORMAT,
-                     "%s, line %lld: a line is {\"prompt\": \"…\", \"answer\": \"…\"}%s", t->o.name,
-                     (long long)number,
-                     cJSON_IsString(p) && missing
-                         ? "; without an answer only rl.eval_prompts=0 and rewards other than "
-                           "exact_match can do"
-                         : "");
+                     "%s, line %lld: %s; a line is {\"prompt\": \"…\", \"answer\": \"…\"}%s",
+                     t->o.name, (long long)number, why, more);
     if (!st && t->n == *cap) {
         *cap = 2 * *cap + 64;
         char **prompts = tp_realloc(c, t->prompt, (size_t)*cap * sizeof *prompts);
@@ -129,7 +131,7 @@ tp_status tp_task_new(tp_task **out, tp_ctx *c, const tp_task_opts *o) {
         st = tp_error_status(c);
     else if (t->kind)
         st = check(c, t);
-    else if (is_file(o->name))
+    else if (tp_task_is_file(o->name))
         st = read_file(t, c);
     else
         st = tp_fail(c, TP_EARG,

@@ -48,6 +48,7 @@ bool tp_task_has_answer(const char *completion, size_t n);
 /* The names, in order, NULL-terminated, and a line about each. */
 extern const char *const tp_task_names[];
 const char *tp_task_about(const char *name);
+bool tp_task_is_file(const char *name); /* of items, rather than a task of ours */
 #ifdef __cplusplus
 }
 #endif

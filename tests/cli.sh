@@ -52,6 +52,17 @@ says 2 '--vocab must be' $tapir prepare text.txt --out x.h5 --vocab twelve
 says 2 '--vocab must be' $tapir prepare text.txt --out x.h5 --vocab 10
 says 2 '--val-fraction must be' $tapir prepare text.txt --out x.h5 --val y.h5 --val-fraction 2
 says 2 'must differ' $tapir prepare text.txt --out x.h5 --val x.h5
+says 2 'must differ' $tapir prepare text.txt --out x.h5 --val ./x.h5 --force
+says 2 'must differ' $tapir prepare text.txt --out x.h5 --val "$dir/x.h5"
+says 1 'a file of its own' $tapir prepare text.txt --out x.h5 --val x.h5.tmp
+says 2 '--vocab is for a tokenizer that is trained' $tapir prepare text.txt --out x.h5 --tokenizer bytes --vocab 500
+says 2 '--pattern is for a tokenizer that is trained' $tapir prepare text.txt --out x.h5 --tokenizer bytes --pattern cl100k
+says 2 '--json-key is for JSON lines' $tapir prepare text.txt --out x.h5 --format plain --json-key q
+says 1 '--json-key is for JSON lines' $tapir prepare text.txt --out x.h5 --json-key q
+says 2 '--split-documents is for plain text' $tapir prepare text.txt --out x.h5 --format jsonl --split-documents q
+printf '{"text":"good"}\n' >good.jsonl
+says 1 '--split-documents is for plain text' $tapir prepare good.jsonl --out x.h5 --split-documents q
+works $tapir prepare good.jsonl text.txt --out mixed.h5 --split-documents q --json-key text --tokenizer bytes
 says 2 '--format is' $tapir prepare text.txt --out x.h5 --format word
 says 2 'no operation "geluu"' $tapir ops geluu
 says 2 'what to measure' $tapir bench stp
@@ -86,6 +97,27 @@ says 1 'already there' $tapir prepare text.txt --out train.h5
 same train.h5 "$sum"
 works $tapir prepare text.txt --out other.h5 --vocab 290
 works $tapir prepare text.txt --out bytes.h5 --tokenizer bytes
+# what is no file stays what it is
+mkfifo pipe
+ln -s text.txt link
+ln -s nowhere dangling
+for name in pipe link dangling folder; do
+    for force in "" --force; do
+        says 1 "$name cannot be written, as it is a" timeout -s KILL 60 $tapir prepare text.txt --out $name --tokenizer bytes $force
+        says 1 "$name cannot be written, as it is a" timeout -s KILL 60 $tapir prepare text.txt --out x.h5 --val $name --tokenizer bytes $force
+    done
+done
+works test -p pipe -a -L link -a -L dangling -a -d folder
+same text.txt "$(cat link | sha256sum)"
+if mknod node c 1 3 2>/dev/null; then # for those who may
+    ln -s node node.link
+    says 1 'node cannot be written, as it is a device' $tapir prepare text.txt --out node --tokenizer bytes --force
+    says 1 'node.link cannot be written, as it is a symbolic link' $tapir prepare text.txt --out node.link --tokenizer bytes --force
+    works test -c node -a -L node.link
+fi
+mkfifo x.h5.tmp
+says 1 'x.h5.tmp cannot be written' timeout -s KILL 60 $tapir prepare text.txt --out x.h5 --tokenizer bytes
+rm x.h5.tmp
 
 # configs
 says 1 'none.yaml' $tapir train none.yaml
@@ -105,6 +137,24 @@ says 1 'mod.capacity must be a number >= 0 and <= 1' $train mod.capacity=1.5
 says 1 'mod.every: 2, so none of the 1 blocks' $train mod.capacity=0.5
 says 1 'mod.capacity: does not go with model.sliding_window' $train mod.capacity=0.5 model.sliding_window=4
 says 1 'numerics' $train numerics=quick
+# what a key allows is what the operations do: its limits work, and beyond them the key is named
+for limit in model.attn_softcap=1e30 model.logit_softcap=1e30 model.attn_softcap=1e-30 model.logit_softcap=1e-30 model.rope_theta=1 model.rope_theta=1e12 \
+    "model.context=1048576 train.batch=1" "model.context=16777216 train.batch=1 model.family=gpt2"; do
+    works $tapir plan $src/configs/tests/tiny.yaml model.vocab=300 $limit
+done
+works $train run.dir=limit run.steps=1 train.z_loss=1e30 model.attn_softcap=1e30 model.logit_softcap=1e30
+says 1 'model.attn_softcap must be a number >= 0 and <= 1e30' $train model.attn_softcap=1e300
+says 1 'model.logit_softcap must be a number >= 0 and <= 1e30' $train model.logit_softcap=1e38
+says 1 'model.logit_softcap must be 0 (off) or at least 1e-30' $train model.logit_softcap=1e-44
+says 1 'train.z_loss must be a number >= 0 and <= 1e30' $train train.z_loss=1e38
+says 1 'train.weight_decay must be' $train train.weight_decay=1e300
+says 1 'model.rope_theta must be a number >= 1 and <= 1' $train model.rope_theta=0.5
+says 1 'model.context: rotary positions (llama) go up to 1048576' $train model.context=1048577
+says 1 'run.dir: empty' $train run.dir=
+says 1 'model.init_from: /dev/null is neither' $train model.init_from=/dev/null
+says 1 'eval.every: 2 asks for evaluations, but data.val names nothing' $train data.val= eval.every=2
+says 1 'model.vocab is needed' $tapir bench step $src/configs/tests/tiny.yaml
+says 1 'model.vocab is needed' $tapir plan $src/configs/tests/tiny.yaml
 says 1 'only AdamW.s state' $train train.optimizer=sgd train.optimizer_state_dtype=bf16
 works $train numerics=fast run.dir=fast run.steps=2
 says 1 'another config' $train numerics=exact run.dir=fast --resume
@@ -150,6 +200,9 @@ works $tapir plot run --metrics train_loss,val_loss --out curve.svg
 works xmllint --noout curve.svg
 works grep -q '<path class="s l0"' curve.svg
 says 1 'no run has a metric losss' $tapir plot run --metrics losss
+mkdir nulls
+echo '{"step":1,"train_loss":1.5,"val_loss":null}' >nulls/metrics.jsonl
+says 1 'nulls: metrics.jsonl has val_loss, but never as a finite number' $tapir plot nulls --metrics val_loss
 says 1 'cannot write' $tapir plot run --out nowhere/curve.svg
 says 2 'at most 3 metrics' $tapir plot run --metrics a,b,c,d
 says 2 'which run' $tapir plot
@@ -159,6 +212,21 @@ long=$(head -5 text.txt)
 works $tapir generate run "$long" --window 8 --max-new-tokens 5
 works $tapir generate run "$long" --window 1000 --sinks 0 --max-new-tokens 300 --ignore-eos -c 2
 works $tapir generate run "$long" --window 3 --sinks 2000 --max-new-tokens 300 --ignore-eos
+works $train run.dir=alone data.val= run.steps=1
+says 1 'the config of alone names no data.val: tapir eval RUN CORPUS' $tapir eval alone
+says 2 'CORPUS is given as a path' $tapir eval alone data.val=val.h5
+# a zero byte ends no line, and nothing stands behind an object
+printf '{"prompt":"a","answer":"b","response":"b"}\n{"prompt":"a","response":"b"}\0\n' >zero.jsonl
+printf '{"prompt":"a","answer":"b","response":"b"}\n{"prompt":"a","response":"b"} c\n' >more.jsonl
+for command in "train $src/configs/tests/sft.yaml run.dir=x eval.every=0 data.train=" "task "; do
+    says 1 'zero.jsonl, line 2: a zero byte is no text' $tapir ${command}zero.jsonl
+    says 1 'more.jsonl, line 2: there is more after the object' $tapir ${command}more.jsonl
+done
+head -n 1 more.jsonl >items.jsonl
+works $tapir task items.jsonl -n 1
+for option in --min --max --scratchpad --seed; do
+    says 2 "$option is for tasks whose items are made" $tapir task items.jsonl $option 1
+done
 # routed blocks are part of the checkpoint, and of what begins with it
 works $train run.dir=routed mod.capacity=0.5 mod.every=1 mod.gate=sigmoid sample.every=1 sample.tokens=4
 works test -s routed/samples.txt
@@ -321,6 +389,11 @@ has '^digraph tape' tape.dot
 has 'text: train.h5' tape.html
 works $tape model.layers=30 model.channels=512 model.context=512 --html shapes.html
 has '"whyNot":"Shapes only' shapes.html
+says 2 '--svg and --html are one file' $tape --svg same.svg --html ./same.svg
+says 2 '--svg and --dot are one file' $tape --svg same.svg --dot "$dir/same.svg"
+cp $src/configs/tests/tiny.yaml mine.yaml
+says 2 'the config and --svg are one file' $tapir tape mine.yaml model.vocab=300 --svg mine.yaml
+works cmp mine.yaml $src/configs/tests/tiny.yaml
 says 1 'cannot write nowhere/tape.svg' $tape --svg nowhere/tape.svg
 says 1 'cannot write nowhere/tape.html' $tape --html nowhere/tape.html
 [ ! -w /dev/full ] || says 1 'cannot write /dev/full' $tape --html /dev/full

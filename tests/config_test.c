@@ -372,6 +372,13 @@ static void test_adopt(void **state) {
     assert_int_equal(tp_config_set(c, &to, "mod.capacity=0.5"), TP_OK);
     assert_int_equal(tp_config_adopt_model(c, &to, &from), TP_EARG);
     assert_non_null(strstr(tp_error(c), "mod.capacity: the model of"));
+    tp_clear(c);
+    tp_config_defaults(&to); /* what goes with gpt2 need not go with their family */
+    assert_int_equal(tp_config_set(c, &from, "model.family=llama"), TP_OK);
+    assert_int_equal(tp_config_set(c, &to, "model.context=1048577"), TP_OK);
+    assert_int_equal(tp_config_check(c, &to), TP_OK);
+    assert_int_equal(tp_config_adopt_model(c, &to, &from), TP_EARG);
+    assert_non_null(strstr(tp_error(c), "command line: model.context: rotary positions"));
     tp_ctx_free(c);
 }
 

@@ -204,7 +204,7 @@ says 'model.init_from: .*no such run' model.init_from="$dir/nothing"
 says 'another value; leave the key out' model.layers=3
 says 'dropout must be 0' model.dropout=0.1
 printf 'no json\n' >"$dir/bad.jsonl"
-says 'line 1: a line is' rl.task="$dir/bad.jsonl"
+says 'line 1: not a JSON object; a line is' rl.task="$dir/bad.jsonl"
 for key in epsilon epsilon_high delta clip_ratio_c beta entropy_coef; do
     says "command line: rl.$key must be a number .* and <= 1000000000" rl.$key=1e38
 done
@@ -278,10 +278,10 @@ expect "a task from a file" grpo own rl.task="$dir/own.jsonl" run.steps=2
 says 'steps compares with solutions' rl.task="$dir/own.jsonl" rl.reward_weights=exact_match=1,steps=1
 says 'no held-out prompts: .* in all; rl.eval_prompts=0 does without' rl.task="$dir/good.jsonl"
 printf '{"prompt":"%s:"}\n' 0 1 10 >"$dir/unanswered.jsonl"
-says 'line 1: a line is .*; without an answer only' rl.task="$dir/unanswered.jsonl" rl.eval_prompts=0
-refuses 'line 1: a line is .*; without an answer only' "$tapir" task "$dir/unanswered.jsonl"
+says 'line 1: there is no "answer"; a line is .*; without an answer only' rl.task="$dir/unanswered.jsonl" rl.eval_prompts=0
+refuses 'line 1: there is no "answer"; a line is .*; without an answer only' "$tapir" task "$dir/unanswered.jsonl"
 unanswered="rl.task=$dir/unanswered.jsonl rl.reward_weights=format=0.1,program=1 run.steps=1"
-says 'line 1: a line is' $unanswered rl.reward_program="sh $dir/reward.sh"
+says 'line 1: there is no "answer"' $unanswered rl.reward_program="sh $dir/reward.sh"
 expect "prompts without answers, for a program" grpo unanswered $unanswered rl.reward_program="sh $dir/reward.sh" rl.eval_prompts=0
 
 # ---- what a run began with may change -----------------------------------------------------------

@@ -198,6 +198,11 @@ if command -v script >/dev/null; then
     expect "chat ends at its prompt" grep -q 'tapir chat: interrupted' typescript
     expect "it finishes no step" sh -c '! grep -q finishing typescript'
 fi
+# years are not told as no time
+begin train run.steps=1000000000000
+kill -s INT $pid
+ended
+expect "a run of years: $(echo "$text" | grep -o '[^ ]* [^ ]* left' | tail -1)" sh -c 'echo "$1" | grep "[0-9] years left"' - "$text"
 # under nohup a hang-up is none
 rm -rf broken
 (trap '' HUP && train broken run.steps=3000 log.every=1 checkpoint.every=1000000) >out 2>err </dev/null &
@@ -266,6 +271,42 @@ for file in one line few; do
         expect "generate after $file.h5" "$tapir" generate small "a" --max-new-tokens 3
     done
 done
+
+# a validation without text has no bits per byte; one without anything to predict is told at once
+apart train small run.steps=7 data.train=few.h5 data.val=one.h5 data.packing=$packing --resume >out 2>log </dev/null
+expect "no bits per byte without text" grep -q 'validation: loss [0-9.]*  no text, so no bits per byte' log
+# without an end of text one byte is one token, and that there is nothing to predict is told at once
+sed '/"id": 256/d; /"<|endoftext|>": 256/d; s/: 255,$/: 255/' small/tokenizer.json >ends.json
+expect "a corpus of text without ends" "$tapir" prepare text.txt --out ends.h5 --tokenizer ends.json
+expect "a corpus of one token" "$tapir" prepare one.txt --out token.h5 --tokenizer ends.json
+rm -rf broken
+says 1 'token.h5: loader: the corpus has 1 token' apart train broken data.train=ends.h5 data.val=token.h5
+expect "no training before that" none broken
+expect "eval without text" sh -c '"$1" eval small one.h5 | grep "no text, so no bits per byte"' - "$tapir"
+
+# ---- a run that ends in NaN ---------------------------------------------------------------------
+nan() { # PATTERN KEYS…
+    pattern=$1
+    shift
+    rm -rf broken
+    says 1 "$pattern" apart train broken train.warmup_steps=0 log.every=1 "$@"
+}
+nan 'the run ends with 5 skipped steps, as gradients were not finite: its weights are those of step 1' \
+    run.steps=6 train.max_bad_steps=0 train.learning_rate=1e30
+expect "its checkpoint is there" "$tapir" hash broken
+expect "nobody says that it is done" sh -c '[ -z "$("$@" 2>/dev/null)" ]' - "$tapir" train broken/config.yaml --resume
+says 1 'the run ends with 5 skipped steps' apart train broken train.warmup_steps=0 log.every=1 run.steps=6 train.max_bad_steps=0 \
+    train.learning_rate=1e30 --resume
+nan 'step 2: the gradient of [^ ]* is not finite, and train.max_bad_steps: 1 ends the run' train.max_bad_steps=1 train.learning_rate=1e30
+nan 'step 4: the gradient of [^ ]* is not finite, after 2 skipped steps in a row, and train.max_bad_steps: 3 ends' \
+    train.max_bad_steps=3 train.learning_rate=1e30
+nan 'the run ends with weights that are not finite' run.steps=3 train.weight_decay=1e20 train.learning_rate=0.001 checkpoint.best=true
+expect "it is told when it occurs" sh -c 'echo "$1" | grep "^warning: step 3/3: the validation loss is not finite"' - "$text"
+expect "NaN is never the best" none broken/checkpoints/best.h5
+expect "its checkpoint is there" "$tapir" hash broken
+says 1 'the loss of broken on val.h5 is not finite, got nan' "$tapir" eval broken
+says 1 'the loss of broken on val.h5 is not finite' "$tapir" eval broken val.h5 --json
+nan 'the run ends with weights that are not finite' run.steps=3 train.weight_decay=1e20 train.learning_rate=0.001 data.val= eval.every=0
 
 # ---- files that change under a run --------------------------------------------------------------
 yes 'A long text, so that a corpus does not fit into the cache of what was read: 0123456789.' | head -c 20000000 >long.txt

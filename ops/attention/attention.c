@@ -54,9 +54,7 @@ static tp_status check_attr(const tp_call *k) {
     if (a->q_offset < -far || a->q_offset > far)
         return tp_refuse(k, TP_EARG, "q_offset %lld is no position", (long long)a->q_offset);
     if (!isfinite(a->scale)) return tp_refuse(k, TP_EARG, "scale must be finite, got %g", a->scale);
-    if (!(a->softcap >= 0 && isfinite(a->softcap)))
-        return tp_refuse(k, TP_EARG, "softcap must be 0 (none) or more, got %g", a->softcap);
-    return TP_OK;
+    return tp_need_softcap(k, a->softcap);
 }
 
 static tp_status check_segments(const tp_call *k, int i) {
@@ -277,6 +275,10 @@ static const tp_sample attention_samples[] = {
     {"negative softcap",
      {QKV(1, 2, 2, 1, 1, 4)},
      ATTR(.softcap = -1),
+     .refuse = "softcap must be 0"},
+    {"softcap beyond f32",
+     {QKV(1, 2, 2, 1, 1, 4)},
+     ATTR(.softcap = 1e300),
      .refuse = "softcap must be 0"},
     {"scale is no number",
      {QKV(1, 2, 2, 1, 1, 4)},

@@ -61,14 +61,13 @@ lce_dims lce_dims_of(const tp_call *k) {
 
 static tp_status need_nonnegative(tp_call *k, double x, const char *name) {
     if (x >= 0 && x <= 1e30) return TP_OK;
-    return tp_refuse(k, TP_EARG, "%s must be finite and not negative, got %g", name, x);
+    return tp_refuse(k, TP_EARG, "%s must be 0 to 1e30, got %g", name, x);
 }
 
 static tp_status check_attrs(tp_call *k) {
     const tp_lce_opts *o = &((const lce_attr *)k->attr)->o;
     tp_status st;
-    if ((st = need_nonnegative(k, o->softcap, "softcap")) ||
-        (st = need_nonnegative(k, o->z_loss, "z_loss")) ||
+    if ((st = tp_need_softcap(k, o->softcap)) || (st = need_nonnegative(k, o->z_loss, "z_loss")) ||
         (st = need_nonnegative(k, o->temperature, "temperature")))
         return st;
     if (o->ignore_index > 0 || o->ignore_index < INT32_MIN)
@@ -287,8 +286,9 @@ static const tp_sample forward_samples[] = {
      .refuse = "target 5 at position 1 is neither in 0..4"},
     {"target -1", {X(2, 3), X(5, 3), GIVEN(negative, 2)}, .refuse = "target -1 at position 0"},
     {"bad softcap", {X(2, 3), X(5, 3), Y(5, 2)}, OPTS(.softcap = -1), .refuse = "softcap must be"},
+    {"tiny softcap", {X(2, 3), X(5, 3), Y(5, 2)}, OPTS(.softcap = 1e-44), .refuse = "softcap must be"},
     {"bad temperature", {X(2, 3), X(5, 3), Y(5, 2)}, OPTS(.temperature = INFINITY),
-     .refuse = "temperature must be finite"},
+     .refuse = "temperature must be 0 to"},
     {"bad ignore_index", {X(2, 3), X(5, 3), Y(5, 2)}, OPTS(.ignore_index = 3),
      .refuse = "ignore_index must be negative"},
     {"bad chunk", {X(2, 3), X(5, 3), Y(5, 2)}, OPTS(.chunk = -1), .refuse = "chunk must be 0 to"},

@@ -55,12 +55,12 @@ static tp_status paged_infer(tp_call *k) {
         (st = tp_need_int(k, PAGED_STARTS, "starts")) ||
         (st = tp_need_ndim(k, PAGED_STARTS, "starts", 1, 1)) || (st = check_shapes(k)))
         return st;
-    if (a->window < 0 || a->sinks < 0 || !isfinite(a->scale) ||
-        !(a->softcap >= 0 && isfinite(a->softcap)))
+    if (a->window < 0 || a->sinks < 0 || !isfinite(a->scale))
         return tp_refuse(k, TP_EARG,
-                         "window, sinks and softcap must be 0 (none) or more and scale finite, got "
-                         "%lld, %lld, %g and %g",
-                         (long long)a->window, (long long)a->sinks, a->softcap, a->scale);
+                         "window and sinks must be 0 (none) or more and scale finite, got %lld, "
+                         "%lld and %g",
+                         (long long)a->window, (long long)a->sinks, a->scale);
+    if ((st = tp_need_softcap(k, a->softcap))) return st;
     int64_t lse[3] = {q->shape[0], q->shape[2], q->shape[1]};
     if ((st = tp_out_like(k, q))) return st;
     return tp_out(k, q->dtype == TP_F64 ? TP_F64 : TP_F32, 3, lse);

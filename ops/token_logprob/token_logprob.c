@@ -35,11 +35,9 @@ static tp_status check_common(tp_call *k) {
         return tp_refuse(k, TP_ESHAPE, "set must be (…,ceil(V/32)) of logits %s, got %s",
                          tp_shape_str(k->ctx, x), tp_shape_str(k->ctx, set));
     if (v < 1) return tp_refuse(k, TP_ESHAPE, "the vocabulary must not be empty");
-    if (!(a->softcap >= 0 && a->softcap < 1e30 && a->temperature >= 0 && a->temperature < 1e30))
-        return tp_refuse(k, TP_EARG,
-                         "softcap and temperature must be finite and not negative, got %g and %g",
-                         a->softcap, a->temperature);
-    return TP_OK;
+    if (!(a->temperature >= 0 && a->temperature <= 1e30))
+        return tp_refuse(k, TP_EARG, "temperature must be 0 to 1e30, got %g", a->temperature);
+    return tp_need_softcap(k, a->softcap);
 }
 
 tp_status token_check_targets(const tp_call *k) {
@@ -166,7 +164,7 @@ static const tp_sample token_samples[] = {
     {"wrong targets", {X(2, 5), Y(5, 3)}, .refuse = "targets must have the shape"},
     {"wrong set", {X(2, 5), Y(5, 2), Y(5, 2, 2)}, .refuse = "set must be"},
     {"no vocabulary", {X(2, 0), Y(1, 2)}, .refuse = "must not be empty"},
-    {"bad temperature", {X(2, 5), Y(5, 2)}, ATTR(.temperature = -1), .refuse = "must be finite"},
+    {"bad temperature", {X(2, 5), Y(5, 2)}, ATTR(.temperature = -1), .refuse = "temperature must be 0 to"},
     {0},
 };
 static const tp_sample backward_samples[] = {
