@@ -97,7 +97,7 @@ bool emu_device_offset(const void *p, size_t *at);  /* and how far from its star
 size_t emu_device_space(void);                      /* bytes of that range */
 bool emu_is_pinned(const void *p, size_t bytes);
 bool emu_capture_forbids(const char *what); /* a stream captures: fails, and ends the capture */
-void emu_settle(void); /* all streams: whatever they were asked for is done */
+void emu_settle(void);                      /* all streams: whatever they were asked for is done */
 /* Not done yet, by the policy of the streams. */
 bool emu_copy_under_way(const void *host, size_t bytes);
 cudaError_t emu_fail(cudaError_t code, const char *text);
