@@ -143,7 +143,7 @@ int cmd_eval(int argc, char **argv) {
     if (code) return code;
     tp_run r;
     tp_source source = {0};
-    tp_eval_result e;
+    tp_eval_result e = {0};
     tp_status st = tp_run_open(&r, c, run_path, best);
     if (!st && !corpus_path && !*r.cfg.data.val)
         st = tp_fail(c, TP_EARG,
