@@ -72,9 +72,8 @@ static void counters(tp_grpo_run *r, counter out[COUNTERS]) {
 /* What a run is compared by when it goes on: a file may have been written anew. */
 tp_status tp_grpo_task_digest(tp_grpo *g) {
     const char *name = g->cfg.rl.task;
-    size_t length = strlen(name);
     snprintf(g->task_digest, sizeof g->task_digest, "%s", "built in");
-    if (length < 6 || strcmp(name + length - 6, ".jsonl")) return TP_OK;
+    if (!tp_task_is_file(name)) return TP_OK;
     FILE *f = fopen(name, "r");
     if (!f) return tp_fail(g->c, TP_EIO, "cannot read %s: %s", name, strerror(errno));
     tp_sha256 h;

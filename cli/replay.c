@@ -77,15 +77,13 @@ static tp_status read_logged(tp_ctx *c, int64_t step, logged *l) {
 
 /* A run that went on with other steps has another schedule in its config.yaml than it had before.
  */
-static tp_status same_schedule(tp_grpo *g, const tp_update *u) {
-    logged l;
-    tp_status st = read_logged(g->c, g->step + 1, &l);
-    if (st || isnan(l.learning_rate) || l.learning_rate == u->learning_rate) return st;
+static tp_status same_schedule(tp_grpo *g, const tp_update *u, const logged *l) {
+    if (isnan(l->learning_rate) || l->learning_rate == u->learning_rate) return TP_OK;
     return tp_fail(
         g->c, TP_EARG,
         "step %lld of %s was trained with the learning rate %g, and run.steps: %lld in its "
         "config.yaml gives %g: the run went on with other steps later",
-        (long long)g->step + 1, a.run, l.learning_rate, (long long)g->cfg.run.steps,
+        (long long)g->step + 1, a.run, l->learning_rate, (long long)g->cfg.run.steps,
         u->learning_rate);
 }
 
@@ -102,6 +100,7 @@ static tp_status load(tp_grpo *g, tp_checkpoint_reader *from) {
 
 static tp_status replay(tp_grpo *g, double *loss, double *recorded) {
     char path[TP_CONFIG_TEXT + 64];
+    logged l = {0, NAN, NAN}; /* of the last step that was replayed */
     tp_checkpoint_reader *from = NULL;
     tp_status st = TP_OK;
     if (a.step > g->cfg.run.steps)
@@ -119,16 +118,15 @@ static tp_status replay(tp_grpo *g, double *loss, double *recorded) {
         st = tp_grpo_read_dump(g, path);
         if (!st) st = tp_grpo_update(g, &u);
         if (!st && u.interrupted) st = TP_EINTERRUPT;
-        if (!st) st = same_schedule(g, &u);
+        if (!st) st = read_logged(g->c, g->step + 1, &l);
+        if (!st) st = same_schedule(g, &u, &l);
         if (st) break;
         g->step++;
         *loss = u.loss;
         tp_progress(false, "step %lld  loss %+.6f", (long long)g->step, u.loss);
     }
     tp_progress_clear();
-    logged l;
-    if (!st) st = read_logged(g->c, a.step, &l);
-    *recorded = st ? NAN : l.loss;
+    *recorded = l.loss;
     tp_checkpoint_close(from);
     return st;
 }

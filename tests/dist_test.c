@@ -14,20 +14,6 @@
 enum { MAXRANKS = 8, MAXPIECES = 8 };
 static const int world_sizes[] = {1, 2, 4, 8};
 
-/* A value in which the order of adding matters: any sign, 24 bits, magnitudes from 2^-12 to 2^12.
- */
-static float value(int rank, int piece, int64_t i) {
-    uint32_t w[4];
-    tp_philox(w, 7, (uint32_t)(rank * 100 + piece), (uint64_t)i, 0);
-    return ldexpf((float)(int32_t)w[0] / 2147483648.0f, (int)(w[1] % 25) - 12);
-}
-/* The contract, by recursion: ranks lo <= r < hi, left half plus right half. */
-static float tree_sum(int lo, int hi, int piece, int64_t i) {
-    if (hi - lo == 1) return value(lo, piece, i);
-    int mid = (lo + hi) / 2;
-    float left = tree_sum(lo, mid, piece, i), right = tree_sum(mid, hi, piece, i);
-    return left + right;
-}
 static bool same_bits(const void *a, const void *b, size_t n) { return !memcmp(a, b, n); }
 
 /* ---- cuts ----------------------------------------------------------------------------------- */
@@ -98,7 +84,7 @@ static void complain(local_rank *r, const char *text) {
 static void check_values(local_rank *r, const float *x, int piece, int64_t lo, int64_t hi,
                          const char *what) {
     for (int64_t i = lo; i < hi; i++) {
-        float want = tree_sum(0, r->size, piece, i);
+        float want = local_tree_sum(0, r->size, piece, i);
         if (same_bits(&want, &x[i], sizeof want)) continue;
         char text[200];
         snprintf(text, sizeof text, "%s: piece %d, value %lld: %a, not %a", what, piece,
@@ -115,7 +101,7 @@ static void every_move(local_rank *r) {
     for (int p = 0; p < k->n; at += k->cut[p].n, p++) piece[p] = (tp_piece){at, k->cut[p]};
     for (int round = 0; round < 3; round++) { /* scatter; gather what came of it; both at once */
         for (int p = 0; p < k->n && round != 1; p++)
-            for (int64_t i = 0; i < k->cut[p].n; i++) piece[p].data[i] = value(r->rank, p, i);
+            for (int64_t i = 0; i < k->cut[p].n; i++) piece[p].data[i] = local_value(r->rank, p, i);
         static const tp_move moves[] = {TP_REDUCE_SCATTER, TP_ALLGATHER, TP_ALLREDUCE};
         static const char *const names[] = {"reduce-scatter", "allgather", "allreduce"};
         int64_t ticket = tp_comm_start(r->m, r->c, moves[round], piece, k->n);
@@ -191,11 +177,12 @@ static void test_order_matters(void **state) {
     (void)state;
     int in_order = 0, swapped = 0;
     for (int64_t i = 0; i < 1000; i++) {
-        float tree = tree_sum(0, 8, 0, i), one = value(0, 0, i), other;
-        for (int r = 1; r < 8; r++) one += value(r, 0, i);
-        other = (value(0, 0, i) + value(2, 0, i)) + (value(1, 0, i) + value(3, 0, i));
+        float tree = local_tree_sum(0, 8, 0, i), one = local_value(0, 0, i), other;
+        for (int r = 1; r < 8; r++) one += local_value(r, 0, i);
+        other = (local_value(0, 0, i) + local_value(2, 0, i)) +
+                (local_value(1, 0, i) + local_value(3, 0, i));
         in_order += one != tree;
-        swapped += other != tree_sum(0, 4, 0, i);
+        swapped += other != local_tree_sum(0, 4, 0, i);
     }
     assert_true(in_order > 100);
     assert_true(swapped > 100);
@@ -210,7 +197,7 @@ static void test_traffic(void **state) {
 
 /* ---- small calls ---------------------------------------------------------------------------- */
 static double tree_sum64(int lo, int hi, int64_t i) {
-    if (hi - lo == 1) return value(lo, 50, i) * (1 + (double)value(lo, 51, i) * 1e-9);
+    if (hi - lo == 1) return local_value(lo, 50, i) * (1 + (double)local_value(lo, 51, i) * 1e-9);
     int mid = (lo + hi) / 2;
     double left = tree_sum64(lo, mid, i), right = tree_sum64(mid, hi, i);
     return left + right;

@@ -94,11 +94,27 @@ static void test_what_is_learnt(void **state) {
     tp_sft_data_free(d);
 }
 
+/* A row holds both pieces. */
+static void expect_spelt(const char *json, const tp_tokenizer *t, tp_chat_template kind,
+                         const char *piece, const char *other) {
+    enum { T = 180 };
+    tp_batch b;
+    char text[3 * T];
+    tp_sft_data *d = data(json, t, kind, T);
+    tp_sft *s = rows(d, (tp_sft_opts){.batch = 1, .T = T, .sequential = true});
+    assert_int_equal(tp_sft_next(s, c, &b), 0);
+    spell(&b, 0, T, text);
+    assert_non_null(strstr(text, piece));
+    assert_non_null(strstr(text, other));
+    tp_sft_free(s);
+    tp_sft_data_free(d);
+}
+
 static void test_templates(void **state) {
     (void)state;
     enum { T = 60 };
     tp_batch b;
-    char text[9 * T];
+    char text[3 * T];
     const char *line = "{\"messages\":[{\"role\":\"user\",\"content\":\"<|im_end|>\"},"
                        "{\"role\":\"assistant\",\"content\":\"ok\"}]}\n";
     tp_sft_data *d = data(line, marked, TP_CHAT_CHATML, T);
@@ -118,30 +134,11 @@ static void test_templates(void **state) {
                       "{\"role\":\"assistant\",\"content\":\"p\"},"
                       "{\"role\":\"user\",\"content\":\"b\"},"
                       "{\"role\":\"assistant\",\"content\":\"q\"}]}\n";
-    d = data(two, marked, TP_CHAT_CHATML, T);
-    s = rows(d, (tp_sft_opts){.batch = 1, .T = T, .sequential = true});
-    assert_int_equal(tp_sft_next(s, c, &b), 0);
-    spell(&b, 0, T, text);
-    assert_non_null(strstr(text, "\np p2 2_ \n_ 1_ u_ s_ e_ r_ \n_ b_ 2_ "));
-    assert_non_null(strstr(text, "\nq q2 ._ "));
-    tp_sft_free(s);
-    tp_sft_data_free(d);
-    d = data(two, bytes, TP_CHAT_CHATML, 3 * T);
-    s = rows(d, (tp_sft_opts){.batch = 1, .T = 3 * T, .sequential = true});
-    assert_int_equal(tp_sft_next(s, c, &b), 0);
-    spell(&b, 0, 3 * T, text);
-    assert_non_null(strstr(text, "\np pE E_ \n_ <_ |_ i_ m_ __ s_ "));
-    assert_non_null(strstr(text, "\nq qE ._ "));
-    tp_sft_free(s);
-    tp_sft_data_free(d);
-    d = data("{\"prompt\":\"q\",\"response\":\"a\"}\n", bytes, TP_CHAT_ALPACA, T);
-    s = rows(d, (tp_sft_opts){.batch = 1, .T = T, .sequential = true});
-    assert_int_equal(tp_sft_next(s, c, &b), 0);
-    spell(&b, 0, T, text);
-    assert_non_null(strstr(text, "\n_ q_ \n_ \n_ #_ #_ #_ "));
-    assert_non_null(strstr(text, ":_ \na aE ._"));
-    tp_sft_free(s);
-    tp_sft_data_free(d);
+    expect_spelt(two, marked, TP_CHAT_CHATML, "\np p2 2_ \n_ 1_ u_ s_ e_ r_ \n_ b_ 2_ ",
+                 "\nq q2 ._ ");
+    expect_spelt(two, bytes, TP_CHAT_CHATML, "\np pE E_ \n_ <_ |_ i_ m_ __ s_ ", "\nq qE ._ ");
+    expect_spelt("{\"prompt\":\"q\",\"response\":\"a\"}\n", bytes, TP_CHAT_ALPACA,
+                 "\n_ q_ \n_ \n_ #_ #_ #_ ", ":_ \na aE ._");
 }
 
 /* What chat gives the model is what it has learnt to go on from. */

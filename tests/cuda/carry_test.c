@@ -35,19 +35,6 @@ typedef struct device_rank {
     tp_piece piece[MAXPIECES];
 } device_rank;
 
-/* A value in which the order of adding matters. */
-static float value(int rank, int round, int64_t i) {
-    uint32_t w[4];
-    tp_philox(w, 7, (uint32_t)(rank * 100 + round), (uint64_t)i, 0);
-    return ldexpf((float)(int32_t)w[0] / 2147483648.0f, (int)(w[1] % 25) - 12);
-}
-static float tree_sum(int lo, int hi, int round, int64_t i) {
-    if (hi - lo == 1) return value(lo, round, i);
-    int mid = (lo + hi) / 2;
-    float left = tree_sum(lo, mid, round, i), right = tree_sum(mid, hi, round, i);
-    return left + right;
-}
-
 static void complain(local_rank *r, const char *text) {
     carry_case *k = r->arg;
     if (!k->said[r->rank][0]) snprintf(k->said[r->rank], sizeof k->said[0], "%s", text);
@@ -93,8 +80,8 @@ static void fill(device_rank *d, int round, bool gathering) {
         for (int64_t j = 0; j < d->k->cut[p].n; j++) {
             int64_t i = d->at[p] + j;
             bool mine = j >= own.first && j < own.first + own.n;
-            d->host[i] = !gathering ? value(rank, round, i)
-                         : mine     ? tree_sum(0, size, round, i)
+            d->host[i] = !gathering ? local_value(rank, round, i)
+                         : mine     ? local_tree_sum(0, size, round, i)
                                     : NAN;
         }
     }
@@ -111,7 +98,8 @@ static void check(device_rank *d, int round, tp_move move) {
         tp_range own = {0, d->k->cut[p].n};
         if (move == TP_REDUCE_SCATTER) own = tp_comm_shard(d->r->m, &d->k->cut[p], d->r->rank);
         for (int64_t j = own.first; j < own.first + own.n; j++) {
-            float want = tree_sum(0, d->r->size, round, d->at[p] + j), got = d->host[d->at[p] + j];
+            float want = local_tree_sum(0, d->r->size, round, d->at[p] + j),
+                  got = d->host[d->at[p] + j];
             if (!memcmp(&want, &got, sizeof want)) continue;
             snprintf(text, sizeof text, "move %d, piece %d, value %lld: %a, not %a", (int)move, p,
                      (long long)j, (double)got, (double)want);
@@ -135,7 +123,7 @@ static void every_move(local_rank *r) {
     int buffers = 0;
     for (int round = 0; round < ROUNDS && !tp_error_status(d.c); round++)
         for (int i = 0; i < 3; i++) {
-            for (int v = 0; v < 2; v++) host[v] = value(r->rank, 90, v);
+            for (int v = 0; v < 2; v++) host[v] = local_value(r->rank, 90, v);
             fill(&d, round, moves[i] == TP_ALLGATHER);
             int64_t first = tp_comm_start(r->m, d.c, moves[i], d.piece, d.k->n);
             tp_piece beside = {host, {2, 1, -1}, false};
@@ -143,7 +131,8 @@ static void every_move(local_rank *r) {
             if (!then || tp_comm_wait(r->m, d.c, first)) break;
             check(&d, round, moves[i]);
             if (tp_comm_wait(r->m, d.c, then)) break;
-            if (host[1] != tree_sum(0, r->size, 90, 1)) complain(r, "the host's move differs");
+            if (host[1] != local_tree_sum(0, r->size, 90, 1))
+                complain(r, "the host's move differs");
             if (round == 0) buffers = count(r->m->unloaded);
             if (count(r->m->unloaded) != buffers || r->m->loaded) complain(r, "another buffer");
         }
@@ -161,7 +150,7 @@ static void together(local_rank *r) {
         int64_t first = 0;
         fill(&d, round, false);
         for (int p = 0; p < d.k->n; p++) {
-            for (int i = 0; i < 2; i++) host[p][i] = value(r->rank, 90 + p, i);
+            for (int i = 0; i < 2; i++) host[p][i] = local_value(r->rank, 90 + p, i);
             tp_piece both[2] = {{host[p], {2, 1, -1}, false}, d.piece[p]};
             if (p == d.k->n - 1 && r->rank == 1)
                 nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
@@ -174,7 +163,8 @@ static void together(local_rank *r) {
             break;
         check(&d, round, TP_ALLREDUCE);
         for (int p = 0; p < d.k->n; p++)
-            if (host[p][1] != tree_sum(0, r->size, 90 + p, 1)) complain(r, "the host's differ");
+            if (host[p][1] != local_tree_sum(0, r->size, 90 + p, 1))
+                complain(r, "the host's differ");
     }
     device_close(&d);
 }

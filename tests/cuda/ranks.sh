@@ -19,19 +19,7 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 . "$src/tests/lib/runs.sh"
 export OMP_NUM_THREADS=1
-failed=0
-checks=0
-bad() {
-    failed=$((failed + 1))
-    echo "FAILED: $*"
-    tail -n 3 "$dir/err"
-}
-expect() { # expect WHAT TEST…
-    what=$1
-    shift
-    checks=$((checks + 1))
-    "$@" || bad "$what"
-}
+. "$src/tests/cuda/expect.sh"
 make_corpus "$tapir" "$dir" 200
 
 # A leaf of a weight gradient's tree holds 8 samples on a device (TP_CUDA_LEAF): fewer a rank, and

@@ -8,18 +8,7 @@ src=$2
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 . "$src/tests/lib/runs.sh"
-failed=0
-checks=0
-bad() {
-    failed=$((failed + 1))
-    echo "FAILED: $*"
-}
-expect() { # expect WHAT TEST…
-    what=$1
-    shift
-    checks=$((checks + 1))
-    "$@" || bad "$what"
-}
+. "$src/tests/cuda/expect.sh"
 make_corpus "$tapir" "$dir" 400
 
 # run NAME WORD…: trains, leaves the last line in $last

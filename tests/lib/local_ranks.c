@@ -1,5 +1,6 @@
 /* The mailboxes: short messages are copied, long ones wait for their receive, as MPI does. */
 #include "local_ranks.h"
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -224,4 +225,18 @@ void local_run(local_world *w, double timeout, void (*fn)(local_rank *r), void *
     for (int r = 0; r < w->size; r++) pthread_join(thread[r], NULL);
     free(thread);
     free(s);
+}
+
+/* ---- what they add up ----------------------------------------------------------------------- */
+float local_value(int rank, int piece, int64_t i) {
+    uint32_t w[4];
+    tp_philox(w, 7, (uint32_t)(rank * 100 + piece), (uint64_t)i, 0);
+    return ldexpf((float)(int32_t)w[0] / 2147483648.0f, (int)(w[1] % 25) - 12);
+}
+
+float local_tree_sum(int lo, int hi, int piece, int64_t i) {
+    if (hi - lo == 1) return local_value(lo, piece, i);
+    int mid = (lo + hi) / 2;
+    float left = local_tree_sum(lo, mid, piece, i), right = local_tree_sum(mid, hi, piece, i);
+    return left + right;
 }

@@ -23,4 +23,10 @@ typedef struct local_rank {
     void *arg;
 } local_rank;
 void local_run(local_world *w, double timeout, void (*fn)(local_rank *r), void *arg);
+
+/* A value in which the order of adding matters: any sign, 24 bits, magnitudes from 2^-12 to 2^12.
+ */
+float local_value(int rank, int piece, int64_t i);
+/* The contract of sums, by recursion: ranks lo <= r < hi, left half plus right half. */
+float local_tree_sum(int lo, int hi, int piece, int64_t i);
 #endif
