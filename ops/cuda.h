@@ -22,8 +22,8 @@
 #if defined(TP_CUDA_ON_CPU)
 #define TP_LAUNCH(k, kernel, grid, block, shared_bytes, ...)                                       \
     tp_launch_((k), dim3(grid), (shared_bytes), (const void *)(kernel), [&](cudaStream_t s_) {     \
-        emu_launch_kernel(#kernel, (const void *)(kernel), dim3(grid), dim3(block),                \
-                          (shared_bytes), s_, emu_bind(kernel, __VA_ARGS__));                      \
+        emu_launch_call(#kernel, kernel, dim3(grid), dim3(block), (shared_bytes), s_,              \
+                        __VA_ARGS__);                                                              \
     })
 #else
 #define TP_LAUNCH(k, kernel, grid, block, shared_bytes, ...)                                       \

@@ -7,10 +7,15 @@
 
 #if defined(TP_CUDA_ON_CPU)
 #include "emu.h"
-enum { EITHER_TELLS = 1 }; /* faults are reported; a GPU would hang, or not tell */
+/* Faults are reported; a GPU would hang, or not tell. Of nvcc's code not all are (ptx_run.cc). */
+#define EITHER_TELLS (!emu_ptx_wanted())
 /* EITHER_LAUNCH((kernel<1, 2>), grid, block, shared_bytes, arguments…) */
 #define EITHER_LAUNCH(kernel, grid, block, shared_bytes, ...)                                      \
-    emu_launch(#kernel, (grid), (block), (shared_bytes), emu_bind(kernel, __VA_ARGS__))
+    do {                                                                                           \
+        cudaFuncSetAttribute((const void *)(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,  \
+                             (int)(shared_bytes));                                                 \
+        emu_launch_call(#kernel, kernel, (grid), (block), (shared_bytes), nullptr, __VA_ARGS__);   \
+    } while (0)
 static char either_said[600] = "";
 /* The launch is over, and nothing was reported. */
 static inline bool either_fine(void) {
@@ -29,7 +34,7 @@ static inline const char *either_report(void) { return either_said; }
 static inline void either_pretend_sm(int sm) { emu_set_sm(sm); }
 static inline bool either_is_hopper(void) { return emu_set_sm(90), true; }
 #else
-enum { EITHER_TELLS = 0 };
+#define EITHER_TELLS 0
 #define EITHER_LAUNCH(kernel, grid, block, shared_bytes, ...)                                      \
     do {                                                                                           \
         cudaFuncSetAttribute((const void *)(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,  \

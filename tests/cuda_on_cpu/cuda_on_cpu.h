@@ -342,6 +342,15 @@ template <typename T> struct emu_shared {
 #define TP_SHARED_DYNAMIC(name) unsigned char *const name = emu_shared_dynamic()
 
 /* ---- launches ------------------------------------------------------------------------------- */
+/* Kernels as nvcc compiled them (ptx.h), in place of the functions that the launches name. */
+struct emu_param {
+    const void *value;
+    size_t bytes;
+};
+bool emu_ptx_wanted(void);
+int emu_ptx_launch(const char *name, const void *func, const unsigned grid[3],
+                   const unsigned block[3], size_t smem_bytes, void *stream,
+                   const emu_param *param, int n);
 /* fn() is what one thread does; it must hold its arguments by value, as a captured launch runs
  * later. Returns what cudaPeekAtLastError then says. */
 template <typename Fn>
@@ -354,11 +363,19 @@ static inline cudaError_t emu_launch_kernel(const char *name, const void *func, 
         name, func, g, b, smem_bytes, stream, [](const void *c) { (*(const Fn *)c)(); }, &fn,
         sizeof fn);
 }
-/* A call with its arguments as they are now: a recorded launch runs later. */
+/* A call of a kernel with its arguments as they are now: a recorded launch runs later. */
 template <typename T> struct emu_itself { typedef T type; };
 template <typename... P>
-static inline auto emu_bind(void (*kernel)(P...), typename emu_itself<P>::type... a) {
-    return [=] { kernel(a...); };
+static inline cudaError_t emu_launch_call(const char *name, void (*kernel)(P...), dim3 grid,
+                                          dim3 block, size_t smem_bytes, cudaStream_t stream,
+                                          typename emu_itself<P>::type... a) {
+    const unsigned g[3] = {grid.x, grid.y, grid.z}, b[3] = {block.x, block.y, block.z};
+    const emu_param param[] = {{&a, sizeof a}..., {nullptr, 0}};
+    if (emu_ptx_wanted())
+        return (cudaError_t)emu_ptx_launch(name, (const void *)kernel, g, b, smem_bytes, stream,
+                                           param, (int)sizeof...(P));
+    return emu_launch_kernel(name, (const void *)kernel, grid, block, smem_bytes, stream,
+                             [=] { kernel(a...); });
 }
 template <typename Fn>
 static inline cudaError_t emu_launch(const char *name, dim3 grid, dim3 block, size_t smem_bytes,

@@ -70,7 +70,8 @@ static bool prepare(fiber *f) {
         f->stack = m + page;
     }
 #ifdef EMU_ASAN
-    __asan_unpoison_memory_region(f->stack, STACK_BYTES); /* a dropped fiber left its frames */
+    if (f->state != DONE) /* it was dropped, and left its frames */
+        __asan_unpoison_memory_region(f->stack, STACK_BYTES);
     f->fake_stack = nullptr;
 #endif
     /* Tops at different offsets in their pages: else all of them compete for a few cache sets. */

@@ -411,6 +411,15 @@ void hopper_wgmma(int n, float *d, const uint32_t *a, uint64_t a_desc, uint64_t 
                    emu_thread());
     emu_group(group * 128, 128, &l, wgmma_start, &group);
 }
+static void done_at_once(void *const *, void *group) {
+    emu_drain(QUEUE_WGMMA + *(const int *)group);
+}
+void hopper_wgmma_now(int n, float *d, const uint32_t *a, uint64_t a_desc, uint64_t b_desc, int ta,
+                      int tb, int add) {
+    int group = emu_thread() / 128;
+    hopper_wgmma(n, d, a, a_desc, b_desc, ta, tb, add);
+    emu_group(group * 128, 128, nullptr, done_at_once, &group);
+}
 /* What a product has given back may be written, and so may the registers of the next. */
 void hopper_wgmma_fence(void) { mine()->fence = false; }
 static void commit_once(void *const *, void *group) {
