@@ -37,7 +37,7 @@ function(tapir_checks)
     set_tests_properties(${tests} PROPERTIES TIMEOUT ${TAPIR_TEST_TIMEOUT})
   endif()
   # The longest begin first, seconds as here: at the end one alone would leave the other cores idle.
-  foreach(row 600:cuda.ranks 200:same_bits 160:cuda.train 80:cuda.lce 70:kills_test 70:grpo 60:hostile 50:cuda.registers
+  foreach(row 600:cuda.ranks 500:cuda.ptx 200:same_bits 160:cuda.train 80:cuda.lce 70:kills_test 70:grpo 60:hostile 50:cuda.registers
           50:cuda.hopper_attention 50:mod_decode_test 50:cuda.attention_tiles 40:cuda.gemm 30:mod_test 20:mpirun 20:infer_test)
     string(REGEX MATCH "^([0-9]+):(.*)$" row ${row})
     if(CMAKE_MATCH_2 IN_LIST tests)

@@ -134,7 +134,9 @@ function(tapir_cuda_tests ops)
     set_target_properties(lesson_cuda_flash PROPERTIES LINKER_LANGUAGE CXX)
   endif()
   add_test(NAME cuda.registers COMMAND sh ${CMAKE_SOURCE_DIR}/tests/cuda/registers.sh ${CMAKE_SOURCE_DIR})
-  set_tests_properties(cuda.registers PROPERTIES SKIP_RETURN_CODE 77 LABELS slow)
+  add_test(NAME cuda.ptx COMMAND sh ${CMAKE_SOURCE_DIR}/tests/cuda/ptx.sh ${CMAKE_BINARY_DIR} ${CMAKE_SOURCE_DIR})
+  set_tests_properties(cuda.registers cuda.ptx PROPERTIES SKIP_RETURN_CODE 77 LABELS slow)
+  set_tests_properties(cuda.ptx PROPERTIES PROCESSORS 2) # as many as there are, for part of the time
   # bench/cuda/NAME.c is the program bench_cuda_NAME; on the CPU it only shows that it works.
   file(GLOB benches CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/bench/cuda/*.c)
   list(FILTER benches EXCLUDE REGEX "/bench/cuda/bench\\.c$")

@@ -349,8 +349,8 @@ struct emu_param {
 };
 bool emu_ptx_wanted(void);
 int emu_ptx_launch(const char *name, const void *func, const unsigned grid[3],
-                   const unsigned block[3], size_t smem_bytes, void *stream,
-                   const emu_param *param, int n);
+                   const unsigned block[3], size_t smem_bytes, void *stream, const emu_param *param,
+                   int n);
 /* fn() is what one thread does; it must hold its arguments by value, as a captured launch runs
  * later. Returns what cudaPeekAtLastError then says. */
 template <typename Fn>

@@ -117,10 +117,12 @@ void emu_report(const char *fmt, ...) {
         emu_record(cudaErrorLaunchFailure, "%s", text);
         return;
     }
-    char thread[32] = "";
+    char thread[32] = "", line[128] = "";
     if (emu_block.current >= 0) snprintf(thread, sizeof thread, ", thread %d", emu_block.current);
-    emu_record(cudaErrorLaunchFailure, "%s, block (%u,%u,%u)%s: %s", emu_block.kernel, blockIdx.x,
-               blockIdx.y, blockIdx.z, thread, text);
+    if (emu_block.current >= 0 && emu_ptx_line && !emu_acting)
+        snprintf(line, sizeof line, " (%s.ptx, line %d)", emu_ptx_file, emu_ptx_line);
+    emu_record(cudaErrorLaunchFailure, "%s, block (%u,%u,%u)%s: %s%s", emu_block.kernel, blockIdx.x,
+               blockIdx.y, blockIdx.z, thread, text, line);
     emu_block.failed = true;
     if (emu_block.current >= 0) emu_switch_to_scheduler(); /* and is never resumed */
     emu_engine_abandon();

@@ -26,7 +26,8 @@ void hopper_no_unfenced_stores(const char *what);
 void hopper_wgmma(int n, float *d, const uint32_t *a, uint64_t a_desc, uint64_t b_desc, int ta,
                   int tb, int add);
 void hopper_wgmma_now(int n, float *d, const uint32_t *a, uint64_t a_desc, uint64_t b_desc, int ta,
-                      int tb, int add); /* d, a: read and written at once, not until it is waited for */
+                      int tb,
+                      int add); /* d, a: read and written at once, not until it is waited for */
 void hopper_wgmma_fence(void);
 void hopper_wgmma_commit(void);
 void hopper_wgmma_wait(int groups);

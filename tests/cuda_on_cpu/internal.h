@@ -76,6 +76,10 @@ void emu_tick(int entity); /* what it did so far precedes what it does next */
 void emu_join_block(void); /* __syncthreads: everybody knows everything */
 void emu_learn(uint32_t *to, const uint32_t *from); /* elementwise maximum */
 
+/* ---- ptx_run.cc ----------------------------------------------------------------------------- */
+extern const char *emu_ptx_file; /* where in nvcc's code the running thread is; line 0: it is not */
+extern int emu_ptx_line;
+
 /* ---- global.cc ------------------------------------------------------------------------------- */
 void emu_global_begin_launch(void);
 

@@ -1,5 +1,5 @@
-/* Reads PTX as nvcc writes it (NVIDIA, "Parallel Thread Execution ISA"), and finds the kernel that a
- * launch means: its address is looked up in the program's own symbols, which name its source file
+/* Reads PTX as nvcc writes it (NVIDIA, "Parallel Thread Execution ISA"), and finds the kernel that
+ * a launch means: its address is looked up in the program's own symbols, which name its source file
  * and, but for the mark of a static function, it as nvcc does. */
 #include <dirent.h>
 #include <elf.h>
@@ -79,11 +79,11 @@ static void forget(names *t) {
 struct reader {
     ptx_kernel *k;
     names slots, labels;
-    const char *s;    /* what is read next */
-    const char *from; /* of the file, for line numbers */
+    const char *s;           /* what is read next */
+    const char *from;        /* of the file, for line numbers */
     int line, scopes, scope; /* scope: 0 is the kernel's, others those of braces in it */
     int room, fixed_room;
-    unsigned used; /* bytes of the next load, a bit each; 0: all */
+    unsigned used;       /* bytes of the next load, a bit each; 0: all */
     const char **target; /* the label's name, of an instruction that jumps */
     int *target_scope;
 };
@@ -114,6 +114,7 @@ static bool variable(reader *r, const char *s, size_t n) {
         size_t align = 1, each = 1, count = 1;
         bool found = false;
         if (!end) return false;
+        if (at == r->from || !is_space(at[-1])) continue; /* st.shared */
         for (const char *p = at + 7; p < end;) {
             p = past_space(p);
             const char *q = past_name(p);
@@ -180,8 +181,9 @@ static int slot_of(reader *r, const char *s, size_t n) {
 }
 
 static ptx_type type_of(const char *s, size_t n) {
-    static const char *const text[] = {"",     "b8",  "u8",  "s8",  "b16",   "u16", "s16", "bf16", "b32",
-                                       "u32",  "s32", "f32", "bf16x2", "b64", "u64", "s64", "f64",  "pred"};
+    static const char *const text[] = {"",       "b8",   "u8",  "s8",  "b16", "u16",
+                                       "s16",    "bf16", "b32", "u32", "s32", "f32",
+                                       "bf16x2", "b64",  "u64", "s64", "f64", "pred"};
     for (int i = 1; i <= PTX_PRED; i++)
         if (strlen(text[i]) == n && !strncmp(text[i], s, n)) return (ptx_type)i;
     return PTX_NONE;
@@ -225,6 +227,8 @@ static void decode(reader *r, ptx_ins *in, const char *s, size_t n) {
         if (m == 5 && !strncmp(p, "param", m)) in->space = PTX_PARAM;
         p = q + 1;
     }
+    if ((in->op == PTX_MUL_HI || in->op == PTX_MUL_WIDE) && in->type >= PTX_B64)
+        wrong(r, "a product of 128 bits", s, n);
 }
 
 static void operands(reader *r, ptx_ins *in, const char *s, const char *end) {
@@ -233,7 +237,7 @@ static void operands(reader *r, ptx_ins *in, const char *s, const char *end) {
     for (const char *p = past_space(s); p < end; p = past_space(p)) {
         const char *q = *p == '-' ? past_name(p + 1) : past_name(p);
         if (*p == '}' && in->first == 1 && *past_space(s) == '{') in->first = n;
-        if (q == p) { /* punctuation */
+        if (q == p) {        /* punctuation */
             if (*p == '+') { /* [register+bytes], also +-bytes */
                 if (in->offset) wrong(r, "two offsets", s, (size_t)(end - s));
                 in->offset = strtoll(p + 1, (char **)&q, 10);
@@ -257,6 +261,40 @@ static void operands(reader *r, ptx_ins *in, const char *s, const char *end) {
     memcpy(in->arg, arg, (size_t)n * sizeof *arg);
 }
 
+/* How many operands an instruction writes. */
+static int results_of(const ptx_ins *in) {
+    if (in->op <= PTX_CVTA) return in->op == PTX_MOV ? in->first : 1;
+    switch (in->op) {
+    case PTX_LD:
+        return in->vector;
+    case PTX_WGMMA:
+    case PTX_MMA:
+    case PTX_LDMATRIX:
+    case PTX_LDMATRIX_TRANS:
+        return in->first;
+    case PTX_SHFL_UP:
+    case PTX_SHFL_DOWN:
+    case PTX_SHFL_BFLY:
+    case PTX_SHFL_IDX:
+        return in->narg - 4;
+    case PTX_LD_ACQUIRE:
+    case PTX_LD_RELAXED:
+    case PTX_ATOM_ADD:
+    case PTX_ATOM_MIN:
+    case PTX_ATOM_SHARED_ADD:
+    case PTX_ATOM_SHARED_MIN:
+    case PTX_BALLOT:
+    case PTX_ANY:
+    case PTX_ALL:
+    case PTX_MBAR_ARRIVE:
+    case PTX_MBAR_EXPECT:
+    case PTX_MBAR_WAIT:
+        return 1;
+    default:
+        return 0;
+    }
+}
+
 static ptx_ins *new_ins(reader *r) {
     ptx_kernel *k = r->k;
     if (k->ncode == r->room) {
@@ -277,7 +315,8 @@ static void declare(reader *r, const char *s, const char *end) {
     if (strncmp(s, ".reg", 4) || !r->scope) return;
     for (const char *p = past_space(past_name(past_space(s + 4))); p < end;) {
         const char *q = past_name(p);
-        if (q == p || *q == '<') return wrong(r, "a declaration not understood", s, (size_t)(end - s));
+        if (q == p || *q == '<')
+            return wrong(r, "a declaration not understood", s, (size_t)(end - s));
         enter(&r->slots, p, (size_t)(q - p), r->scope, r->k->slots++);
         p = past_space(q);
         if (*p == ',') p = past_space(p + 1);
@@ -305,9 +344,13 @@ static void statement(reader *r) {
     while (q < end && !is_space(*q)) q++;
     decode(r, in, s, (size_t)(q - s));
     operands(r, in, q, end);
-    for (int i = 0, each = 1 << (in->type >= PTX_B16) << (in->type >= PTX_B32) << (in->type >= PTX_B64); r->used && i < in->vector; i++)
+    for (int i = 0,
+             each = 1 << (in->type >= PTX_B16) << (in->type >= PTX_B32) << (in->type >= PTX_B64);
+         r->used && i < in->vector; i++)
         if (!(r->used >> (i * each) & ((1u << each) - 1))) in->unused |= 1u << i;
     r->used = 0;
+    in->results = results_of(in);
+    r->k->products |= in->op == PTX_WGMMA;
     r->k->ncode++;
 }
 
@@ -410,7 +453,8 @@ static char *contents(const char *path, size_t *bytes) {
     if (fd < 0 || fstat(fd, &st)) return fd >= 0 ? close(fd), nullptr : nullptr;
     char *text = (char *)must(malloc((size_t)st.st_size + 1));
     size_t n = 0;
-    for (ssize_t got; n < (size_t)st.st_size && (got = read(fd, text + n, (size_t)st.st_size - n)) > 0;)
+    for (ssize_t got;
+         n < (size_t)st.st_size && (got = read(fd, text + n, (size_t)st.st_size - n)) > 0;)
         n += (size_t)got;
     close(fd);
     text[n] = 0;

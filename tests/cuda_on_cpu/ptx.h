@@ -148,6 +148,7 @@ struct ptx_ins {
     int guard;           /* the slot of its predicate, -1: always */
     bool unless;         /* the predicate must be false */
     int narg, first;     /* first: how many of the operands the leading braces hold, or 1 */
+    int results;         /* so many of the first operands are written */
     int *arg;            /* slots; -1: nobody wants it */
     int64_t offset;      /* of its address */
     unsigned unused;     /* a bit for each value of a load that nobody looks at */
@@ -157,8 +158,8 @@ enum ptx_what { PTX_CONSTANT, PTX_SPECIAL, PTX_PARAMETER, PTX_VARIABLE, PTX_DYNA
 struct ptx_fixed { /* a slot that is set before the first instruction */
     int slot;
     ptx_what what;
-    uint64_t value;    /* a constant; of a special register: its number; where a parameter lies */
-    emu_site *site;    /* a variable in shared memory */
+    uint64_t value; /* a constant; of a special register: its number; where a parameter lies */
+    emu_site *site; /* a variable in shared memory */
     size_t size, align;
 };
 struct ptx_param {
@@ -170,6 +171,7 @@ struct ptx_kernel {
     const char *text; /* behind the name */
     bool read;
     const char *wrong; /* why it cannot run; NULL: it can */
+    bool products;     /* of warpgroups: there are some */
     int slots, ncode, nfixed, nparams, max_threads;
     ptx_ins *code;
     ptx_fixed *fixed;

@@ -1,12 +1,15 @@
 /* Does what PTX says, one instruction of one thread after another. What threads do together, and
  * whatever happens later, is the emulator's as it is for kernels that g++ compiled: the functions
- * behind the wrappers of ops/cuda_mma.h and ops/cuda_hopper.h. Only a product of a warpgroup is done
- * at once: nvcc copies accumulators from register to register while products are under way, which
- * ptxas undoes. */
+ * behind the wrappers of ops/cuda_mma.h and ops/cuda_hopper.h. Only a product of a warpgroup is
+ * done at once: nvcc copies accumulators from register to register while products are under way,
+ * which ptxas undoes. */
 #include <stdlib.h>
 #include "ops/cuda_hopper.h"
 #include "ops/cuda_mma.h"
 #include "ptx.h"
+
+const char *emu_ptx_file;
+int emu_ptx_line;
 
 /* ---- values ---------------------------------------------------------------------------------- */
 static int bits_of(ptx_type t) {
@@ -154,7 +157,8 @@ template <typename T> static uint64_t fraction(ptx_op op, T a, T b, T c) {
 
 static uint64_t converted(const ptx_ins *in, uint64_t x, uint64_t y) {
     int to = bits_of(in->type), from = bits_of(in->from);
-    if (in->type == PTX_BF16X2) return __float2bfloat16_rn(f32(y)).bits | (uint64_t)__float2bfloat16_rn(f32(x)).bits << 16;
+    if (in->type == PTX_BF16X2)
+        return __float2bfloat16_rn(f32(y)).bits | (uint64_t)__float2bfloat16_rn(f32(x)).bits << 16;
     if (in->type == PTX_BF16) return __float2bfloat16_rn(f32(x)).bits;
     if (in->type == PTX_F32) {
         if (in->from == PTX_BF16) return cut(x, 16) << 16;
@@ -165,12 +169,16 @@ static uint64_t converted(const ptx_ins *in, uint64_t x, uint64_t y) {
         if (in->from == PTX_F32) return of((double)f32(x));
         return of(is_signed(in->from) ? (double)extended(x, from) : (double)cut(x, from));
     }
-    if (in->from == PTX_F64 || in->from == PTX_F32) { /* towards zero, what is too large to the last */
+    if (in->from == PTX_F64 ||
+        in->from == PTX_F32) { /* towards zero, what is too large to the last */
         double d = in->from == PTX_F64 ? f64(x) : (double)f32(x);
         if (d != d) return 0;
         if (is_signed(in->type)) {
             double most = ldexp(1, to - 1);
-            return cut(d >= most ? ((uint64_t)1 << (to - 1)) - 1 : d < -most ? (uint64_t)1 << (to - 1) : (uint64_t)(int64_t)d, to);
+            return cut(d >= most   ? ((uint64_t)1 << (to - 1)) - 1
+                       : d < -most ? (uint64_t)1 << (to - 1)
+                                   : (uint64_t)(int64_t)d,
+                       to);
         }
         return d <= 0 ? 0 : d >= ldexp(1, to) ? cut(~(uint64_t)0, to) : (uint64_t)d;
     }
@@ -192,17 +200,20 @@ static void touch(const ptx_ins *in, unsigned char *p, bool in_shared, bool writ
         else if (in_shared)
             emu_smem_check(p + each * (size_t)i, each, each, write);
         else
-            emu_check_global(p + each * (size_t)i, each, each), emu_global_access(p + each * (size_t)i, each, write);
+            emu_check_global(p + each * (size_t)i, each, each),
+                emu_global_access(p + each * (size_t)i, each, write);
 }
 /* Where an address lies, checked as the emulator checks kernels' own accesses. */
-static unsigned char *place(const ptx_ins *in, uint64_t address, const unsigned char *params, size_t param_bytes, bool write) {
+static unsigned char *place(const ptx_ins *in, uint64_t address, const unsigned char *params,
+                            size_t param_bytes, bool write) {
     size_t bytes = (size_t)(bits_of(in->type) / 8 * in->vector);
     unsigned char *p = (unsigned char *)(uintptr_t)(address + (uint64_t)in->offset);
     ptx_space space = in->space;
     if (space == PTX_GENERIC && emu_is_smem(p))
         space = PTX_SHARED, address = emu_smem_offset(p) - (uint64_t)in->offset;
     if (space == PTX_PARAM || (space == PTX_GENERIC && p >= params && p < params + param_bytes)) {
-        if (p < params || p + bytes > params + PTX_PARAM_BYTES || write) emu_report("%s of %zu bytes beside the parameters", write ? "write" : "read", bytes);
+        if (p < params || p + bytes > params + PTX_PARAM_BYTES || write)
+            emu_report("%s of %zu bytes beside the parameters", write ? "write" : "read", bytes);
         return p;
     }
     if (space == PTX_SHARED) {
@@ -223,7 +234,8 @@ static void load(const ptx_ins *in, uint64_t *r, const unsigned char *p) {
 }
 static void store(const ptx_ins *in, const uint64_t *r, unsigned char *p) {
     int bytes = bits_of(in->type) / 8;
-    for (int i = 0; i < in->vector; i++) memcpy(p + i * bytes, &r[in->arg[in->narg - in->vector + i]], (size_t)bytes);
+    for (int i = 0; i < in->vector; i++)
+        memcpy(p + i * bytes, &r[in->arg[in->narg - in->vector + i]], (size_t)bytes);
 }
 template <typename T> static uint64_t atomic(ptx_op op, unsigned char *p, T v) {
     T old;
@@ -238,7 +250,8 @@ template <typename T> static uint64_t atomic(ptx_op op, unsigned char *p, T v) {
 static void shuffle(const ptx_ins *in, uint64_t *r) {
     int lane = emu_thread() & 31, n = in->narg, *arg = in->arg; /* d, |p, a, b, c, mask */
     unsigned b = (unsigned)r[arg[n - 3]] & 31, c = (unsigned)r[arg[n - 2]];
-    int segment = (int)(c >> 8 & 31), last = (lane & segment) | ((int)(c & 31) & ~segment), src = lane;
+    int segment = (int)(c >> 8 & 31), last = (lane & segment) | ((int)(c & 31) & ~segment),
+        src = lane;
     bool inside = true;
     switch (in->op) {
     case PTX_SHFL_UP:
@@ -275,17 +288,21 @@ static void wgmma(const ptx_ins *in, uint64_t *r) {
     const bool registers = left == 9;
     float d[128];
     uint32_t a[4];
-    if (in->first != n / 2 || (left != 7 && !registers)) return emu_report("wgmma: %d operands for %d columns", in->narg, n);
+    if (in->first != n / 2 || (left != 7 && !registers))
+        return emu_report("wgmma: %d operands for %d columns", in->narg, n);
     for (int i = 0; i < n / 2; i++) d[i] = f32(r[in->arg[i]]);
     for (int i = 0; i < 4 && registers; i++) a[i] = (uint32_t)r[x[i]];
     const int *rest = x + (registers ? 4 : 1); /* b, scale-d, … */
     if (r[rest[2]] != 1 || r[rest[3]] != 1) emu_report("wgmma: operands are negated");
-    hopper_wgmma_now(n, d, registers ? a : nullptr, registers ? 0 : r[x[0]], r[rest[0]], registers ? 0 : (int)r[rest[4]],
-                     (int)r[rest[registers ? 4 : 5]], r[rest[1]] != 0);
+    hopper_wgmma_now(n, d, registers ? a : nullptr, registers ? 0 : r[x[0]], r[rest[0]],
+                     registers ? 0 : (int)r[rest[4]], (int)r[rest[registers ? 4 : 5]],
+                     r[rest[1]] != 0);
     for (int i = 0; i < n / 2; i++) r[in->arg[i]] = of(d[i]);
 }
 
-static inline uint64_t *barrier(uint64_t address) { return (uint64_t *)emu_smem_ptr((uint32_t)address); }
+static inline uint64_t *barrier(uint64_t address) {
+    return (uint64_t *)emu_smem_ptr((uint32_t)address);
+}
 static inline void *shared(uint64_t address) { return emu_smem_ptr((uint32_t)address); }
 
 /* Everything that is not arithmetic. */
@@ -326,7 +343,8 @@ static void together(const ptx_kernel *k, const ptx_ins *in, uint64_t *r) {
         return;
     }
     case PTX_CP_ASYNC:
-        if (R(2) != 16 || (R(3) != 16 && R(3) != 0)) emu_report("cp.async of %d bytes, %d of them copied", (int)R(2), (int)R(3));
+        if (R(2) != 16 || (R(3) != 16 && R(3) != 0))
+            emu_report("cp.async of %d bytes, %d of them copied", (int)R(2), (int)R(3));
         return tp_cp_async_16((tp_smem)R(0), (const void *)(uintptr_t)R(1), R(3) != 0);
     case PTX_CP_COMMIT:
         return tp_cp_async_commit();
@@ -349,14 +367,17 @@ static void together(const ptx_kernel *k, const ptx_ins *in, uint64_t *r) {
         const bool is_load = in->op == PTX_TMA_LOAD;
         const int c = is_load ? 2 : 1; /* shared, map, c…, bar; map, c…, shared */
         const int at[4] = {(int)R(c), (int)R(c + 1), (int)R(c + 2), (int)R(c + 3)};
-        return hopper_tma((const tp_tma_map *)(uintptr_t)R(is_load ? 1 : 0), shared(R(is_load ? 0 : 5)), is_load ? barrier(R(6)) : nullptr, at,
+        return hopper_tma((const tp_tma_map *)(uintptr_t)R(is_load ? 1 : 0),
+                          shared(R(is_load ? 0 : 5)), is_load ? barrier(R(6)) : nullptr, at,
                           is_load);
     }
     case PTX_BULK_LOAD:
-        return hopper_bulk_load(shared(R(0)), (const void *)(uintptr_t)R(1), (int)R(2), barrier(R(3)));
+        return hopper_bulk_load(shared(R(0)), (const void *)(uintptr_t)R(1), (int)R(2),
+                                barrier(R(3)));
     case PTX_BULK_STORE:
     case PTX_BULK_ADD:
-        return hopper_bulk_store((void *)(uintptr_t)R(0), shared(R(1)), (int)R(2), in->op == PTX_BULK_ADD);
+        return hopper_bulk_store((void *)(uintptr_t)R(0), shared(R(1)), (int)R(2),
+                                 in->op == PTX_BULK_ADD);
     case PTX_BULK_COMMIT:
         return hopper_bulk_commit();
     case PTX_BULK_WAIT:
@@ -380,18 +401,48 @@ static void together(const ptx_kernel *k, const ptx_ins *in, uint64_t *r) {
 #undef R
 }
 
+/* ---- products under way ---------------------------------------------------------------------- */
+/* A product's results are here at once; on a GPU they may be looked at once it has been waited for.
+ * Until then they may be copied, as nvcc does, and added to by a further product. */
+struct flights {
+    uint32_t committed, done; /* groups of products */
+    uint32_t group[]; /* of each slot: the group, from 1, whose result it holds; 0: of none */
+};
+static void watch(const ptx_ins *in, flights *f) {
+    const int *x = in->arg;
+    const bool copies = in->op == PTX_MOV && in->narg == 2;
+    for (int i = in->op == PTX_WGMMA || copies ? in->narg : in->results; i < in->narg; i++)
+        if (f->group[x[i]] > f->done)
+            emu_report("a product's result is read before it has been waited for");
+    if (copies) {
+        f->group[x[0]] = f->group[x[1]];
+        return;
+    }
+    for (int i = in->results; i < in->narg && in->op == PTX_WGMMA; i++)
+        if (f->group[x[i]] > f->done)
+            emu_report("a product's result is another one's operand before it has been waited for");
+    for (int i = 0; i < in->results; i++)
+        if (x[i] >= 0) f->group[x[i]] = in->op == PTX_WGMMA ? f->committed + 1 : 0;
+}
+
 /* ---- one thread ------------------------------------------------------------------------------ */
+/* For reports: every instruction that may cause one says so first. */
+static inline void where(const ptx_kernel *k, const ptx_ins *in) {
+    emu_ptx_file = k->file, emu_ptx_line = in->line;
+}
 static uint64_t special(uint64_t which) {
-    const unsigned value[PTX_NSPECIAL] = {threadIdx.x, threadIdx.y, threadIdx.z, blockDim.x, blockDim.y, blockDim.z,
-                                          blockIdx.x,  blockIdx.y,  blockIdx.z,  gridDim.x,  gridDim.y,  gridDim.z};
+    const unsigned value[PTX_NSPECIAL] = {threadIdx.x, threadIdx.y, threadIdx.z, blockDim.x,
+                                          blockDim.y,  blockDim.z,  blockIdx.x,  blockIdx.y,
+                                          blockIdx.z,  gridDim.x,   gridDim.y,   gridDim.z};
     return value[which];
 }
 
-/* Its slots, as the kernel finds them. */
+/* Its slots, as the kernel finds them, and behind them its flights. */
 static uint64_t *begin(const ptx_kernel *k, const unsigned char *params) {
     static uint64_t *slots;
     static size_t room;
-    size_t each = (size_t)k->slots, need = each * (size_t)emu_threads();
+    size_t each = (size_t)k->slots + (k->products ? (size_t)k->slots / 2 + 2 : 0);
+    size_t need = each * (size_t)emu_threads();
     if (need > room) { /* the block's first thread: no other has begun */
         free(slots);
         slots = (uint64_t *)malloc(need * sizeof *slots);
@@ -399,13 +450,15 @@ static uint64_t *begin(const ptx_kernel *k, const unsigned char *params) {
         if (!slots) emu_report("PTX: no memory for registers");
     }
     uint64_t *r = slots + (size_t)emu_thread() * each;
-    memset(r, 0xff, each * sizeof *r); /* what is not written yet is NaN */
+    memset(r, 0xff, (size_t)k->slots * sizeof *r); /* what is not written yet is NaN */
+    memset(r + k->slots, 0, (each - (size_t)k->slots) * sizeof *r);
     for (int i = 0; i < k->nfixed; i++) {
         const ptx_fixed *f = &k->fixed[i];
         uint64_t v = f->value;
         if (f->what == PTX_SPECIAL) v = special(v);
         if (f->what == PTX_PARAMETER) v += (uintptr_t)params;
-        if (f->what == PTX_VARIABLE) v = emu_smem_offset(emu_shared_place(f->site, 1, f->size, f->align));
+        if (f->what == PTX_VARIABLE)
+            v = emu_smem_offset(emu_shared_place(f->site, 1, f->size, f->align));
         if (f->what == PTX_DYNAMIC) v = emu_smem_offset(emu_shared_dynamic());
         r[f->slot] = v;
     }
@@ -415,11 +468,13 @@ static uint64_t *begin(const ptx_kernel *k, const unsigned char *params) {
 void ptx_thread(const ptx_kernel *k, const unsigned char *params) {
     uint64_t *r = begin(k, params);
     const ptx_ins *in = k->code;
+    flights *f = (flights *)(r + k->slots);
 #define R(i) r[x[i]]
     for (;;) {
         const ptx_ins *now = in++;
         const int *x = now->arg;
         if (now->guard >= 0 && (r[now->guard] != 0) == now->unless) continue;
+        if (k->products) watch(now, f);
         switch (now->op) {
         case PTX_BRA:
             in = k->code + now->target;
@@ -444,9 +499,11 @@ void ptx_thread(const ptx_kernel *k, const unsigned char *params) {
             else if (now->type == PTX_F64)
                 R(0) = compares(now->compare, f64(R(1)), f64(R(2)));
             else if (is_signed(now->type))
-                R(0) = compares(now->compare, extended(R(1), bits_of(now->type)), extended(R(2), bits_of(now->type)));
+                R(0) = compares(now->compare, extended(R(1), bits_of(now->type)),
+                                extended(R(2), bits_of(now->type)));
             else
-                R(0) = compares(now->compare, cut(R(1), bits_of(now->type)), cut(R(2), bits_of(now->type)));
+                R(0) = compares(now->compare, cut(R(1), bits_of(now->type)),
+                                cut(R(2), bits_of(now->type)));
             break;
         case PTX_SELP:
             R(0) = cut(R(3) ? R(1) : R(2), bits_of(now->type));
@@ -464,9 +521,11 @@ void ptx_thread(const ptx_kernel *k, const unsigned char *params) {
             R(0) = emu_smem_offset((const void *)(uintptr_t)R(1));
             break;
         case PTX_LD:
+            where(k, now);
             load(now, r, place(now, r[x[now->narg - 1]], params, k->param_bytes, false));
             break;
         case PTX_ST:
+            where(k, now);
             store(now, r, place(now, R(0), params, k->param_bytes, true));
             break;
         case PTX_LD_ACQUIRE:
@@ -493,9 +552,12 @@ void ptx_thread(const ptx_kernel *k, const unsigned char *params) {
         case PTX_ATOM_SHARED_MIN: {
             bool in_shared = now->op == PTX_ATOM_SHARED_ADD || now->op == PTX_ATOM_SHARED_MIN;
             uint64_t address = R(1) + (uint64_t)now->offset;
-            unsigned char *p = (unsigned char *)(in_shared ? shared(address) : (void *)(uintptr_t)address);
-            if (!in_shared) emu_check_global(p, (size_t)bits_of(now->type) / 8, (size_t)bits_of(now->type) / 8);
-            uint64_t old = now->type == PTX_U64 ? atomic(now->op, p, R(2)) : atomic(now->op, p, (uint32_t)R(2));
+            unsigned char *p =
+                (unsigned char *)(in_shared ? shared(address) : (void *)(uintptr_t)address);
+            if (!in_shared)
+                emu_check_global(p, (size_t)bits_of(now->type) / 8, (size_t)bits_of(now->type) / 8);
+            uint64_t old = now->type == PTX_U64 ? atomic(now->op, p, R(2))
+                                                : atomic(now->op, p, (uint32_t)R(2));
             if (x[0] >= 0) R(0) = old;
             break;
         }
@@ -530,7 +592,11 @@ void ptx_thread(const ptx_kernel *k, const unsigned char *params) {
             break;
         default:
             if (now->op > PTX_SHR) {
+                where(k, now);
                 together(k, now, r);
+                if (now->op == PTX_WGMMA_COMMIT) f->committed++;
+                if (now->op == PTX_WGMMA_WAIT && f->committed >= f->done + R(0))
+                    f->done = f->committed - (uint32_t)R(0);
             } else {
                 uint64_t a = R(1), b = now->narg > 2 ? R(2) : 0, c = now->narg > 3 ? R(3) : 0;
                 R(0) = now->type == PTX_F32   ? fraction(now->op, f32(a), f32(b), f32(c))
@@ -559,20 +625,23 @@ bool emu_ptx_wanted(void) {
     }
     return wanted;
 }
-int emu_ptx_launch(const char *name, const void *func, const unsigned grid[3], const unsigned block[3], size_t smem_bytes,
-                   void *stream, const emu_param *param, int n) {
+int emu_ptx_launch(const char *name, const void *func, const unsigned grid[3],
+                   const unsigned block[3], size_t smem_bytes, void *stream, const emu_param *param,
+                   int n) {
     emu_guard alone;
     ptx_kernel *k = ptx_find(func, getenv("TAPIR_EMU_PTX"));
     if (!k) return cudaErrorLaunchFailure;
     ptx_call c = {k, {}};
     bool fits = n == k->nparams;
-    for (int i = 0; i < n && fits; i++) { /* structs end where their alignment says, which may differ */
+    for (int i = 0; i < n && fits;
+         i++) { /* structs end where their alignment says, which may differ */
         const ptx_param *p = &k->param[i];
         fits = param[i].bytes <= p->size && p->size < param[i].bytes + p->align;
         if (fits) memcpy(c.params + p->at, param[i].value, param[i].bytes);
     }
     if (!fits || (int)(block[0] * block[1] * block[2]) > k->max_threads) {
-        emu_record(cudaErrorLaunchFailure, "PTX: %s was compiled for other parameters or smaller blocks", k->name);
+        emu_record(cudaErrorLaunchFailure,
+                   "PTX: %s was compiled for other parameters or smaller blocks", k->name);
         return cudaErrorLaunchFailure;
     }
     return emu_launch_closure(name, func, grid, block, smem_bytes, stream, run_call, &c, sizeof c);
