@@ -434,6 +434,7 @@ static void read_kernel(ptx_kernel *k, const char *file_text) {
     body(&r);
     forget(&r.slots);
     forget(&r.labels);
+    for (int i = 0; i < k->ncode; i++) free((void *)r.target[i]);
     free(r.target);
     free(r.target_scope);
     k->read = true;
