@@ -451,25 +451,13 @@ static tp_status loop(run *r) {
     return st ? st : stop ? TP_EINTERRUPT : TP_OK;
 }
 
-/* Everything is saved by now, but of a run that ends in NaN nobody must hear that it is done. */
 static tp_status judge(run *r) {
-    static const char advice[] = "(a lower learning rate or a longer warm-up may help)";
-    int64_t bad = tp_optim_get_counters(r->trainer.optim)->bad_in_a_row;
-    if (bad)
-        return tp_fail(r->c, TP_ENUMERIC,
-                       "the run ends with %lld skipped step%s, as gradients were not finite: its "
-                       "weights are those of step %lld %s",
-                       (long long)bad, bad == 1 ? "" : "s", (long long)(r->step - bad), advice);
-    const char *name = NULL;
-    tp_status st = tp_weights_finite(r->c, tp_model_params(r->trainer.model), &name);
-    if (!st && name)
-        st = tp_fail(r->c, TP_ENUMERIC,
-                     "the run ends with weights that are not finite, %s among them %s", name,
-                     advice);
+    tp_status st = tp_ends_finite(&r->trainer, "step", r->step);
     if (!st && r->validated && !isfinite(r->val_loss))
         st = tp_fail(r->c, TP_ENUMERIC,
-                     "the run ends with a validation loss that is not finite, %g at step %lld %s",
-                     fabs(r->val_loss), (long long)r->validated, advice);
+                     "the run ends with a validation loss that is not finite, %g at step "
+                     "%lld " TP_ADVICE_ON_NAN,
+                     fabs(r->val_loss), (long long)r->validated);
     return st;
 }
 

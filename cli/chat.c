@@ -158,19 +158,14 @@ static tp_status converse(talk *t) {
 }
 
 static tp_status chat(tp_run *r) {
-    static const char *const names[] = {"plain", "chatml", "alpaca"};
-    static const tp_chat_template kinds[] = {[TP_CFG_PLAIN] = TP_CHAT_PLAIN,
-                                             [TP_CFG_CHATML] = TP_CHAT_CHATML,
-                                             [TP_CFG_ALPACA] = TP_CHAT_ALPACA};
-    int kind = r->cfg.data.chat_template;
-    for (int i = 0; i < 3 && a.template; i++)
-        if (!strcmp(names[i], a.template)) kind = i, a.template = NULL;
-    if (a.template)
-        return tp_fail(r->c, TP_EARG, "--chat-template must be plain, chatml or alpaca, got \"%s\"",
-                       a.template);
+    const char *problem = tp_sampling_problem(&a.how);
+    if (problem) return tp_fail(r->c, TP_EARG, "sampling: %s", problem);
+    char word[64];
+    snprintf(word, sizeof word, "data.chat_template=%s", a.template ? a.template : "");
+    if (a.template && tp_config_set(r->c, &r->cfg, word)) return tp_error_status(r->c);
     talk t = {.r = r, .bytes = tp_malloc(r->c, (size_t)tp_tokenizer_longest(r->tokenizer) + 8)};
-    tp_status st =
-        t.bytes ? tp_chat_new(&t.chat, r->c, r->tokenizer, kinds[kind]) : tp_error_status(r->c);
+    tp_status st = t.bytes ? tp_chat_new(&t.chat, r->c, r->tokenizer, tp_chat_template_of(&r->cfg))
+                           : tp_error_status(r->c);
     if (!st) st = tp_engine_new(&t.engine, r->c, r->trainer.model, &(tp_engine_opts){.lanes = 1});
     t.end = st ? -1 : tp_chat_end(t.chat);
     if (!st) st = converse(&t);

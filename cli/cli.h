@@ -130,6 +130,11 @@ tp_status tp_save_weights(tp_ctx *c, tp_checkpoint_writer *w, const tp_params *p
                           const char *under);
 /* *name: of the first parameter with a NaN or an infinity in it; NULL: all are finite. */
 tp_status tp_weights_finite(tp_ctx *c, const tp_params *p, const char **name);
+/* Everything is saved, but of a run that ends in NaN nobody must hear that it is done: refuses last
+ * updates that were skipped, and weights that are no numbers. `what`: "step", of which `done` are.
+ */
+tp_status tp_ends_finite(tp_trainer *t, const char *what, int64_t done);
+#define TP_ADVICE_ON_NAN "(a lower learning rate or a longer warm-up may help)"
 /* Ranks hold a part each of the optimizer's state; in a checkpoint it is whole, so that any number
  * of ranks can go on from it. Saved by all ranks together, written where w is not NULL. *whole: one
  * buffer for all tensors, for the caller to free if this failed and the ranks are closed: the

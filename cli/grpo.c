@@ -70,7 +70,6 @@ static tp_status open_task(tp_grpo *g) {
     if (st) return st;
     t.answerless = !f->rl.eval_prompts && !tp_rewards_has(g->rewards, "exact_match");
     st = tp_task_new(&g->task, g->c, &t);
-    if (!st) st = tp_grpo_task_digest(g);
     if (!st && !tp_task_has_solutions(g->task) && tp_rewards_has(g->rewards, "steps"))
         st =
             tp_fail(g->c, TP_EARG,
@@ -234,6 +233,10 @@ static tp_status agree(tp_grpo_run *r) {
     return st;
 }
 
+static tp_status agree_on_task(tp_grpo *g) {
+    return tp_comm_agree(g->comm, g->c, "rl.task", tp_task_sha256(g->task));
+}
+
 static tp_status grpo(tp_grpo_run *r, bool resuming, bool only_evaluate) {
     tp_grpo *g = &r->g;
     g->steps = g->cfg.run.steps;
@@ -244,14 +247,16 @@ static tp_status grpo(tp_grpo_run *r, bool resuming, bool only_evaluate) {
             return tp_fail(g->c, TP_EARG,
                            "--evaluate needs rl.eval_prompts, the number of held-out prompts, "
                            "above 0");
-        tp_status opened = tp_grpo_open(g, NULL);
+        tp_status opened = agree(r);
+        if (!opened) opened = tp_grpo_open(g, NULL);
+        if (!opened) opened = agree_on_task(g);
         return opened ? opened : tp_grpo_report_evaluation(r);
     }
     tp_status st = tp_grpo_open_folder(r, resuming);
     if (!st && resuming) st = tp_grpo_find_checkpoint(r);
     if (!st) st = agree(r);
     if (!st) st = tp_grpo_open(g, r->from);
-    if (!st) st = tp_comm_agree(g->comm, g->c, "rl.task", g->task_digest);
+    if (!st) st = agree_on_task(g);
     if (!st) st = tp_grpo_load_state(r);
     if (!st && g->root) tp_grpo_describe(r);
     if (!st) st = tp_grpo_open_logs(r);
@@ -315,6 +320,10 @@ static int finish(tp_grpo_run *r, const char *command, tp_status st) {
     }
     if (st) return tp_comm_failed_elsewhere(g->comm) ? EXIT_FAILED : tp_say_failure(who, g->c, st);
     if (!g->root) return EXIT_DONE;
+    if (!only_evaluate)
+        st = tp_ends_finite(&g->trainer, "update",
+                            g->step * g->cfg.rl.num_iterations * g->cfg.rl.steps_per_generation);
+    if (st) return tp_say_failure(who, g->c, st);
     printf("done: run=%s step=%lld reward=%.6f", only_evaluate ? "none" : g->cfg.run.dir,
            (long long)g->step, r->reward);
     if (r->evaluated >= 0) {

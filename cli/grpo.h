@@ -36,7 +36,6 @@ typedef struct tp_grpo {
     int32_t eos;
     int32_t stop; /* ends a completion */
     tp_task *task;
-    char task_digest[65]; /* of a file; "built in" */
     tp_rewards *rewards;
     tp_trainer trainer;  /* its config counts updates, and rows of an update */
     tp_model *reference; /* NULL: beta is 0 */
@@ -117,7 +116,6 @@ tp_status tp_grpo_read_dump(tp_grpo *g, const char *path);
 tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load);
 void tp_grpo_close(tp_grpo *g);
 
-tp_status tp_grpo_task_digest(tp_grpo *g); /* grpo_folder.c */
 
 /* ---- a run and its folder: grpo_folder.c ----------------------------------------------------- */
 typedef struct tp_grpo_run {

@@ -1,7 +1,6 @@
 /* Owns the folder of a run of `tapir grpo`: its logs, and checkpoints with all that a step depends
  * on. */
 #include "cli/grpo.h"
-#include "data/sha256.h"
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -69,26 +68,6 @@ static void counters(tp_grpo_run *r, counter out[COUNTERS]) {
     memcpy(out, all, sizeof all);
 }
 
-/* What a run is compared by when it goes on: a file may have been written anew. */
-tp_status tp_grpo_task_digest(tp_grpo *g) {
-    const char *name = g->cfg.rl.task;
-    snprintf(g->task_digest, sizeof g->task_digest, "%s", "built in");
-    if (!tp_task_is_file(name)) return TP_OK;
-    FILE *f = fopen(name, "r");
-    if (!f) return tp_fail(g->c, TP_EIO, "cannot read %s: %s", name, strerror(errno));
-    tp_sha256 h;
-    uint8_t digest[32];
-    char block[4096];
-    tp_sha256_init(&h);
-    for (size_t n; (n = fread(block, 1, sizeof block, f)) > 0;) tp_sha256_update(&h, block, n);
-    const bool bad = ferror(f);
-    fclose(f);
-    if (bad) return tp_fail(g->c, TP_EIO, "cannot read %s: %s", name, strerror(errno));
-    tp_sha256_final(&h, digest);
-    tp_sha256_hex(digest, g->task_digest);
-    return TP_OK;
-}
-
 static tp_status put_everything(tp_grpo_run *r, tp_checkpoint_writer *w) {
     tp_grpo *g = &r->g;
     size_t n;
@@ -97,7 +76,7 @@ static tp_status put_everything(tp_grpo_run *r, tp_checkpoint_writer *w) {
     tp_status st = tp_checkpoint_put_text(w, "config", config);
     tp_free(config);
     if (!st) st = tp_checkpoint_put_text(w, "tokenizer", tp_tokenizer_json(g->tokenizer, &n));
-    if (!st) st = tp_checkpoint_put_text(w, "rl.task", g->task_digest);
+    if (!st) st = tp_checkpoint_put_text(w, "rl.task", tp_task_sha256(g->task));
     counter k[COUNTERS];
     counters(r, k);
     for (int i = 0; i < COUNTERS && !st; i++) st = tp_checkpoint_put_i64(w, k[i].name, *k[i].at);
@@ -140,7 +119,7 @@ tp_status tp_grpo_load_state(tp_grpo_run *r) {
     size_t n;
     const char *tokenizer = tp_tokenizer_json(g->tokenizer, &n);
     tp_status st = tp_same_text(g->c, r->from, &g->cfg, "tokenizer", tokenizer);
-    if (!st) st = tp_same_text(g->c, r->from, &g->cfg, "rl.task", g->task_digest);
+    if (!st) st = tp_same_text(g->c, r->from, &g->cfg, "rl.task", tp_task_sha256(g->task));
     for (int i = 0; i < COUNTERS && !st; i++)
         st = tp_checkpoint_get_i64(r->from, k[i].name, k[i].at);
     if (!st) st = tp_load_optimizer(&g->trainer, r->from, &r->whole);

@@ -62,6 +62,24 @@ tp_status tp_weights_finite(tp_ctx *c, const tp_params *p, const char **name) {
     return st;
 }
 
+tp_status tp_ends_finite(tp_trainer *t, const char *what, int64_t done) {
+    tp_ctx *c = t->c;
+    int64_t bad = tp_optim_get_counters(t->optim)->bad_in_a_row;
+    if (bad)
+        return tp_fail(c, TP_ENUMERIC,
+                       "the run ends with %lld skipped %s%s, as gradients were not finite: its "
+                       "weights are those of %s %lld " TP_ADVICE_ON_NAN,
+                       (long long)bad, what, bad == 1 ? "" : "s", what, (long long)(done - bad));
+    const char *name = NULL;
+    tp_status st = tp_weights_finite(c, tp_model_params(t->model), &name);
+    if (!st && name)
+        st = tp_fail(c, TP_ENUMERIC,
+                     "the run ends with weights that are not finite, %s among "
+                     "them " TP_ADVICE_ON_NAN,
+                     name);
+    return st;
+}
+
 tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p, const char *under) {
     tp_status st = TP_OK;
     passage pass = {0};

@@ -145,6 +145,8 @@ static void adopt_free_keys(tp_config *to, const tp_config *from) {
     to->threads = from->threads;
     to->dist = from->dist;
     to->train.micro_batches = from->train.micro_batches;
+    to->train.loss_chunk_size = from->train.loss_chunk_size;
+    to->train.cuda_graph = from->train.cuda_graph;
     to->run = from->run;
     to->eval = from->eval;
     to->sample = from->sample;
@@ -169,6 +171,8 @@ tp_status tp_same_config(tp_ctx *c, tp_checkpoint_reader *from, const tp_config 
     if (!st) st = tp_config_read(c, &saved, "the checkpoint's config", text, strlen(text));
     if (!st) st = tp_config_resolve(c, &saved);
     const int64_t steps = saved.run.steps;
+    if (tp_config_chose_decay(&saved) && tp_config_chose_decay(now))
+        saved.train.decay_steps = now->train.decay_steps; /* a part of run.steps */
     adopt_free_keys(&saved, now);
     if (!st && !tp_config_equal(&saved, now)) {
         char *a = tp_config_text(c, &saved), *b = tp_config_text(c, now);

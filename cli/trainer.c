@@ -153,14 +153,14 @@ static double *routes_of(const tp_trainer *t, int64_t sample) {
 
 tp_status tp_trainer_check_split(tp_ctx *c, const tp_config *cfg, int ranks) {
     long long batch = cfg->train.batch, micro = cfg->train.micro_batches;
-    char at[TP_CONFIG_TEXT];
+    char at[TP_CONFIG_TEXT + 64];
     if (batch % (micro * ranks) == 0) return TP_OK;
     if (ranks == 1)
         return tp_fail(c, TP_EARG, "%s: %lld does not divide the %lld rows of an update",
                        tp_config_where(at, sizeof at, cfg, "train.micro_batches"), micro, batch);
     return tp_fail(c, TP_EARG,
-                   "train.batch (%lld) must be a multiple of ranks times train.micro_batches (%d "
-                   "times %lld)",
+                   "the %lld rows of an update must be a multiple of ranks times "
+                   "train.micro_batches (%d times %lld)",
                    batch, ranks, micro);
 }
 

@@ -83,26 +83,35 @@ static tp_status check_heads(tp_ctx *c, const tp_config *cfg) {
 }
 
 static tp_status check_model(tp_ctx *c, const tp_config *cfg) {
-    static const char *const cap_key[] = {"model.logit_softcap", "model.attn_softcap"};
-    const double cap[] = {cfg->model.logit_softcap, cfg->model.attn_softcap};
+    static const char *const divisor_key[] = {"model.logit_softcap", "model.attn_softcap",
+                                              "sample.temperature"};
+    const double divisor[] = {cfg->model.logit_softcap, cfg->model.attn_softcap,
+                              cfg->sample.temperature};
     char at[WHERE];
     if (cfg->model.family == TP_CFG_LLAMA && cfg->model.context > POSITIONS_MOST)
         return tp_fail(c, TP_EARG, "%s: rotary positions (llama) go up to %lld, got %lld",
                        tp_config_where(at, sizeof at, cfg, "model.context"),
                        (long long)POSITIONS_MOST, (long long)cfg->model.context);
-    for (int i = 0; i < 2; i++)
-        if (cap[i] > 0 && cap[i] < 1e-30) /* its reciprocal must be an f32 */
-            return tp_fail(c, TP_EARG, "%s must be 0 (off) or at least 1e-30, got %g",
-                           tp_config_where(at, sizeof at, cfg, cap_key[i]), cap[i]);
+    for (int i = 0; i < 3; i++)
+        if (divisor[i] > 0 && divisor[i] < 1e-30) /* its reciprocal must be an f32 */
+            return tp_fail(c, TP_EARG, "%s must be 0%s or at least 1e-30, got %g",
+                           tp_config_where(at, sizeof at, cfg, divisor_key[i]),
+                           i < 2 ? " (off)" : "", divisor[i]);
     return check_heads(c, cfg);
 }
 
 /* lr_scheduler_type wsd: 0 leaves the length of the decay to us. */
+static int64_t our_decay(const tp_config *cfg) {
+    int64_t fifth = cfg->run.steps / 5, left = cfg->run.steps - cfg->train.warmup_steps;
+    return fifth < left ? fifth : left;
+}
 static int64_t decay_steps(const tp_config *cfg) {
     if (cfg->train.decay_steps || cfg->train.lr_scheduler_type != TP_CFG_WSD)
         return cfg->train.decay_steps;
-    int64_t fifth = cfg->run.steps / 5, left = cfg->run.steps - cfg->train.warmup_steps;
-    return fifth < left ? fifth : left;
+    return our_decay(cfg);
+}
+bool tp_config_chose_decay(const tp_config *cfg) {
+    return cfg->train.lr_scheduler_type == TP_CFG_WSD && cfg->train.decay_steps == our_decay(cfg);
 }
 
 static tp_status check_schedule(tp_ctx *c, const tp_config *cfg) {

@@ -115,6 +115,8 @@ tp_status tp_config_read(tp_ctx *c, tp_config *cfg, const char *name, const char
 /* One word of the command line, "model.layers=12". A later word for the same key wins. */
 tp_status tp_config_set(tp_ctx *c, tp_config *cfg, const char *word);
 
+/* Whether train.decay_steps is what resolving takes where the config says nothing. */
+bool tp_config_chose_decay(const tp_config *cfg);
 /* What no single key can tell: heads divide channels, micro-batches divide the batch, … */
 tp_status tp_config_check(tp_ctx *c, const tp_config *cfg);
 /* TP_EARG where the text key (e.g. "data.train") is empty: for commands that cannot do without. */

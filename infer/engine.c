@@ -10,6 +10,7 @@
 #include "infer/pages.h"
 #include "ops/cast/cast.h"
 #include "ops/linear_cross_entropy/lce_math.h"
+#include "ops/rope/rope.h"
 #include "ops/slice/slice.h"
 #include "ops/token_logprob/token_logprob.h"
 #include <string.h>
@@ -39,7 +40,7 @@ struct tp_engine {
 
 /* ---- life ----------------------------------------------------------------------------------- */
 static int64_t longest(const tp_engine *e) {
-    int64_t most = e->o.window ? INT32_MAX : tp_model_config(e->m)->context;
+    int64_t most = e->o.window ? TP_ROPE_POSITIONS : tp_model_config(e->m)->context;
     return e->o.max_length > 0 && e->o.max_length < most ? e->o.max_length : most;
 }
 
@@ -546,6 +547,9 @@ static tp_status check(const tp_engine *e, const tp_request *r, int64_t i) {
     if (r->n > f->context && !e->o.slide && !e->o.window)
         return tp_fail(e->c, TP_EARG, "prompt %lld has %lld tokens, the context is %lld",
                        (long long)i, (long long)r->n, (long long)f->context);
+    if (e->o.window && r->n + r->max_new_tokens > TP_ROPE_POSITIONS)
+        return tp_fail(e->c, TP_EARG, "%lld tokens in all: rotary positions go up to %d",
+                       (long long)(r->n + r->max_new_tokens), TP_ROPE_POSITIONS);
     for (int64_t j = 0; j < r->n; j++)
         if (r->prompt[j] < 0 || r->prompt[j] >= f->vocab)
             return tp_fail(e->c, TP_EARG, "token %d of prompt %lld is not in 0..%lld", r->prompt[j],

@@ -20,7 +20,7 @@ typedef struct tp_engine_opts {
                       prompts. A routed layer's is smaller, by mod.capacity */
     int64_t prefill_chunk; /* prompt tokens fed at a time, of each; 0: 256 */
     int64_t max_length;    /* prompt and completion, for the size of the pool; 0: the context, or
-                              whatever length with a window */
+                              with a window what rope can tell apart */
     int64_t window, sinks; /* window > 0: attention to the last `window` tokens and the first
                               `sinks` only, and a text may be longer than the context (rope) */
     bool slide;            /* a full context leaves its older half behind instead of ending */

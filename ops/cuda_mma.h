@@ -200,7 +200,7 @@ static inline void tp_cp_async_do(void *arg) {
 static inline void tp_cp_async_16(tp_smem dst, const void *src, bool pred) {
     tp_cp_async_job j = {emu_smem_ptr(dst), pred ? src : NULL};
     emu_check_aligned(j.dst, 16, "cp.async's target");
-    if (pred) emu_check_aligned(src, 16, "cp.async's source");
+    if (pred) emu_check_global(src, 16, 16);
     emu_defer(EMU_QUEUE_CP_ASYNC, tp_cp_async_do, &j, sizeof j);
 }
 static inline void tp_cp_async_commit(void) { emu_commit(EMU_QUEUE_CP_ASYNC); }

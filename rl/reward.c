@@ -66,11 +66,12 @@ static tp_status check_overlong(tp_rewards *r, tp_ctx *c) {
         return tp_fail(c, TP_EARG,
                        "rl.overlong_buffer is %lld, but rl.max_completion_length only %lld",
                        (long long)r->buffer, (long long)r->max_length);
-    if (!r->buffer && tp_rewards_has(r, "overlong"))
-        return tp_fail(c, TP_EARG,
-                       "rl.reward_weights: overlong needs rl.overlong_buffer, the number of tokens "
-                       "that it punishes");
-    return TP_OK;
+    bool asked = tp_rewards_has(r, "overlong");
+    if (asked == (r->buffer > 0)) return TP_OK;
+    return tp_fail(c, TP_EARG,
+                   asked ? "rl.reward_weights: overlong needs rl.overlong_buffer, the number of "
+                           "tokens that it punishes"
+                         : "rl.overlong_buffer needs a weight: rl.reward_weights: overlong=1");
 }
 
 tp_status tp_rewards_new(tp_rewards **out, tp_ctx *c, const tp_reward_opts *o) {

@@ -1,6 +1,7 @@
 /* Owns the items of a task: which are held out, demonstrations, files of the user's own. */
 #include "rl/task.h"
 #include "data/jsonl.h"
+#include "data/sha256.h"
 #include "rl/task_list.h"
 #include <cJSON.h>
 #include <errno.h>
@@ -18,6 +19,7 @@ struct tp_task {
     char **prompt, **answer; /* (n) of a file */
     int64_t n, held_out; /* lines, and how many of them are held out: the last ones in `order` */
     int64_t *order;      /* practised lines first */
+    char sha256[65];
 };
 
 static const tp_task_kind *find(const char *name) {
@@ -87,16 +89,22 @@ static tp_status read_line(tp_task *t, tp_ctx *c, const char *line, size_t n, in
 static tp_status read_file(tp_task *t, tp_ctx *c) {
     FILE *f = fopen(t->o.name, "r");
     if (!f) return tp_fail(c, TP_EIO, "cannot read %s: %s", t->o.name, strerror(errno));
+    tp_sha256 h;
+    uint8_t digest[32];
     char *line = NULL;
     size_t room = 0;
     int64_t cap = 0, number = 0, a = 0;
     tp_status st = TP_OK;
+    tp_sha256_init(&h);
     for (ssize_t n; !st && (n = getline(&line, &room, f)) >= 0;) {
         number++;
+        tp_sha256_update(&h, line, (size_t)n);
         if (strspn(line, " \t\r\n") < (size_t)n)
             st = read_line(t, c, line, (size_t)n, number, &cap);
     }
     if (!st && !feof(f)) st = tp_fail(c, TP_EIO, "cannot read %s: %s", t->o.name, strerror(errno));
+    tp_sha256_final(&h, digest);
+    tp_sha256_hex(digest, t->sha256);
     free(line);
     fclose(f);
     if (!st && !t->n) st = tp_fail(c, TP_EFORMAT, "%s has no lines", t->o.name);
@@ -147,6 +155,7 @@ tp_status tp_task_new(tp_task **out, tp_ctx *c, const tp_task_opts *o) {
 }
 
 bool tp_task_has_solutions(const tp_task *t) { return t->kind != NULL; }
+const char *tp_task_sha256(const tp_task *t) { return t->kind ? "built in" : t->sha256; }
 
 void tp_task_free(tp_task *t) {
     if (!t) return;

@@ -34,6 +34,8 @@ void tp_task_free(tp_task *t);
 
 /* Whether items come with a solution of the task's own, `demo`: those of a file do not. */
 bool tp_task_has_solutions(const tp_task *t);
+/* SHA-256 of a file's bytes as they were read, in hexadecimal; "built in". */
+const char *tp_task_sha256(const tp_task *t);
 
 typedef struct tp_task_item {
     char *prompt, *answer, *demo; /* the task's own memory, until the next item; demo may be "" */

@@ -146,6 +146,7 @@ works $train run.dir=limit run.steps=1 train.z_loss=1e30 model.attn_softcap=1e30
 says 1 'model.attn_softcap must be a number >= 0 and <= 1e30' $train model.attn_softcap=1e300
 says 1 'model.logit_softcap must be a number >= 0 and <= 1e30' $train model.logit_softcap=1e38
 says 1 'model.logit_softcap must be 0 (off) or at least 1e-30' $train model.logit_softcap=1e-44
+says 1 'sample.temperature must be 0 or at least 1e-30' $train sample.temperature=1e-31
 says 1 'train.z_loss must be a number >= 0 and <= 1e30' $train train.z_loss=1e38
 says 1 'train.weight_decay must be' $train train.weight_decay=1e300
 says 1 'model.rope_theta must be a number >= 1 and <= 1' $train model.rope_theta=0.5
@@ -190,6 +191,9 @@ works $train --resume
 says 1 'another config' $train --resume train.learning_rate=0.5
 says 1 'another config' $train --resume model.layers=2
 works $tapir prepare text.txt --out half.h5 --val-fraction 0.5 --val rest.h5 --tokenizer run/tokenizer.json
+works $train run.dir=decay train.lr_scheduler_type=wsd
+works $train run.dir=decay train.lr_scheduler_type=wsd run.steps=10 train.loss_chunk_size=128 --resume # a fifth of the steps is another number now
+says 1 'another config: "decay_steps: 2" there' $train run.dir=decay train.lr_scheduler_type=wsd run.steps=12 train.decay_steps=3 --resume
 says 1 'is not the corpus' $train --resume data.train=half.h5 data.val=rest.h5
 says 1 'another' $train --resume data.train=other.h5 data.val=other.h5
 works $tapir generate run "line 1" --max-new-tokens 5
@@ -211,6 +215,7 @@ says 1 'another tokenizer' $tapir eval run other.h5
 long=$(head -5 text.txt)
 works $tapir generate run "$long" --window 8 --max-new-tokens 5
 works $tapir generate run "$long" --window 1000 --sinks 0 --max-new-tokens 300 --ignore-eos -c 2
+says 1 'rotary positions go up to 1048576' $tapir generate run "$long" --window 8 --max-new-tokens 1048576
 works $tapir generate run "$long" --window 3 --sinks 2000 --max-new-tokens 300 --ignore-eos
 works $train run.dir=alone data.val= run.steps=1
 says 1 'the config of alone names no data.val: tapir eval RUN CORPUS' $tapir eval alone

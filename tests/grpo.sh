@@ -191,6 +191,7 @@ says 'there is no reward "correct"' rl.reward_weights=correct
 says 'no number' rl.reward_weights=format=x
 says 'needs rl.reward_program' rl.reward_weights=program=1
 says 'needs a weight' rl.reward_program=cat
+says 'needs a weight' rl.overlong_buffer=2
 says 'must be 1' rl.repetition_penalty=1.1
 says 'must divide' rl.steps_per_generation=5
 says 'does not go with mod' rl.share_prompts=true mod.capacity=0.5 model.init_from=
@@ -231,6 +232,12 @@ tells 'done: run=.*/used step=1 .*' "$tapir" grpo "$src/configs/grpo-chain8.yaml
     run.dir="$dir/used" run.steps=1 train.warmup_steps=0 rl.eval_prompts=0 train.batch=16
 cp "$dir/err" "$dir/told"
 expect "a config whose keys are used, or at their defaults, warns of nothing" sh -c "! grep ^warning '$dir/told'"
+
+refuses 'the run ends with 5 skipped updates, as gradients were not finite: its weights are those of update 1' \
+    "$tapir" grpo "$src/configs/tests/grpo.yaml" run.dir="$dir/broken" run.steps=6 model.family=llama model.layers=1 model.heads=1 \
+    model.channels=16 model.context=48 rl.max_completion_length=30 rl.reward_weights=length=1 rl.eval_prompts=0 \
+    train.learning_rate=1e30 train.warmup_steps=0 train.max_bad_steps=0
+expect "nobody says that it is done" sh -c "! grep -q '^done' '$dir/out'"
 
 # ---- what cannot be gone on with ----------------------------------------------------------------
 cp "$dir/truncated/config.yaml" "$dir/before.yaml"

@@ -132,7 +132,7 @@ run="run.dir=$tmp/run"
 refused "another seed" 'rank 1 has another config than rank 0: "seed: 2", not "seed: 1"' \
     -np 1 "$tapir" $words "$run" seed=1 : -np 1 "$tapir" $words "$run" seed=2
 refused "3 ranks" '3 ranks: the reduction tree needs a power of two' -np 3 "$tapir" $words "$run"
-refused "15 rows" 'train.batch (15) must be a multiple of ranks times train.micro_batches (2 times 1)' \
+refused "15 rows" 'the 15 rows of an update must be a multiple of ranks times train.micro_batches (2 times 1)' \
     -np 2 "$tapir" $words "$run" train.batch=15
 
 # ---- NCCL ----------------------------------------------------------------------------------------

@@ -30,8 +30,8 @@ all_pass() { # all_pass FOLDER SM
     unset TAPIR_EMU_PTX TAPIR_EMU_SM
     return $passed
 }
-# A change of some of a kernel's instructions, and a test that must notice it.
-noticed() { # noticed FILE SED-PROGRAM COMMAND…
+# A change of some of a kernel's instructions: what the command says of it stands in $dir/said.
+changed() { # changed FILE SED-PROGRAM COMMAND…
     rm -rf "$dir/changed" "$dir/err"
     mkdir "$dir/changed"
     ln -s "$dir"/sm90/*.ptx "$dir/changed/"
@@ -39,9 +39,15 @@ noticed() { # noticed FILE SED-PROGRAM COMMAND…
     sed "$2" "$dir/sm90/$1.ptx" >"$dir/changed/$1.ptx"
     if cmp -s "$dir/sm90/$1.ptx" "$dir/changed/$1.ptx"; then echo "nothing to change"; return 1; fi
     shift 2
-    TAPIR_EMU_PTX="$dir/changed" TAPIR_EMU_SM=90 "$@" >"$dir/said" 2>&1
-    code=$?
-    [ $code != 0 ] && grep -q -e FAILED -e 'error' "$dir/said"
+    if TAPIR_EMU_PTX="$dir/changed" TAPIR_EMU_SM=90 timeout 300 "$@" >"$dir/said" 2>&1; then return 1; fi
+}
+noticed() { # by a test, not by the reader of PTX
+    changed "$@" && grep -q -e FAILED -e error "$dir/said" && ! grep 'PTX: ' "$dir/said"
+}
+refused() { # refused PATTERN FILE SED-PROGRAM COMMAND…
+    pattern=$1
+    shift
+    changed "$@" && grep -q "PTX: $1.ptx, line [0-9]*: $pattern" "$dir/said"
 }
 hash_of_training() { # hash_of_training FOLDER SM WORD…; no folder: g++'s kernels
     [ -z "$1" ] || export TAPIR_EMU_PTX="$dir/$1"
@@ -108,10 +114,24 @@ it is not waited for|hopper_test|hopper|s/wgmma\.wait_group\.sync\.aligned 0/wgm
 no wgmma.fence|hopper_test|hopper|/wgmma\.fence/d
 TMA's coordinates|hopper_test|hopper|s/\(bytes \[%r[0-9]*\], \[%rd[0-9]*, {\)\(%r[0-9]*\), \(%r[0-9]*\)/\1\3, \2/
 its bytes are not announced|hopper_test|hopper|s/mbarrier\.arrive\.expect_tx/mbarrier.arrive/; s/\(mbarrier\.arrive\.shared..cta\.b64 _, \[%r[0-9]*\]\), %r[0-9]*/\1/
+no fence of stores|hopper_test|hopper|/fence\.proxy\.async\.shared/d
+waiting does not go on|hopper_test|hopper|s/bra again;/bra done;/
 no fence of mbarriers|hopper_test|hopper|/fence\.mbarrier_init/d
 no fence behind a flag|hopper_test|hopper|/fence\.proxy\.async\.global/d
 only the reading is waited for|hopper_test|hopper|s/cp\.async\.bulk\.wait_group 0/cp.async.bulk.wait_group.read 0/
 stored, not added|hopper_test|hopper|s/cp\.reduce\.async\.bulk\.global\.shared..cta\.bulk_group\.add\.f32/cp.async.bulk.global.shared::cta.bulk_group/
+CHANGES
+# What is not done as a GPU would do it is refused.
+while IFS='|' read -r what change; do
+    expect "$what" refused "$what" gelu "$change" "$build/cuda_op_test" gelu
+done <<'CHANGES'
+an unknown instruction|s/add\.rn\.f32/addc.rn.f32/
+an unknown modifier|s/add\.rn\.f32/add.rn.ftz.f32/
+a type that is not known here|s/fma\.rn\.f32/fma.rn.bf16/
+an unknown register|s/%tid\.x/%laneid/
+another number of operands|s/\(fma\.rn\.f32.*\), %f[0-9]*;/\1;/
+a number not understood|s/0f[0-9A-F]*;/1.0;/
+an offset|s/\(mov\.u32.*, [^ ]*\);/\1+4;/
 CHANGES
 echo "$checks checks, $failed failed"
 [ $failed = 0 ]

@@ -130,7 +130,30 @@ void hopper_store_tile4(void *p, float4 v) {
     tp_sts((float4 *)p, v);
     mine()->store = true;
 }
-void hopper_fence_async(void) { mine()->store = false; }
+/* Kernels that g++ compiled tell of their stores to tiles. Of nvcc's every store is known: who made
+ * the last one to these 16 bytes, and how many fences it had done by then. */
+struct last_store {
+    unsigned long long block;
+    uint32_t fences;
+    int thread;
+};
+static last_store last_stores[SMEM_SPACE / 16];
+static uint32_t fences[MAX_THREADS];
+void hopper_wrote(const void *p, size_t bytes) {
+    uint32_t at = emu_smem_offset(p), t = (uint32_t)emu_thread();
+    for (uint32_t i = at / 16; i <= (at + (uint32_t)bytes - 1) / 16; i++)
+        last_stores[i] = last_store{emu_block.serial, fences[t], (int)t};
+}
+static void read_by_engine(const void *p, const char *what) {
+    const last_store *s = &last_stores[emu_smem_offset(p) / 16];
+    if (s->block == emu_block.serial && s->fences == fences[s->thread])
+        emu_report("%s reads what thread %d stored, which has done no fence.proxy.async since",
+                   what, s->thread);
+}
+void hopper_fence_async(void) {
+    mine()->store = false;
+    fences[emu_thread()]++;
+}
 void hopper_no_unfenced_stores(const char *what) {
     if (mine()->store)
         emu_report("%s by thread %d: its stores to a tile are not visible to wgmma and TMA, there "
@@ -228,6 +251,7 @@ static void tma_do(void *arg) {
                     if (values > 8) values = 8;
                     if (values < 0) values = 0;
                     emu_smem_access(s, 16, j->load);
+                    if (!j->load) read_by_engine(s, "TMA");
                     if (values) emu_check_global(m->data + address, (size_t)values * 2, 16);
                     if (j->load) {
                         memset(s, 0, 16);
@@ -272,6 +296,7 @@ static void bulk_store_do(void *arg) {
     const bulk_job *j = (const bulk_job *)arg;
     emu_check_global(j->to, (size_t)j->bytes, 16);
     emu_smem_access(j->from, (size_t)j->bytes, false);
+    for (int i = 0; i < j->bytes; i += 16) read_by_engine(j->from + i, "cp.async.bulk");
     if (!j->add) memcpy(j->to, j->from, (size_t)j->bytes);
     for (int i = 0; j->add && i < j->bytes / 4; i++)
         ((float *)j->to)[i] += ((const float *)j->from)[i];
@@ -341,6 +366,7 @@ static void read_operand(uint64_t desc, int rows, int transposed, float out[256]
             const unsigned char *p =
                 (const unsigned char *)emu_smem_ptr(tp_swizzled(at, (enum tp_swizzle)swizzle));
             emu_smem_access(p, 16, false);
+            read_by_engine(p, "wgmma");
             for (int e = 0; e < 8; e++)
                 if (transposed)
                     out[i + e][o] = bf16_at(p + 2 * e);

@@ -22,6 +22,8 @@ void hopper_releases(void);
 void hopper_store_tile(void *p, uint32_t v);
 void hopper_store_tile4(void *p, float4 v);
 void hopper_fence_async(void);
+void hopper_wrote(const void *p,
+                  size_t bytes); /* of nvcc's code: any ordinary store to shared memory */
 void hopper_no_unfenced_stores(const char *what);
 void hopper_wgmma(int n, float *d, const uint32_t *a, uint64_t a_desc, uint64_t b_desc, int ta,
                   int tb, int add);

@@ -1,23 +1,16 @@
-/* Reads PTX as nvcc writes it (NVIDIA, "Parallel Thread Execution ISA"), and finds the kernel that
- * a launch means: its address is looked up in the program's own symbols, which name its source file
- * and, but for the mark of a static function, it as nvcc does. */
-#include <dirent.h>
-#include <elf.h>
-#include <fcntl.h>
+/* Reads PTX as nvcc writes it (NVIDIA, "Parallel Thread Execution ISA"). What ptx_run.cc would do
+ * otherwise than a GPU is refused: an instruction, a modifier, a type, a number of operands. */
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 #include "ptx.h"
 
 /* ---- text ------------------------------------------------------------------------------------ */
-static void *must(void *p) {
+void *ptx_must(void *p) {
     if (!p) fputs("PTX: out of memory\n", stderr), abort();
     return p;
 }
-static char *copy_of(const char *s, size_t n) {
-    char *c = (char *)must(malloc(n + 1));
+char *ptx_copy(const char *s, size_t n) {
+    char *c = (char *)ptx_must(malloc(n + 1));
     memcpy(c, s, n);
     c[n] = 0;
     return c;
@@ -34,7 +27,7 @@ static const char *past_space(const char *s) {
         while (*s && *s != '\n') s++;
     }
 }
-static const char *past_name(const char *s) {
+const char *ptx_past_name(const char *s) {
     while (in_name(*s)) s++;
     return s;
 }
@@ -61,8 +54,8 @@ static int look_up(const names *t, const char *s, size_t n, int scope) {
 }
 static void enter(names *t, const char *s, size_t n, int scope, int value) {
     entry **at = &t->bucket[hash_of(s, n)];
-    entry *e = (entry *)must(malloc(sizeof *e));
-    *e = entry{*at, copy_of(s, n), scope, value};
+    entry *e = (entry *)ptx_must(malloc(sizeof *e));
+    *e = entry{*at, ptx_copy(s, n), scope, value};
     *at = e;
 }
 static void forget(names *t) {
@@ -78,10 +71,10 @@ static void forget(names *t) {
 /* ---- one kernel ------------------------------------------------------------------------------ */
 struct reader {
     ptx_kernel *k;
-    names slots, labels;
-    const char *s;           /* what is read next */
-    const char *from;        /* of the file, for line numbers */
-    int line, scopes, scope; /* scope: 0 is the kernel's, others those of braces in it */
+    names slots, labels, ranges; /* ranges: %f<48>: how many there are */
+    const char *s;               /* what is read next */
+    const char *from;            /* of the file, for line numbers */
+    int line, scopes, scope;     /* scope: 0 is the kernel's, others those of braces in it */
     int room, fixed_room;
     unsigned used;       /* bytes of the next load, a bit each; 0: all */
     const char **target; /* the label's name, of an instruction that jumps */
@@ -92,14 +85,15 @@ static void wrong(reader *r, const char *what, const char *s, size_t n) {
     char text[256];
     snprintf(text, sizeof text, "%s.ptx, line %d: %s: %.*s", r->k->file, r->line, what,
              (int)(n < 120 ? n : 120), s);
-    r->k->wrong = copy_of(text, strlen(text));
+    r->k->wrong = ptx_copy(text, strlen(text));
 }
 
 static ptx_fixed *fix(reader *r, ptx_what what, uint64_t value) {
     ptx_kernel *k = r->k;
     if (k->nfixed == r->fixed_room) {
         r->fixed_room = r->fixed_room ? 2 * r->fixed_room : 64;
-        k->fixed = (ptx_fixed *)must(realloc(k->fixed, (size_t)r->fixed_room * sizeof *k->fixed));
+        k->fixed =
+            (ptx_fixed *)ptx_must(realloc(k->fixed, (size_t)r->fixed_room * sizeof *k->fixed));
     }
     ptx_fixed *f = &k->fixed[k->nfixed++];
     *f = ptx_fixed{k->slots++, what, value, nullptr, 0, 0};
@@ -117,7 +111,7 @@ static bool variable(reader *r, const char *s, size_t n) {
         if (at == r->from || !is_space(at[-1])) continue; /* st.shared */
         for (const char *p = at + 7; p < end;) {
             p = past_space(p);
-            const char *q = past_name(p);
+            const char *q = ptx_past_name(p);
             size_t bits = 0;
             if (!strncmp(p, ".align", 6))
                 align = strtoul(p + 6, (char **)&q, 10);
@@ -132,18 +126,30 @@ static bool variable(reader *r, const char *s, size_t n) {
         if (!found) continue;
         bool dynamic = at - r->from >= 8 && !strncmp(at - 8, ".extern ", 8);
         ptx_fixed *f = fix(r, dynamic ? PTX_DYNAMIC : PTX_VARIABLE, 0);
-        f->site = (emu_site *)must(calloc(1, sizeof *f->site));
-        f->site->name = copy_of(s, n);
+        f->site = (emu_site *)ptx_must(calloc(1, sizeof *f->site));
+        f->site->name = ptx_copy(s, n);
         f->size = each * count, f->align = align;
         return true;
     }
     return false;
 }
 
-static uint64_t number(const char *s) {
-    if (s[0] == '0' && (s[1] == 'f' || s[1] == 'd' || s[1] == 'F' || s[1] == 'D'))
-        return strtoull(s + 2, nullptr, 16);
-    return *s == '-' ? (uint64_t)strtoll(s, nullptr, 0) : strtoull(s, nullptr, 0);
+static uint64_t number(reader *r, const char *s, size_t n) {
+    char *end;
+    bool bits = s[0] == '0' && (s[1] == 'f' || s[1] == 'd'); /* of a float */
+    uint64_t x = bits        ? strtoull(s + 2, &end, 16)
+                 : *s == '-' ? (uint64_t)strtoll(s, &end, 0)
+                             : strtoull(s, &end, 0);
+    if (end != s + n) wrong(r, "a number not understood", s, n);
+    return x;
+}
+
+/* %f12 is, after `.reg .f32 %f<48>;` in the kernel's own scope. */
+static bool declared(const reader *r, const char *s, size_t n) {
+    size_t letters = n;
+    while (letters && s[letters - 1] >= '0' && s[letters - 1] <= '9') letters--;
+    int count = look_up(&r->ranges, s, letters, 0);
+    return letters < n && strtol(s + letters, nullptr, 10) < count;
 }
 
 /* The slot of a register, number or variable. */
@@ -157,16 +163,16 @@ static int slot_of(reader *r, const char *s, size_t n) {
     if (slot >= 0) return slot;
     slot = k->slots;
     if (*s == '-' || (*s >= '0' && *s <= '9')) {
-        fix(r, PTX_CONSTANT, number(s));
+        fix(r, PTX_CONSTANT, number(r, s, n));
     } else if (*s == '%') {
         int i = 0;
         while (i < PTX_NSPECIAL && (strlen(specials[i]) != n || strncmp(specials[i], s, n))) i++;
         if (i < PTX_NSPECIAL)
             fix(r, PTX_SPECIAL, (uint64_t)i);
-        else if (memchr(s, '.', n))
-            wrong(r, "an unknown special register", s, n);
+        else if (!declared(r, s, n))
+            wrong(r, "an unknown register", s, n);
         else
-            k->slots++; /* a register of the kernel's; those of a scope were declared in it */
+            k->slots++; /* a register of the kernel's; those of a scope stand in r->slots */
     } else {
         int i = 0;
         while (i < k->nparams && (strlen(k->param[i].name) != n || strncmp(k->param[i].name, s, n)))
@@ -189,13 +195,83 @@ static ptx_type type_of(const char *s, size_t n) {
     return PTX_NONE;
 }
 
+static bool is_word(const char *word, const char *s, size_t n) {
+    return strlen(word) == n && !strncmp(word, s, n);
+}
+/* One part of an instruction's name, behind what says what it does. */
+static void in_part(reader *r, ptx_ins *in, const char *s, size_t n) {
+    static const char *const compare[] = {"eq",  "ne",  "lt",  "le",  "gt",  "ge",  "equ",
+                                          "neu", "ltu", "leu", "gtu", "geu", "num", "nan"};
+    static const char *const spaces[] = {"", "global", "shared", "param"};
+    const bool moves = in->op >= PTX_LD && in->op <= PTX_ST_RELAXED;
+    ptx_type t = type_of(s, n);
+    if (t) {
+        if (in->type)
+            in->from = t;
+        else
+            in->type = t;
+        return;
+    }
+    for (int i = 0; in->op == PTX_SETP && i <= PTX_NAN; i++)
+        if (is_word(compare[i], s, n)) return (void)(in->compare = i);
+    for (int i = PTX_GLOBAL; moves && i <= PTX_PARAM; i++)
+        if (is_word(spaces[i], s, n)) return (void)(in->space = (ptx_space)i);
+    if (moves && n == 2 && (s[1] == '2' || s[1] == '4') && *s == 'v')
+        in->vector = s[1] - '0';
+    else if (!(is_word("rn", s, n) && (in->op == PTX_ADD || in->op == PTX_SUB ||
+                                       in->op == PTX_DIV || in->op == PTX_CVT)) &&
+             !(is_word("rzi", s, n) && in->op == PTX_CVT) &&
+             !(is_word("cg", s, n) && in->op == PTX_LD) &&
+             !(is_word("uni", s, n) && in->op == PTX_BRA) && in->op != PTX_SETMAXNREG &&
+             !(in->op == PTX_CVTA &&
+               (is_word("to", s, n) || is_word("global", s, n) || is_word("param", s, n))))
+        wrong(r, "an unknown modifier", s, n);
+}
+
+/* Whether ptx_run.cc does it to these types. */
+static bool known_types(const ptx_ins *in) {
+    const ptx_type t = in->type, from = in->from;
+    const bool half = t == PTX_BF16 || t == PTX_BF16X2;
+    switch (in->op) {
+    case PTX_CVT:
+        if (half) return from == PTX_F32;
+        return t != from && from != PTX_BF16X2 && (from != PTX_BF16 || t == PTX_F32);
+    case PTX_EX2:
+    case PTX_RCP_APPROX:
+        return t == PTX_F32;
+    case PTX_MUL:
+    case PTX_FMA:
+    case PTX_SQRT:
+    case PTX_RCP:
+        return t == PTX_F32 || t == PTX_F64;
+    case PTX_MUL_HI:
+    case PTX_MUL_WIDE: /* whose result has 64 bits at most */
+        return t < PTX_B64 && !half;
+    case PTX_BFIND:
+    case PTX_BREV:
+    case PTX_CLZ:
+    case PTX_POPC:
+        return t == PTX_B32 || t == PTX_U32;
+    case PTX_LD_ACQUIRE:
+    case PTX_LD_RELAXED:
+    case PTX_ST_RELEASE:
+    case PTX_ST_RELAXED:
+        return t == PTX_S32 && in->space == PTX_GLOBAL;
+    case PTX_ATOM_ADD:
+    case PTX_ATOM_MIN:
+    case PTX_ATOM_SHARED_ADD:
+    case PTX_ATOM_SHARED_MIN:
+        return t == PTX_U32 || t == PTX_U64;
+    default:
+        return !half;
+    }
+}
+
 /* The instruction's name: what it does, to which types, where. */
 static void decode(reader *r, ptx_ins *in, const char *s, size_t n) {
 #define X(id, text) text,
     static const char *const begin[] = {PTX_OPS(X)};
 #undef X
-    static const char *const compare[] = {"eq",  "ne",  "lt",  "le",  "gt",  "ge",  "equ",
-                                          "neu", "ltu", "leu", "gtu", "geu", "num", "nan"};
     size_t best = 0;
     in->op = PTX_UNKNOWN;
     for (int i = 0; i < PTX_UNKNOWN; i++) {
@@ -210,32 +286,21 @@ static void decode(reader *r, ptx_ins *in, const char *s, size_t n) {
         if (strncmp(end, "k16.f32.bf16.bf16", 17)) wrong(r, "an unknown product", s, n);
         return;
     }
-    for (const char *p = s; p < s + n;) { /* part by part */
+    /* what follows, part by part; a modifier that is not known here may change what is done */
+    for (const char *p = s + best; p < s + n;) {
         const char *q = p;
         while (q < s + n && *q != '.') q++;
-        size_t m = (size_t)(q - p);
-        ptx_type t = type_of(p, m);
-        if (t && in->type)
-            in->from = t;
-        else if (t)
-            in->type = t;
-        for (int i = 0; in->op == PTX_SETP && i <= PTX_NAN; i++)
-            if (strlen(compare[i]) == m && !strncmp(compare[i], p, m)) in->compare = i;
-        if (m == 2 && *p == 'v') in->vector = p[1] - '0';
-        if (m == 6 && !strncmp(p, "global", m)) in->space = PTX_GLOBAL;
-        if (m == 6 && !strncmp(p, "shared", m)) in->space = PTX_SHARED;
-        if (m == 5 && !strncmp(p, "param", m)) in->space = PTX_PARAM;
+        if (q > p) in_part(r, in, p, (size_t)(q - p));
         p = q + 1;
     }
-    if ((in->op == PTX_MUL_HI || in->op == PTX_MUL_WIDE) && in->type >= PTX_B64)
-        wrong(r, "a product of 128 bits", s, n);
+    if (!known_types(in)) wrong(r, "a type that is not known here", s, n);
 }
 
 static void operands(reader *r, ptx_ins *in, const char *s, const char *end) {
     int arg[192], n = 0;
     in->first = 1;
     for (const char *p = past_space(s); p < end; p = past_space(p)) {
-        const char *q = *p == '-' ? past_name(p + 1) : past_name(p);
+        const char *q = *p == '-' ? ptx_past_name(p + 1) : ptx_past_name(p);
         if (*p == '}' && in->first == 1 && *past_space(s) == '{') in->first = n;
         if (q == p) {        /* punctuation */
             if (*p == '+') { /* [register+bytes], also +-bytes */
@@ -250,14 +315,16 @@ static void operands(reader *r, ptx_ins *in, const char *s, const char *end) {
         }
         if (n == 192) return wrong(r, "too many operands", s, (size_t)(end - s));
         if (in->op == PTX_BRA) {
-            r->target[r->k->ncode] = copy_of(p, (size_t)(q - p));
+            r->target[r->k->ncode] = ptx_copy(p, (size_t)(q - p));
             r->target_scope[r->k->ncode] = r->scope;
         } else
             arg[n++] = q - p == 1 && *p == '_' ? -1 : slot_of(r, p, (size_t)(q - p));
         p = q;
     }
+    if (in->offset && (in->op < PTX_LD || in->op > PTX_ATOM_SHARED_MIN))
+        wrong(r, "an offset", s, (size_t)(end - s));
     in->narg = n;
-    in->arg = (int *)must(malloc(((size_t)n + 1) * sizeof *in->arg));
+    in->arg = (int *)ptx_must(malloc(((size_t)n + 1) * sizeof *in->arg));
     memcpy(in->arg, arg, (size_t)n * sizeof *arg);
 }
 
@@ -295,13 +362,45 @@ static int results_of(const ptx_ins *in) {
     }
 }
 
+/* As many as ptx_run.cc looks at, and `_` for what it does not write. */
+static void check_operands(reader *r, const ptx_ins *in, const char *s, size_t n) {
+    int want = in->narg;
+    if (in->op <= PTX_MUL_WIDE || (in->op >= PTX_DIV && in->op <= PTX_MAX) ||
+        (in->op >= PTX_AND && in->op <= PTX_XOR) || in->op == PTX_SHL || in->op == PTX_SHR ||
+        in->op == PTX_SETP || (in->op >= PTX_ATOM_ADD && in->op <= PTX_ATOM_SHARED_MIN) ||
+        (in->op >= PTX_BALLOT && in->op <= PTX_ALL) || in->op == PTX_MBAR_EXPECT ||
+        in->op == PTX_MBAR_WAIT)
+        want = 3;
+    else if (in->op == PTX_MAD_LO || in->op == PTX_FMA || in->op == PTX_SELP ||
+             in->op == PTX_CP_ASYNC)
+        want = 4;
+    else if (in->op == PTX_BFI)
+        want = 5;
+    else if (in->op == PTX_MOV)
+        want = in->narg == 3 ? 3 : 2;
+    else if (in->op == PTX_CVT)
+        want = in->type == PTX_BF16X2 ? 3 : 2;
+    else if (in->op < PTX_LD || in->op == PTX_MBAR_INIT || in->op == PTX_MBAR_ARRIVE)
+        want = 2;
+    else if (in->op == PTX_LD || in->op == PTX_ST)
+        want = in->vector + 1;
+    if (in->narg != want) wrong(r, "another number of operands", s, n);
+    bool may_drop = in->op == PTX_LD || (in->op >= PTX_ATOM_ADD && in->op <= PTX_SHFL_IDX);
+    bool must_drop = in->op == PTX_MBAR_ARRIVE || in->op == PTX_MBAR_EXPECT;
+    for (int i = 0; i < in->narg; i++)
+        if ((in->arg[i] < 0 && !((may_drop || must_drop) && i < in->results)) ||
+            (in->arg[i] >= 0 && must_drop && i < in->results))
+            wrong(r, "a place for a result", s, n);
+}
+
 static ptx_ins *new_ins(reader *r) {
     ptx_kernel *k = r->k;
     if (k->ncode == r->room) {
         r->room = r->room ? 2 * r->room : 1024;
-        k->code = (ptx_ins *)must(realloc(k->code, (size_t)r->room * sizeof *k->code));
-        r->target = (const char **)must(realloc(r->target, (size_t)r->room * sizeof *r->target));
-        r->target_scope = (int *)must(realloc(r->target_scope, (size_t)r->room * sizeof(int)));
+        k->code = (ptx_ins *)ptx_must(realloc(k->code, (size_t)r->room * sizeof *k->code));
+        r->target =
+            (const char **)ptx_must(realloc(r->target, (size_t)r->room * sizeof *r->target));
+        r->target_scope = (int *)ptx_must(realloc(r->target_scope, (size_t)r->room * sizeof(int)));
     }
     r->target[k->ncode] = nullptr;
     k->code[k->ncode] = ptx_ins{};
@@ -310,14 +409,20 @@ static ptx_ins *new_ins(reader *r) {
     return &k->code[k->ncode];
 }
 
-/* `.reg .pred p;` within braces. Elsewhere names do not clash, and stand for themselves. */
+/* `.reg .pred p;` within braces, `.reg .f32 %f<48>;` for a kernel. */
 static void declare(reader *r, const char *s, const char *end) {
-    if (strncmp(s, ".reg", 4) || !r->scope) return;
-    for (const char *p = past_space(past_name(past_space(s + 4))); p < end;) {
-        const char *q = past_name(p);
-        if (q == p || *q == '<')
+    if (!strncmp(s, ".shared", 7) || !strncmp(s, ".pragma", 7)) return;
+    if (strncmp(s, ".reg", 4)) return wrong(r, "a directive not understood", s, 40);
+    for (const char *p = past_space(ptx_past_name(past_space(s + 4))); p < end;) {
+        const char *q = ptx_past_name(p);
+        if (q == p || (*q == '<') != !r->scope)
             return wrong(r, "a declaration not understood", s, (size_t)(end - s));
-        enter(&r->slots, p, (size_t)(q - p), r->scope, r->k->slots++);
+        const size_t n = (size_t)(q - p);
+        if (*q == '<') {
+            enter(&r->ranges, p, n, 0, (int)strtol(q + 1, (char **)&q, 10));
+            q++;
+        } else
+            enter(&r->slots, p, n, r->scope, r->k->slots++);
         p = past_space(q);
         if (*p == ',') p = past_space(p + 1);
     }
@@ -336,7 +441,7 @@ static void statement(reader *r) {
     if (*s == '@') {
         in->unless = s[1] == '!';
         s += 1 + in->unless;
-        const char *q = past_name(s);
+        const char *q = ptx_past_name(s);
         in->guard = slot_of(r, s, (size_t)(q - s));
         s = past_space(q);
     }
@@ -350,6 +455,7 @@ static void statement(reader *r) {
         if (!(r->used >> (i * each) & ((1u << each) - 1))) in->unused |= 1u << i;
     r->used = 0;
     in->results = results_of(in);
+    check_operands(r, in, q, (size_t)(end - q));
     r->k->products |= in->op == PTX_WGMMA;
     r->k->ncode++;
 }
@@ -361,7 +467,7 @@ static void body(reader *r) {
     for (;;) {
         r->s = past_space(r->s);
         for (; counted < r->s; counted++) r->line += *counted == '\n';
-        const char *s = r->s, *q = past_name(s);
+        const char *s = r->s, *q = ptx_past_name(s);
         if (!*s || r->k->wrong) return;
         if (*s == '{') {
             if (depth == 8) return wrong(r, "braces within braces", s, 1);
@@ -394,21 +500,21 @@ static void body(reader *r) {
 static void head(reader *r) {
     ptx_kernel *k = r->k;
     const char *s = past_space(r->s);
-    k->param = (ptx_param *)must(calloc(64, sizeof *k->param));
+    k->param = (ptx_param *)ptx_must(calloc(64, sizeof *k->param));
     k->max_threads = 1024;
     for (s += *s == '('; *s && *s != ')'; s = past_space(s + (*s == ','))) {
         ptx_param *p = &k->param[k->nparams];
         for (s = past_space(s); *s == '.'; s = past_space(s)) {
-            const char *q = past_name(s);
+            const char *q = ptx_past_name(s);
             if (!strncmp(s, ".align", 6))
                 p->align = strtoul(s + 6, (char **)&q, 10);
             else if (q - s > 2 && s[1] != 'p')
                 p->size = strtoul(s + 2, nullptr, 10) / 8;
             s = q;
         }
-        const char *q = past_name(s);
+        const char *q = ptx_past_name(s);
         if (q == s || k->nparams == 63) return wrong(r, "a parameter not understood", s, 40);
-        p->name = copy_of(s, (size_t)(q - s));
+        p->name = ptx_copy(s, (size_t)(q - s));
         if (!p->align) p->align = p->size;
         if (*q == '[') p->size *= strtoul(q + 1, (char **)&q, 10), q++;
         p->at = (k->param_bytes + p->align - 1) / p->align * p->align;
@@ -426,7 +532,7 @@ static void head(reader *r) {
     r->s = open ? open : s + strlen(s);
 }
 
-static void read_kernel(ptx_kernel *k, const char *file_text) {
+void ptx_read(ptx_kernel *k, const char *file_text) {
     static reader r; /* its tables are large; the emulator's callers come one at a time */
     memset(&r, 0, sizeof r);
     r.k = k, r.s = k->text, r.from = file_text;
@@ -434,135 +540,9 @@ static void read_kernel(ptx_kernel *k, const char *file_text) {
     body(&r);
     forget(&r.slots);
     forget(&r.labels);
+    forget(&r.ranges);
     for (int i = 0; i < k->ncode; i++) free((void *)r.target[i]);
     free(r.target);
     free(r.target_scope);
     k->read = true;
-}
-
-/* ---- files ----------------------------------------------------------------------------------- */
-struct module {
-    module *next;
-    char *file, *text; /* text NULL: there is none */
-    ptx_kernel *kernels;
-};
-static module *modules;
-
-static char *contents(const char *path, size_t *bytes) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    struct stat st;
-    if (fd < 0 || fstat(fd, &st)) return fd >= 0 ? close(fd), nullptr : nullptr;
-    char *text = (char *)must(malloc((size_t)st.st_size + 1));
-    size_t n = 0;
-    for (ssize_t got;
-         n < (size_t)st.st_size && (got = read(fd, text + n, (size_t)st.st_size - n)) > 0;)
-        n += (size_t)got;
-    close(fd);
-    text[n] = 0;
-    *bytes = n;
-    return text;
-}
-
-static module *module_of(const char *folder, const char *file) {
-    for (module *m = modules; m; m = m->next)
-        if (!strcmp(m->file, file)) return m;
-    char path[1024];
-    size_t bytes;
-    snprintf(path, sizeof path, "%s/%s.ptx", folder, file);
-    module *m = (module *)must(calloc(1, sizeof *m));
-    m->file = copy_of(file, strlen(file));
-    m->text = contents(path, &bytes);
-    m->next = modules, modules = m;
-    for (const char *s = m->text; s && (s = strstr(s, ".entry ")); s++) {
-        const char *q = past_name(s + 7);
-        ptx_kernel *k = (ptx_kernel *)must(calloc(1, sizeof *k));
-        k->name = copy_of(s + 7, (size_t)(q - s - 7));
-        k->file = m->file, k->text = q;
-        k->next = m->kernels, m->kernels = k;
-    }
-    return m;
-}
-
-static void all_modules(const char *folder) {
-    static bool done;
-    DIR *d = done ? nullptr : opendir(folder);
-    for (struct dirent *e; d && (e = readdir(d));) {
-        size_t n = strlen(e->d_name);
-        if (n < 5 || n > 255 || strcmp(e->d_name + n - 4, ".ptx")) continue;
-        e->d_name[n - 4] = 0;
-        module_of(folder, e->d_name);
-    }
-    if (d) closedir(d), done = true;
-}
-
-/* ---- from an address to a kernel ------------------------------------------------------------- */
-extern "C" const char __executable_start[];
-
-/* The symbol at `func` and its source file, both "" if unknown. */
-static void symbol_of(const void *func, char *name, char *file, size_t room) {
-    static char *image;
-    static size_t bytes;
-    if (!image) image = contents("/proc/self/exe", &bytes);
-    *name = *file = 0;
-    if (!image || bytes < sizeof(Elf64_Ehdr)) return;
-    const Elf64_Ehdr *e = (const Elf64_Ehdr *)image;
-    const Elf64_Shdr *sh = (const Elf64_Shdr *)(image + e->e_shoff);
-    const Elf64_Phdr *ph = (const Elf64_Phdr *)(image + e->e_phoff);
-    uintptr_t start = 0;
-    for (int i = e->e_phnum - 1; i >= 0; i--)
-        if (ph[i].p_type == PT_LOAD) start = ph[i].p_vaddr;
-    uintptr_t want = (uintptr_t)func - (uintptr_t)__executable_start + start;
-    for (int i = 0; i < e->e_shnum; i++) {
-        if (sh[i].sh_type != SHT_SYMTAB) continue;
-        const Elf64_Sym *sym = (const Elf64_Sym *)(image + sh[i].sh_offset);
-        const char *text = image + sh[sh[i].sh_link].sh_offset, *source = "";
-        for (size_t j = 0; j < sh[i].sh_size / sizeof *sym; j++) {
-            if (ELF64_ST_TYPE(sym[j].st_info) == STT_FILE) source = text + sym[j].st_name;
-            if (ELF64_ST_TYPE(sym[j].st_info) != STT_FUNC || sym[j].st_value != want) continue;
-            snprintf(name, room, "%s", text + sym[j].st_name);
-            if (ELF64_ST_BIND(sym[j].st_info) == STB_LOCAL) snprintf(file, room, "%s", source);
-            return;
-        }
-    }
-}
-
-static ptx_kernel *named(module *m, const char *name) {
-    for (ptx_kernel *k = m->kernels; k; k = k->next)
-        if (!strcmp(k->name, name)) return k;
-    return nullptr;
-}
-
-ptx_kernel *ptx_find(const void *func, const char *folder) {
-    static struct {
-        const void *func;
-        ptx_kernel *k;
-    } known[512];
-    size_t at = ((uintptr_t)func >> 4) % 512, i = 0;
-    while (i < 512 && known[at].func && known[at].func != func) at = (at + 1) % 512, i++;
-    if (known[at].func == func && known[at].k) return known[at].k;
-    char symbol[512], file[512], plain[512];
-    symbol_of(func, symbol, file, sizeof symbol);
-    if (char *dot = strrchr(file, '.')) *dot = 0;
-    bool is_static = !strncmp(symbol, "_ZL", 3);
-    snprintf(plain, sizeof plain, "_Z%s", symbol + (is_static ? 3 : 2));
-    ptx_kernel *k = nullptr;
-    const char *text = nullptr;
-    if (*file)
-        module_of(folder, file);
-    else /* of a header: whichever source has it */
-        all_modules(folder);
-    for (module *m = modules; m && !k; m = m->next)
-        if (!*file || !strcmp(m->file, file)) k = named(m, plain), text = m->text;
-    if (!k) {
-        emu_record(cudaErrorLaunchFailure, "PTX: %s of %s is not in %s", plain, *file ? file : "?",
-                   folder);
-        return nullptr;
-    }
-    if (!k->read) read_kernel(k, text);
-    if (k->wrong) {
-        emu_record(cudaErrorLaunchFailure, "PTX: %s", k->wrong);
-        return nullptr;
-    }
-    if (i < 512) known[at].func = func, known[at].k = k;
-    return k;
 }

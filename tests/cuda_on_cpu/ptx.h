@@ -1,6 +1,7 @@
 /* Kernels as nvcc has compiled them, in PTX, instead of as g++ has: TAPIR_EMU_PTX names a folder
  * with NAME.ptx for each NAME.cu. Every launch then runs what would run on a GPU, inline assembly
- * included, up to the last step, ptxas. ptx.cc reads the text, ptx_run.cc does what it says.
+ * included, up to the last step, ptxas. ptx_find.cc finds a kernel, ptx.cc reads its text,
+ * ptx_run.cc does what it says.
  *
  * Values of all types lie in slots of 64 bits, a thread's own; constants, special registers and
  * addresses of variables lie in slots as well, so that an operand is the number of a slot. */
@@ -184,8 +185,14 @@ enum { PTX_PARAM_BYTES = 4352 };
 /* The special registers, in the order of ptx_fixed's numbers. */
 enum { PTX_TID_X, PTX_NTID_X = 3, PTX_CTAID_X = 6, PTX_NCTAID_X = 9, PTX_NSPECIAL = 12 };
 
-/* The kernel that the host knows by this address, read; NULL with a report: there is none. */
+/* ptx.cc */
+void *ptx_must(void *p); /* p, unless it is NULL: then memory is out, and the program ends */
+char *ptx_copy(const char *s, size_t n);
+const char *ptx_past_name(const char *s);
+void ptx_read(ptx_kernel *k, const char *file_text);
+/* ptx_find.cc. The kernel that the host knows by this address, read; NULL with a report: there is
+ * none. */
 ptx_kernel *ptx_find(const void *func, const char *folder);
-/* What a thread of the kernel does. */
+/* ptx_run.cc. What a thread of the kernel does. */
 void ptx_thread(const ptx_kernel *k, const unsigned char *params);
 #endif
