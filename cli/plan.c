@@ -49,10 +49,9 @@ tp_status tp_config_vocab(tp_ctx *c, tp_config *cfg) {
 /* Memory depends on the GPU's kernels a little, so a plan without one says whose it is. */
 static void say_gpu(FILE *f) {
     char gpu[160] = "no GPU";
-    if (&tp_cuda_backend) tp_cuda_backend.describe(gpu, sizeof gpu);
-    const bool none = !strncmp(gpu, "no GPU", 6);
+    const bool one = &tp_cuda_backend && tp_cuda_backend.describe(gpu, sizeof gpu);
     fprintf(f, "device           cuda: %s%s\n", gpu,
-            none ? "; planned for compute capability 8.0" : "");
+            one ? "" : "; planned for compute capability 8.0");
 }
 
 void tp_plan_print(FILE *f, const tp_config *cfg, const tp_plan *p) {

@@ -100,17 +100,19 @@ int tp_cuda_sm(const tp_ctx *c) {
     return kernels_for(major, minor);
 }
 
-static void cuda_describe(char *to, size_t bytes) {
+static bool cuda_describe(char *to, size_t bytes) {
     int n = 0;
     cudaDeviceProp p;
     cudaError_t e = cudaGetDeviceCount(&n);
     if (e == cudaSuccess && n) e = cudaGetDeviceProperties(&p, 0);
-    if (e != cudaSuccess || !n)
+    const bool none = e != cudaSuccess || !n;
+    if (none)
         snprintf(to, bytes, "no GPU (%s)", e != cudaSuccess ? cudaGetErrorString(e) : "none found");
     else
         snprintf(to, bytes, "%s, %.0f GiB, compute capability %d.%d%s", p.name,
                  (double)p.totalGlobalMem / (double)(1 << 30), p.major, p.minor,
                  n > 1 ? ", and others" : "");
+    return !none;
 }
 
 static void cuda_close(tp_ctx *c) {

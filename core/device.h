@@ -25,8 +25,8 @@ enum { TP_DEVICE_ID_BYTES = 16 };
 
 typedef struct tp_backend {
     const char *name;
-    /* "NVIDIA H100, compute capability 9.0", or why there is none; no ctx is needed. */
-    void (*describe)(char *to, size_t bytes);
+    /* "NVIDIA H100, compute capability 9.0", or, false, why there is none; no ctx is needed. */
+    bool (*describe)(char *to, size_t bytes);
     /* Takes the device and makes what c->on_device points to. Refuses in words. */
     tp_status (*open)(tp_ctx *c);
     void (*close)(tp_ctx *c);
