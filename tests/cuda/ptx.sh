@@ -75,6 +75,8 @@ expect "nvcc compiles every kernel for sm_90a" compile sm_90a sm90
 for op in $ops; do echo "$build/cuda_op_test $op"; done >"$dir/list"
 [ -z "$all" ] || programs="$programs gemm lce decode packed same_bits attention_tiles"
 for program in $programs; do echo "$build/cuda_${program}_test"; done >>"$dir/list"
+echo "sh $src/tests/cuda/grpo.sh $build/tapir_emulated $src" >>"$dir/list" # decoding has training's bits
+[ -z "$all" ] || echo "sh $src/tests/cuda/wide.sh $build/tapir_emulated $src short" >>"$dir/list"
 expect "all of sm_90a" all_pass sm90 90 <"$dir/list"
 if [ -n "$all" ]; then
     expect "nvcc compiles every kernel for sm_80" compile sm_80 sm80
