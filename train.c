@@ -299,7 +299,7 @@ static void show(const run *r, const tp_step_out *s, bool lasting) {
         "step %*lld/%lld  loss %.4f  %s  %s tok/s  %s left  lr %.1e  |g| %.2f  MFU %.0f %%%s",
         digits, (long long)r->step, (long long)r->steps, r->nll / (double)r->targets, bits,
         tp_count(rate, per_second), tp_duration(left, per_step * (double)(r->steps - r->step)),
-        s->learning_rate, s->grad_norm,
+        s->learning_rate, fabs(s->grad_norm), /* a NaN has no sign */
         100 * r->plan.step_flops / tokens * per_second / r->peak_flops, routed);
 }
 

@@ -89,7 +89,7 @@ static void show(const tp_grpo_run *r, const summary *s, const tp_update *u, dou
                 "step %*lld/%lld  reward %.3f  length %.1f  entropy %.3f  loss %+.4f  |g| %.2f  lr "
                 "%.1e  %.2f s  %s left",
                 digits, (long long)g->step, (long long)g->steps, s->reward, s->length, u->entropy,
-                u->loss, u->grad_norm, u->learning_rate, seconds,
+                u->loss, fabs(u->grad_norm), u->learning_rate, seconds, /* a NaN has no sign */
                 tp_duration(left, each * (double)(g->steps - g->step)));
 }
 
