@@ -160,9 +160,11 @@ static tp_status converse(talk *t) {
 static tp_status chat(tp_run *r) {
     const char *problem = tp_sampling_problem(&a.how);
     if (problem) return tp_fail(r->c, TP_EARG, "sampling: %s", problem);
-    char word[64];
-    snprintf(word, sizeof word, "data.chat_template=%s", a.template ? a.template : "");
-    if (a.template && tp_config_set(r->c, &r->cfg, word)) return tp_error_status(r->c);
+    if (a.template) {
+        char word[64];
+        snprintf(word, sizeof word, "data.chat_template=%s", a.template);
+        if (tp_config_set(r->c, &r->cfg, word)) return tp_error_status(r->c);
+    }
     talk t = {.r = r, .bytes = tp_malloc(r->c, (size_t)tp_tokenizer_longest(r->tokenizer) + 8)};
     tp_status st = t.bytes ? tp_chat_new(&t.chat, r->c, r->tokenizer, tp_chat_template_of(&r->cfg))
                            : tp_error_status(r->c);

@@ -164,6 +164,10 @@ static void together(const ptx_kernel *k, const ptx_ins *in, uint64_t *r) {
         return __syncwarp((unsigned)R(0));
     case PTX_NANOSLEEP:
         return emu_yield();
+    case PTX_NOTHING:
+    case PTX_NOTHING_PREFETCH:
+    case PTX_SETMAXNREG:
+        return;
     case PTX_MMA:
         return mma(in, r);
     case PTX_LDMATRIX:
@@ -262,10 +266,6 @@ static void watch(const ptx_ins *in, flights *f) {
 }
 
 /* ---- one thread ------------------------------------------------------------------------------ */
-/* For reports: every instruction that may cause one says so first. */
-static inline void where(const ptx_kernel *k, const ptx_ins *in) {
-    emu_ptx_file = k->file, emu_ptx_line = in->line;
-}
 static uint64_t special(uint64_t which) {
     const unsigned value[PTX_NSPECIAL] = {threadIdx.x, threadIdx.y, threadIdx.z, blockDim.x,
                                           blockDim.y,  blockDim.z,  blockIdx.x,  blockIdx.y,
@@ -301,148 +301,159 @@ static uint64_t *begin(const ptx_kernel *k, const unsigned char *params) {
     return r;
 }
 
+/* Values from values. */
+static void arithmetic(const ptx_ins *now, uint64_t *r) {
+    const int *x = now->arg;
+#define R(i) r[x[i]]
+    switch (now->op) {
+    case PTX_MOV:
+        if (now->narg == 2) {
+            R(0) = now->type == PTX_PRED ? R(1) != 0 : cut(R(1), bits_of(now->type));
+        } else { /* {low, high}, x; x, {low, high} */
+            int half = bits_of(now->type) / 2;
+            uint64_t v = R(2);
+            if (now->first == 2)
+                R(0) = cut(v, half), R(1) = cut(v >> half, half);
+            else
+                R(0) = cut(R(1), half) | cut(v, half) << half;
+        }
+        break;
+    case PTX_SETP:
+        if (now->type == PTX_F32)
+            R(0) = compares(now->compare, f32(R(1)), f32(R(2)));
+        else if (now->type == PTX_F64)
+            R(0) = compares(now->compare, f64(R(1)), f64(R(2)));
+        else if (is_signed(now->type))
+            R(0) = compares(now->compare, extended(R(1), bits_of(now->type)),
+                            extended(R(2), bits_of(now->type)));
+        else
+            R(0) = compares(now->compare, cut(R(1), bits_of(now->type)),
+                            cut(R(2), bits_of(now->type)));
+        break;
+    case PTX_SELP:
+        R(0) = cut(R(3) ? R(1) : R(2), bits_of(now->type));
+        break;
+    case PTX_CVT:
+        R(0) = converted(now, R(1), now->narg == 3 ? R(2) : 0);
+        break;
+    case PTX_CVTA:
+        R(0) = R(1);
+        break;
+    case PTX_CVTA_SHARED:
+        R(0) = (uintptr_t)emu_smem_ptr((uint32_t)R(1));
+        break;
+    case PTX_CVTA_TO_SHARED:
+        R(0) = emu_smem_offset((const void *)(uintptr_t)R(1));
+        break;
+    case PTX_BFI: {
+        int bits = bits_of(now->type);
+        unsigned at = (unsigned)R(3) & 255, n = (unsigned)R(4) & 255;
+        uint64_t mask = at >= 64 ? 0 : cut(cut(~(uint64_t)0, n < 64 ? (int)n : 64) << at, bits);
+        R(0) = cut((R(2) & ~mask) | (at >= 64 ? 0 : (R(1) << at) & mask), bits);
+        break;
+    }
+    case PTX_BFIND:
+        R(0) = (uint32_t)R(1) ? (unsigned)__clz((int)R(1)) : ~0u;
+        break;
+    case PTX_CLZ:
+        R(0) = (unsigned)__clz((int)R(1));
+        break;
+    case PTX_BREV:
+        R(0) = __brev((unsigned)R(1));
+        break;
+    case PTX_POPC:
+        R(0) = (unsigned)__popc((unsigned)R(1));
+        break;
+    case PTX_EX2:
+        R(0) = of(power_of_two(f32(R(1))));
+        break;
+    case PTX_RCP_APPROX:
+        R(0) = of(about_reciprocal(f32(R(1))));
+        break;
+    default: {
+        uint64_t a = R(1), b = now->narg > 2 ? R(2) : 0, c = now->narg > 3 ? R(3) : 0;
+        R(0) = now->type == PTX_F32   ? fraction(now->op, f32(a), f32(b), f32(c))
+               : now->type == PTX_F64 ? fraction(now->op, f64(a), f64(b), f64(c))
+                                      : whole(now->op, now->type, a, b, c);
+    }
+    }
+}
+
+static void memory(const ptx_kernel *k, const ptx_ins *now, uint64_t *r,
+                   const unsigned char *params) {
+    const int *x = now->arg;
+    switch (now->op) {
+    case PTX_LD:
+        load(now, r, place(now, r[x[now->narg - 1]], params, k->param_bytes, false));
+        break;
+    case PTX_ST:
+        store(now, r, place(now, R(0), params, k->param_bytes, true));
+        break;
+    case PTX_LD_ACQUIRE:
+    case PTX_LD_RELAXED: {
+        const int *p = (const int *)(uintptr_t)(R(1) + (uint64_t)now->offset);
+        if (now->op == PTX_LD_ACQUIRE)
+            R(0) = (uint32_t)tp_load_acquire(p);
+        else
+            R(0) = (uint32_t)tp_flag_peek(p);
+        break;
+    }
+    case PTX_ST_RELEASE:
+    case PTX_ST_RELAXED: {
+        int *p = (int *)(uintptr_t)(R(0) + (uint64_t)now->offset);
+        if (now->op == PTX_ST_RELEASE)
+            tp_store_release(p, (int)R(1));
+        else
+            tp_flag_put(p, (int)R(1));
+        break;
+    }
+    case PTX_ATOM_ADD:
+    case PTX_ATOM_MIN:
+    case PTX_ATOM_SHARED_ADD:
+    case PTX_ATOM_SHARED_MIN: {
+        bool in_shared = now->op == PTX_ATOM_SHARED_ADD || now->op == PTX_ATOM_SHARED_MIN;
+        uint64_t address = R(1) + (uint64_t)now->offset;
+        unsigned char *p =
+            (unsigned char *)(in_shared ? shared(address) : (void *)(uintptr_t)address);
+        if (!in_shared)
+            emu_check_global(p, (size_t)bits_of(now->type) / 8, (size_t)bits_of(now->type) / 8);
+        uint64_t old =
+            now->type == PTX_U64 ? atomic(now->op, p, R(2)) : atomic(now->op, p, (uint32_t)R(2));
+        if (x[0] >= 0) R(0) = old;
+        break;
+    }
+    default:
+        break;
+    }
+}
+
+/* In the order of PTX_OPS: arithmetic, memory, jumps, the rest. */
 void ptx_thread(const ptx_kernel *k, const unsigned char *params) {
     uint64_t *r = begin(k, params);
     const ptx_ins *in = k->code;
     flights *f = (flights *)(r + k->slots);
-#define R(i) r[x[i]]
     for (;;) {
         const ptx_ins *now = in++;
-        const int *x = now->arg;
         if (now->guard >= 0 && (r[now->guard] != 0) == now->unless) continue;
         if (k->products) watch(now, f);
-        switch (now->op) {
-        case PTX_BRA:
+        if (now->op < PTX_LD) {
+            arithmetic(now, r);
+            continue;
+        }
+        if (now->op == PTX_RET) return;
+        if (now->op == PTX_BRA) {
             in = k->code + now->target;
-            break;
-        case PTX_RET:
-            return;
-        case PTX_MOV:
-            if (now->narg == 2) {
-                R(0) = now->type == PTX_PRED ? R(1) != 0 : cut(R(1), bits_of(now->type));
-            } else { /* {low, high}, x; x, {low, high} */
-                int half = bits_of(now->type) / 2;
-                uint64_t v = R(2);
-                if (now->first == 2)
-                    R(0) = cut(v, half), R(1) = cut(v >> half, half);
-                else
-                    R(0) = cut(R(1), half) | cut(v, half) << half;
-            }
-            break;
-        case PTX_SETP:
-            if (now->type == PTX_F32)
-                R(0) = compares(now->compare, f32(R(1)), f32(R(2)));
-            else if (now->type == PTX_F64)
-                R(0) = compares(now->compare, f64(R(1)), f64(R(2)));
-            else if (is_signed(now->type))
-                R(0) = compares(now->compare, extended(R(1), bits_of(now->type)),
-                                extended(R(2), bits_of(now->type)));
-            else
-                R(0) = compares(now->compare, cut(R(1), bits_of(now->type)),
-                                cut(R(2), bits_of(now->type)));
-            break;
-        case PTX_SELP:
-            R(0) = cut(R(3) ? R(1) : R(2), bits_of(now->type));
-            break;
-        case PTX_CVT:
-            R(0) = converted(now, R(1), now->narg == 3 ? R(2) : 0);
-            break;
-        case PTX_CVTA:
-            R(0) = R(1);
-            break;
-        case PTX_CVTA_SHARED:
-            R(0) = (uintptr_t)emu_smem_ptr((uint32_t)R(1));
-            break;
-        case PTX_CVTA_TO_SHARED:
-            R(0) = emu_smem_offset((const void *)(uintptr_t)R(1));
-            break;
-        case PTX_LD:
-            where(k, now);
-            load(now, r, place(now, r[x[now->narg - 1]], params, k->param_bytes, false));
-            break;
-        case PTX_ST:
-            where(k, now);
-            store(now, r, place(now, R(0), params, k->param_bytes, true));
-            break;
-        case PTX_LD_ACQUIRE:
-        case PTX_LD_RELAXED: {
-            where(k, now);
-            const int *p = (const int *)(uintptr_t)(R(1) + (uint64_t)now->offset);
-            if (now->op == PTX_LD_ACQUIRE)
-                R(0) = (uint32_t)tp_load_acquire(p);
-            else
-                R(0) = (uint32_t)tp_flag_peek(p);
-            break;
+            continue;
         }
-        case PTX_ST_RELEASE:
-        case PTX_ST_RELAXED: {
-            where(k, now);
-            int *p = (int *)(uintptr_t)(R(0) + (uint64_t)now->offset);
-            if (now->op == PTX_ST_RELEASE)
-                tp_store_release(p, (int)R(1));
-            else
-                tp_flag_put(p, (int)R(1));
-            break;
+        emu_ptx_file = k->file, emu_ptx_line = now->line; /* for reports */
+        if (now->op < PTX_BRA) {
+            memory(k, now, r, params);
+            continue;
         }
-        case PTX_ATOM_ADD:
-        case PTX_ATOM_MIN:
-        case PTX_ATOM_SHARED_ADD:
-        case PTX_ATOM_SHARED_MIN: {
-            where(k, now);
-            bool in_shared = now->op == PTX_ATOM_SHARED_ADD || now->op == PTX_ATOM_SHARED_MIN;
-            uint64_t address = R(1) + (uint64_t)now->offset;
-            unsigned char *p =
-                (unsigned char *)(in_shared ? shared(address) : (void *)(uintptr_t)address);
-            if (!in_shared)
-                emu_check_global(p, (size_t)bits_of(now->type) / 8, (size_t)bits_of(now->type) / 8);
-            uint64_t old = now->type == PTX_U64 ? atomic(now->op, p, R(2))
-                                                : atomic(now->op, p, (uint32_t)R(2));
-            if (x[0] >= 0) R(0) = old;
-            break;
-        }
-        case PTX_BFI: {
-            int bits = bits_of(now->type);
-            unsigned at = (unsigned)R(3) & 255, n = (unsigned)R(4) & 255;
-            uint64_t mask = at >= 64 ? 0 : cut(cut(~(uint64_t)0, n < 64 ? (int)n : 64) << at, bits);
-            R(0) = cut((R(2) & ~mask) | (at >= 64 ? 0 : (R(1) << at) & mask), bits);
-            break;
-        }
-        case PTX_BFIND:
-            R(0) = (uint32_t)R(1) ? (unsigned)__clz((int)R(1)) : ~0u;
-            break;
-        case PTX_CLZ:
-            R(0) = (unsigned)__clz((int)R(1));
-            break;
-        case PTX_BREV:
-            R(0) = __brev((unsigned)R(1));
-            break;
-        case PTX_POPC:
-            R(0) = (unsigned)__popc((unsigned)R(1));
-            break;
-        case PTX_EX2:
-            R(0) = of(power_of_two(f32(R(1))));
-            break;
-        case PTX_RCP_APPROX:
-            R(0) = of(about_reciprocal(f32(R(1))));
-            break;
-        case PTX_NOTHING:
-        case PTX_NOTHING_PREFETCH:
-        case PTX_SETMAXNREG:
-            break;
-        default:
-            if (now->op > PTX_SHR) {
-                where(k, now);
-                together(k, now, r);
-                if (now->op == PTX_WGMMA_COMMIT) f->committed++;
-                if (now->op == PTX_WGMMA_WAIT && f->committed >= f->done + R(0))
-                    f->done = f->committed - (uint32_t)R(0);
-            } else {
-                uint64_t a = R(1), b = now->narg > 2 ? R(2) : 0, c = now->narg > 3 ? R(3) : 0;
-                R(0) = now->type == PTX_F32   ? fraction(now->op, f32(a), f32(b), f32(c))
-                       : now->type == PTX_F64 ? fraction(now->op, f64(a), f64(b), f64(c))
-                                              : whole(now->op, now->type, a, b, c);
-            }
-        }
+        together(k, now, r);
+        if (now->op == PTX_WGMMA_COMMIT) f->committed++;
+        if (now->op == PTX_WGMMA_WAIT && f->committed >= f->done + r[now->arg[0]])
+            f->done = f->committed - (uint32_t)r[now->arg[0]];
     }
 #undef R
 }
@@ -472,8 +483,8 @@ int emu_ptx_launch(const char *name, const void *func, const unsigned grid[3],
     if (!k) return cudaErrorLaunchFailure;
     ptx_call c = {k, {}};
     bool fits = n == k->nparams;
-    for (int i = 0; i < n && fits;
-         i++) { /* structs end where their alignment says, which may differ */
+    /* structs end where their alignment says, which may differ */
+    for (int i = 0; i < n && fits; i++) {
         const ptx_param *p = &k->param[i];
         fits = param[i].bytes <= p->size && p->size < param[i].bytes + p->align;
         if (fits) memcpy(c.params + p->at, param[i].value, param[i].bytes);
