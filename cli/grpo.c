@@ -252,11 +252,12 @@ static tp_status grpo(tp_grpo_run *r, bool resuming, bool only_evaluate) {
         if (!opened) opened = agree_on_task(g);
         return opened ? opened : tp_grpo_report_evaluation(r);
     }
-    tp_status st = tp_grpo_open_folder(r, resuming);
+    tp_status st = resuming ? tp_grpo_open_folder(r, true) : TP_OK;
     if (!st && resuming) st = tp_grpo_find_checkpoint(r);
     if (!st) st = agree(r);
     if (!st) st = tp_grpo_open(g, r->from);
     if (!st) st = agree_on_task(g);
+    if (!st && !resuming) st = tp_grpo_open_folder(r, false); /* a refused start leaves none */
     if (!st) st = tp_grpo_load_state(r);
     if (!st && g->root) tp_grpo_describe(r);
     if (!st) st = tp_grpo_open_logs(r);

@@ -202,6 +202,7 @@ says 'activation_checkpointing' rl.share_prompts=true model.activation_checkpoin
 says 'cispo needs rl.epsilon_high' rl.objective=cispo
 says 'more updates than can be counted' run.steps=1000000000000 rl.num_iterations=65536
 says 'model.init_from: .*no such run' model.init_from="$dir/nothing"
+expect "a refused start leaves no folder" test ! -e "$dir/wrong"
 says 'another value; leave the key out' model.layers=3
 says 'dropout must be 0' model.dropout=0.1
 printf 'no json\n' >"$dir/bad.jsonl"
