@@ -473,7 +473,11 @@ static tp_status recorded_passes(tp_trainer *t, const tp_step_in *in) {
         return c->backend->replay(c);
     }
     forget_recorded(t);
-    if (t->graph.steps++ == 0) return passes(t, in);
+    if (!t->graph.warm) {
+        tp_status st = passes(t, in);
+        t->graph.warm = !st;
+        return st;
+    }
     tp_status st = c->backend->record_begin(c);
     if (!st && (st = passes(t, in)))
         c->backend->record_discard(c);

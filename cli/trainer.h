@@ -29,7 +29,7 @@ typedef struct tp_trainer {
     tp_passes *side_by_side; /* passes with a loss of their own run so; NULL: one by one */
     tp_staged staged;
     struct {             /* train.cuda_graph */
-        int64_t steps;   /* without it, so far: the first finds plans and addresses */
+        bool warm;       /* a step went through without it, which finds plans and addresses */
         int64_t targets; /* of the step that was recorded; 0: none is */
         size_t used; /* bytes of the pool when it had ended: others' bytes are where they were */
     } graph;

@@ -3,8 +3,9 @@
  * A plan holds a problem's descriptors and the algorithm that was chosen for it, once, at a
  * reference number of rows: cuBLASLt's own choice changes with m, and with it the order in which
  * k is summed, so a row's bits would depend on its neighbours. Only algorithms that do not split
- * k are taken (SPLITK_NUM 1, no reduction scheme). An algorithm that cannot do some m makes way
- * for the next in the plan's list, always the same one.
+ * k are taken (SPLITK_NUM 1, no reduction scheme), first those that do every number of rows that is
+ * asked about. One that cannot do some other m makes way for the next in the plan's list, always
+ * the same one.
  *
  * cuBLASLt is column-major: row-major C = A B is computed as C^T = B^T A^T, so its A is our B, its
  * M our n, its N our m. */
@@ -27,7 +28,7 @@ typedef struct plan_key {
 
 typedef struct choice {
     int64_t m, batch;
-    int algo;      /* does one matrix of it; -1: none */
+    int algo;      /* does one matrix of it; -1: none; > 0: not with the bits of most other m */
     bool together; /* and all matrices at once */
 } choice;
 
@@ -216,6 +217,27 @@ static bool splits_k(const cublasLtMatmulAlgo_t *algo) {
            parts > 1 || scheme != CUBLASLT_REDUCTION_SCHEME_NONE;
 }
 
+/* A failure of any other kind stays in *e. */
+static bool does(cublasStatus_t *e, tp_cublaslt *lt, const plan *p,
+                 const cublasLtMatmulAlgo_t *algo) {
+    cublasLtMatmulHeuristicResult_t r;
+    if (*e) return false;
+    *e = cublasLtMatmulAlgoCheck(lt->handle, p->op, p->b, p->a, p->c, p->c, algo, &r);
+    return refuses(e) ? false : !*e && !r.state && r.workspaceSize <= WORKSPACE;
+}
+
+/* Small, odd, and one more or less than tiles have. */
+static bool does_any_rows(cublasStatus_t *e, tp_cublaslt *lt, plan *p, const tp_cuda_gemm *g,
+                          const cublasLtMatmulAlgo_t *algo) {
+    static const int64_t rows[] = {1, 2, 3, 8, 63, 129, 1000, REFERENCE_ROWS, 65536};
+    bool all = true;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows && all && !p->key.m; i++) {
+        set_call(e, p, g, rows[i], 1);
+        all = does(e, lt, p, algo);
+    }
+    return all;
+}
+
 static tp_status describe(const tp_call *k, plan *p) {
     const plan_key *y = &p->key;
     /* rows and columns as cuBLASLt counts them; those that are m are set by each call */
@@ -264,9 +286,14 @@ static tp_status choose_algorithms(const tp_call *k, tp_cublaslt *lt, plan *p,
     if ((st = check(k, e))) return st;
     set_sizes(&e, p, y->m ? y->m : m, y->n, ld);
     if ((st = check(k, e))) return st;
-    for (int i = 0; i < n && p->algos < KEPT; i++)
-        if (!found[i].state && !splits_k(&found[i].algo)) p->algo[p->algos++] = found[i].algo;
-    return TP_OK;
+    bool any_rows[ASKED];
+    for (int i = 0; i < n; i++) any_rows[i] = does_any_rows(&e, lt, p, g, &found[i].algo);
+    for (int i = 0; i < 2 * n && p->algos < KEPT; i++) {
+        const cublasLtMatmulHeuristicResult_t *f = &found[i % n];
+        if (f->state || splits_k(&f->algo) || any_rows[i % n] != (i < n)) continue;
+        p->algo[p->algos++] = f->algo;
+    }
+    return check(k, e);
 }
 
 static plan *plan_of(const tp_call *k, tp_blas *blas, tp_cublaslt *lt, const plan_key *key,
@@ -289,14 +316,6 @@ static plan *plan_of(const tp_call *k, tp_blas *blas, tp_cublaslt *lt, const pla
     return *bucket = p;
 }
 
-/* A failure of any other kind stays in *e. */
-static bool does(cublasStatus_t *e, tp_cublaslt *lt, plan *p, int i) {
-    cublasLtMatmulHeuristicResult_t r;
-    if (*e) return false;
-    *e = cublasLtMatmulAlgoCheck(lt->handle, p->op, p->b, p->a, p->c, p->c, &p->algo[i], &r);
-    return refuses(e) ? false : !*e && !r.state && r.workspaceSize <= WORKSPACE;
-}
-
 /* The first of the plan's algorithms that does this m. A batch has no say in it, as leaves of a
  * gradient must have the same bits however many are computed together: what cannot do all matrices
  * at once does one after the other. */
@@ -307,9 +326,9 @@ static const choice *choose(const tp_call *k, tp_cublaslt *lt, plan *p, const tp
     choice found = {g->m, g->batch, -1, false};
     set_call(&e, p, g, g->m, 1);
     for (int i = p->algos - 1; i >= 0; i--)
-        if (does(&e, lt, p, i)) found.algo = i;
+        if (does(&e, lt, p, &p->algo[i])) found.algo = i;
     set_call(&e, p, g, g->m, g->batch);
-    found.together = found.algo >= 0 && does(&e, lt, p, found.algo);
+    found.together = found.algo >= 0 && does(&e, lt, p, &p->algo[found.algo]);
     if (check(k, e)) return NULL;
     choice *to = &p->known[p->choices++ % CHOICES];
     if (p->choices == 2 * CHOICES) p->choices = CHOICES;
@@ -340,6 +359,7 @@ static tp_status run_plan(const tp_call *k, tp_blas *blas, const tp_cuda_gemm *g
     if (!how || how->algo < 0) return k->ctx->status;
     *taken = true;
     blas->stats.cublaslt_runs++;
+    blas->stats.later_algos += how->algo > 0;
     cublasStatus_t e = CUBLAS_STATUS_SUCCESS;
     set_call(&e, p, g, g->m, how->together ? g->batch : 1);
     for (int64_t i = 0; i < (how->together ? 1 : g->batch) && !e; i++)

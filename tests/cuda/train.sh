@@ -72,7 +72,7 @@ expect "recomputation" run recomputed $w model.activation_checkpointing=true
 expect "recomputation has the same bits" [ "$(hash_of recomputed)" = "$(hash_of again1)" ]
 
 # a step that is recorded once and replayed: other data each time, validations in between, a kill
-for f in "model.family=gpt2 dtype=bf16 train.micro_batches=1 eval.every=3" \
+for f in "model.family=gpt2 dtype=bf16 train.micro_batches=1 eval.every=3 gemm=cublaslt" \
     "model.family=llama data.packing=documents model.activation_checkpointing=true" \
     "model.family=gpt2 mod.capacity=0.25 mod.causal=threshold eval.every=3"; do
     g="$f device=cuda run.steps=7 train.lr_scheduler_type=constant"

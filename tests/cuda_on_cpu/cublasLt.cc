@@ -30,7 +30,7 @@ emu_lt_counts emu_lt;
 /* Numbers that nobody makes up. data[1] is which; data[2..5] are the alignments that it was chosen
  * for: a real one may read so many bytes at a time, and asks nobody before it faults. */
 static const uint64_t ALGO_MARK = 0x7a61706972616c67u;
-static const size_t ALGO_BYTES[EMU_LT_ALGOS] = {4096, 4096, 1 << 20, 0};
+static const size_t ALGO_BYTES[EMU_LT_ALGOS] = {4096, 4096, 1 << 20, 0, 512};
 
 extern "C" {
 const char *cublasLtGetStatusString(cublasStatus_t e) {
@@ -136,7 +136,7 @@ struct emu_lt_product {
     void *pc;
     float alpha, beta;
     int parts; /* of k, summed apart */
-    bool backwards;
+    enum { FORWARD, BACKWARD, INWARD } order;
 };
 
 static bool has(const emu_lt_desc *d, int bits) { return (int)(d->epilogue & bits) == bits; }
@@ -179,7 +179,10 @@ static void multiply(const emu_lt_product *p) {
                 for (int part = 0; part < p->parts; part++) {
                     float x = 0;
                     for (int64_t l = k * part / p->parts; l < k * (part + 1) / p->parts; l++) {
-                        int64_t q = p->backwards ? k - 1 - l : l;
+                        bool end = p->order == emu_lt_product::BACKWARD ||
+                                   (p->order == emu_lt_product::INWARD && l % 2);
+                        int64_t step = p->order == emu_lt_product::INWARD ? l / 2 : l;
+                        int64_t q = end ? k - 1 - step : step;
                         int64_t ia = p->d.op[0] ? i * p->a.ld + q : q * p->a.ld + i;
                         int64_t ib = p->d.op[1] ? q * p->b.ld + j : j * p->b.ld + q;
                         x = fmaf(get(p->pa, p->a.type, s * p->a.offset + ia),
@@ -211,7 +214,7 @@ static bool aligned(const void *x, const emu_lt_layout *l, uint64_t bytes) {
     return (uintptr_t)x % bytes == 0 && apart % (int64_t)bytes == 0;
 }
 static bool does(int algo, const emu_lt_product *p) {
-    return algo != 2 || (p->c.cols % 2 == 0 && p->c.batch <= 2);
+    return algo == 2 ? p->c.cols % 2 == 0 && p->c.batch <= 2 : algo != 3 || p->c.cols != 77;
 }
 
 static emu_lt_product product_of(cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a,
@@ -238,7 +241,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t h, cublasLtMatmul
     bool wide = p.a.ld + p.b.ld + p.c.ld > 2 * (int64_t)(p.a.rows + p.b.rows + p.c.rows);
     bool swap = wide != ((p.c.rows + p.c.cols) % 3 == 0);
     for (int j = 0; j < EMU_LT_ALGOS && *n < asked; j++) {
-        int i = j >= 2 && swap ? 5 - j : j;
+        int i = j >= 2 && swap ? 6 - j : j;
         if (!does(i, &p) || ALGO_BYTES[i] > pref->workspace) continue;
         cublasLtMatmulHeuristicResult_t r = {};
         r.algo.data[0] = ALGO_MARK;
@@ -297,7 +300,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t d, const 
     memcpy(&p.alpha, alpha, 4);
     memcpy(&p.beta, beta, 4);
     p.parts = w < 2 ? 3 : 1;
-    p.backwards = w == 3;
+    p.order = w == 3   ? emu_lt_product::BACKWARD
+              : w == 4 ? emu_lt_product::INWARD
+                       : emu_lt_product::FORWARD;
     emu_lt.runs[w]++;
     cudaError_t e = emu_launch_kernel("cublasLtMatmul", nullptr, dim3(1), dim3(1), 0, stream,
                                       [=] { multiply(&p); });

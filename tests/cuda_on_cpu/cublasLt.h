@@ -117,9 +117,10 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t d, const 
                               size_t workspace_bytes, cudaStream_t stream);
 
 /* For tests. Algorithms 0 and 1 split k; 2 declines products of an odd number of columns (our m)
- * and of more than two matrices; 3 does them all. objects: handles, layouts, descriptors and
- * preferences that were made; alive: and not destroyed since. */
-enum { EMU_LT_ALGOS = 4 };
+ * and of more than two matrices; 3 declines 77 columns; 4 does them all. Each of 2 to 4 adds in
+ * another order. objects: handles, layouts, descriptors and preferences that were made; alive: and
+ * not destroyed since. */
+enum { EMU_LT_ALGOS = 5 };
 typedef struct emu_lt_counts {
     int64_t objects, alive, heuristics, checks, runs[EMU_LT_ALGOS];
 } emu_lt_counts;

@@ -152,8 +152,11 @@ static void wrong(tried *n, const rig *r, long at, const char *fmt, ...) {
 
 static void begin(rig *r, const scene *s, const tp_config *cfg) {
     *r = (rig){.scene = s, .cfg = *cfg};
-    tp_ctx_opts o = {
-        .device = cfg->device, .threads = 1, .memory_limit = 1 << 24, .seed = (uint64_t)cfg->seed};
+    tp_ctx_opts o = {.device = cfg->device,
+                     .gemm = cfg->gemm,
+                     .threads = 1,
+                     .memory_limit = 1 << 24,
+                     .seed = (uint64_t)cfg->seed};
     assert_int_equal(tp_ctx_new(&r->c, &o), 0);
 }
 
