@@ -51,6 +51,21 @@ typedef struct run {
 } run;
 
 /* ---- open ----------------------------------------------------------------------------------- */
+static tp_status check_same_run(run *r, tp_checkpoint_reader *from) {
+    char *sha = NULL;
+    size_t n;
+    tp_status st = tp_same_config(r->c, from, &r->cfg);
+    if (!st)
+        st = tp_same_text(r->c, from, &r->cfg, "tokenizer", tp_tokenizer_json(r->tokenizer, &n));
+    if (!st) st = tp_checkpoint_get_text(from, "corpus", &sha);
+    if (!st && strcmp(sha, tp_source_sha256(&r->train)))
+        st = tp_fail(r->c, TP_EARG,
+                     "%s is not the corpus that %s was trained on (sha256 %.12s… then)",
+                     r->cfg.data.train, r->cfg.run.dir, sha);
+    tp_free(sha);
+    return st;
+}
+
 static tp_status open_sources(run *r) {
     tp_status st = tp_config_require(r->c, &r->cfg, "data.train");
     char at[TP_CONFIG_TEXT + 64];
@@ -62,6 +77,7 @@ static tp_status open_sources(run *r) {
                      (long long)r->cfg.eval.every);
     if (!st) st = tp_begin_tokenizer(&r->tokenizer, r->c, &r->cfg, r->from);
     if (!st) st = tp_source_open(&r->train, r->c, &r->cfg, r->cfg.data.train, r->tokenizer);
+    if (!st && r->from) st = check_same_run(r, r->from);
     if (!st && *r->cfg.data.val)
         st = tp_source_open(&r->val, r->c, &r->cfg, r->cfg.data.val, r->tokenizer);
     tp_rows probe = {0}; /* what cannot be evaluated on is told before the training, not after */
@@ -186,21 +202,6 @@ static tp_status save(run *r, bool best) {
 }
 
 /* ---- resume --------------------------------------------------------------------------------- */
-static tp_status check_same_run(run *r, tp_checkpoint_reader *from) {
-    char *sha = NULL;
-    size_t n;
-    tp_status st = tp_same_config(r->c, from, &r->cfg);
-    if (!st)
-        st = tp_same_text(r->c, from, &r->cfg, "tokenizer", tp_tokenizer_json(r->tokenizer, &n));
-    if (!st) st = tp_checkpoint_get_text(from, "corpus", &sha);
-    if (!st && strcmp(sha, tp_source_sha256(&r->train)))
-        st = tp_fail(r->c, TP_EARG,
-                     "%s is not the corpus that %s was trained on (sha256 %.12s… then)",
-                     r->cfg.data.train, r->cfg.run.dir, sha);
-    tp_free(sha);
-    return st;
-}
-
 static tp_status load_state(run *r, tp_checkpoint_reader *from) {
     counter k[COUNTERS];
     counters(r, k);
@@ -290,16 +291,17 @@ static void show(const run *r, const tp_step_out *s, bool lasting) {
     double per_step = r->busy_seconds * tokens / (double)r->busy_tokens;
     double per_second = (double)r->since_log_tokens / r->since_log_seconds;
     int digits = snprintf(NULL, 0, "%lld", (long long)r->steps);
-    char routed[64] = "", bits[32] = "no bpb"; /* a template's tokens are no text */
-    if (r->bytes) snprintf(bits, sizeof bits, "%.3f bpb", r->nll / log(2) / (double)r->bytes);
+    char routed[64] = "", bits[32] = "no bpb";               /* a template's tokens are no text */
+    const double nll = isnan(r->nll) ? (double)NAN : r->nll; /* a NaN has no sign */
+    if (r->bytes) snprintf(bits, sizeof bits, "%.3f bpb", nll / log(2) / (double)r->bytes);
     if (tp_trainer_routes(&r->trainer))
         snprintf(routed, sizeof routed, "  routed %.1f %%", 100 * s->mod.routed_fraction);
     tp_progress(
         lasting,
         "step %*lld/%lld  loss %.4f  %s  %s tok/s  %s left  lr %.1e  |g| %.2f  MFU %.0f %%%s",
-        digits, (long long)r->step, (long long)r->steps, r->nll / (double)r->targets, bits,
+        digits, (long long)r->step, (long long)r->steps, nll / (double)r->targets, bits,
         tp_count(rate, per_second), tp_duration(left, per_step * (double)(r->steps - r->step)),
-        s->learning_rate, fabs(s->grad_norm), /* a NaN has no sign */
+        s->learning_rate, fabs(s->grad_norm),
         100 * r->plan.step_flops / tokens * per_second / r->peak_flops, routed);
 }
 
@@ -483,7 +485,6 @@ static tp_status train(run *r, bool resuming) {
     tp_status st = resuming ? open_folder(r, true) : TP_OK;
     if (!st && resuming) st = find_checkpoint(r);
     if (!st) st = open_sources(r);
-    if (!st && r->from) st = check_same_run(r, r->from);
     if (!st && !resuming) st = open_folder(r, false);
     if (!st) st = agree(r);
     if (!st) st = plan(r);

@@ -19,7 +19,8 @@ int tp_tape_length(const tp_ctx *c);
 
 /* ---- gradients ------------------------------------------------------------------------------ */
 /* Adds d loss / d leaf into leaf->grad for every leaf with requires_grad. loss has one element.
- * The tape's saved tensors are freed on the way. */
+ * The tape's saved tensors are freed on the way, all of them: a later walk that comes to a call
+ * recorded before is refused with TP_ESTATE. Several losses: tp_backward_from. */
 tp_status tp_backward(tp_ctx *c, tp_tensor *loss);
 /* The same from several tensors at once, each weighted by its dy of the same shape and dtype. */
 tp_status tp_backward_from(tp_ctx *c, int n, tp_tensor *const y[], tp_tensor *const dy[]);

@@ -312,6 +312,16 @@ static tp_status count_readers(tp_ctx *c, const tp_walk *w) {
     return TP_OK;
 }
 
+/* A cotangent has come to a call that saved nothing any more: its gradient would be left out. */
+static tp_status walked_before(tp_ctx *c, const tp_walk *w, int at) {
+    const char *op = ((tp_tape *)c->tape)->node[at].call.op->name;
+    for (int i = at; i >= w->lo; i--) let_go(c, i);
+    return tp_fail(c, TP_ESTATE,
+                   "%s: an earlier walk of this tape freed what it had saved; walk from several "
+                   "tensors at once (tp_backward_from), or keep the saved ones (retain_graph)",
+                   op);
+}
+
 tp_status tp_tape_walk(tp_ctx *c, const tp_walk *w) {
     tp_tape *tape = c->tape;
     bool was_recording = c->recording, was_backward = c->backward, was_to_grad = tape->to_grad;
@@ -321,11 +331,14 @@ tp_status tp_tape_walk(tp_ctx *c, const tp_walk *w) {
     c->backward = true;
     /* lesson: walk */
     for (int at = w->hi - 1; at >= w->lo && !st; at--) {
-        if (!tape->node[at].differentiable) continue;
         bool any = false;
         for (int i = 0; i < tape->node[at].call.nout; i++) any |= tape->node[at].dout[i] != NULL;
-        if (any && (w->to_grad || tape->node[at].reached))
-            st = tape->node[at].replay ? tp_checkpoint_walk(c, w, at) : run_vjp(c, w, at);
+        any &= w->to_grad || tape->node[at].reached;
+        if (!tape->node[at].differentiable) {
+            if (any) st = walked_before(c, w, at);
+            continue;
+        }
+        if (any) st = tape->node[at].replay ? tp_checkpoint_walk(c, w, at) : run_vjp(c, w, at);
         tp_call k = tape->node[at].call;
         if (!st) st = settle(c, w, &k);
         if (!w->create_graph) let_go(c, at);
@@ -340,6 +353,10 @@ tp_status tp_tape_walk(tp_ctx *c, const tp_walk *w) {
 
 static tp_status seed(tp_ctx *c, const tp_walk *w, tp_tensor *y, tp_tensor *dy) {
     bool made = !dy;
+    if (dy && (dy->dtype != y->dtype || !tp_same_shape(dy, y)))
+        return tp_fail(c, dy->dtype != y->dtype ? TP_EDTYPE : TP_ESHAPE,
+                       "%s: dy is %s for a tensor of %s", w->to_grad ? "backward" : "grad",
+                       tp_shape_str(c, dy), tp_shape_str(c, y));
     if (made)
         dy = tp_full_like(c, y, 1);
     else
@@ -396,7 +413,7 @@ static tp_status mark(tp_ctx *c, int n, tp_tensor *const x[]) {
         tp_node *nd = &tape->node[at];
         nd->reached = false;
         memset(nd->dout, 0, sizeof nd->dout);
-        for (int i = 0; i < nd->call.nin && nd->differentiable; i++) {
+        for (int i = 0; i < nd->call.nin; i++) {
             const tp_tensor *t = nd->call.in[i];
             if (!t || !t->requires_grad) continue;
             bool asked = t->node >= 0 && tape->node[t->node].reached;

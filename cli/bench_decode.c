@@ -191,12 +191,8 @@ int tp_bench_decode(const char *command, char *const words[], int n, bool json) 
     tp_trainer t[2] = {{0}};
     int code = tp_open_config(command, &cfg, &c, words, n);
     if (code) return code;
-    tp_status st = TP_OK;
-    if (*cfg.model.init_from)
-        st = tp_config_vocab(c, &cfg);
-    else if (!cfg.model.vocab)
-        st = tp_fail(c, TP_EARG, "model.vocab must be given");
-    else /* what was never trained keeps to no capacity */
+    tp_status st = tp_config_vocab(c, &cfg);
+    if (!*cfg.model.init_from) /* what was never trained keeps to no capacity */
         cfg.mod.router =
             cfg.mod.router == TP_CFG_ROUTER_LINEAR ? TP_CFG_ROUTER_RANDOM : cfg.mod.router;
     if (!st) st = open_model(&t[0], c, &cfg);

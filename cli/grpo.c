@@ -68,6 +68,7 @@ static tp_status open_task(tp_grpo *g) {
                         .overlong_buffer = f->rl.overlong_buffer};
     tp_status st = tp_rewards_new(&g->rewards, g->c, &r);
     if (st) return st;
+    g->eval_prompts = f->rl.eval_prompts;
     t.answerless = !f->rl.eval_prompts && !tp_rewards_has(g->rewards, "exact_match");
     st = tp_task_new(&g->task, g->c, &t);
     if (!st && !tp_task_has_solutions(g->task) && tp_rewards_has(g->rewards, "steps"))
@@ -76,6 +77,13 @@ static tp_status open_task(tp_grpo *g) {
                     "rl.reward_weights: steps compares with solutions that a task from a file (%s) "
                     "does not have",
                     f->rl.task);
+    const int64_t there = st ? 0 : tp_task_held_out(g->task);
+    if (there && there < g->eval_prompts) {
+        g->eval_prompts = there;
+        if (g->root)
+            tp_progress(true, "evaluations ask the %lld held-out prompts of %s, not %lld",
+                        (long long)there, f->rl.task, (long long)f->rl.eval_prompts);
+    }
     return st;
 }
 
@@ -325,8 +333,8 @@ static int finish(tp_grpo_run *r, const char *command, tp_status st) {
         st = tp_ends_finite(&g->trainer, "update",
                             g->step * g->cfg.rl.num_iterations * g->cfg.rl.steps_per_generation);
     if (st) return tp_say_failure(who, g->c, st);
-    printf("done: run=%s step=%lld reward=%.6f", only_evaluate ? "none" : g->cfg.run.dir,
-           (long long)g->step, r->reward);
+    printf("done: run=%s step=%lld", only_evaluate ? "none" : g->cfg.run.dir, (long long)g->step);
+    printf(isnan(r->reward) ? " reward=none" : " reward=%.6f", r->reward);
     if (r->evaluated >= 0) {
         const tp_grpo_eval *e = &r->after;
         printf(" eval_greedy=%.6f eval_pass_1=%.6f", e->greedy, e->pass_1);

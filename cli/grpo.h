@@ -44,6 +44,7 @@ typedef struct tp_grpo {
     int64_t step, steps;   /* done; in all */
     int64_t next_item;     /* the first that no step has drawn */
     int64_t tokens;        /* of completions, all steps together */
+    int64_t eval_prompts;  /* rl.eval_prompts, or as many as there are; 0: no evaluations */
     bool told_room;        /* that a prompt leaves too little of it */
     /* of the step under way */
     int64_t B, minibatch;  /* rows of an update; which one */
@@ -115,7 +116,6 @@ tp_status tp_grpo_read_dump(tp_grpo *g, const char *path);
 /* Model, optimizer, engine, task and rewards of the config; load: from this checkpoint, or NULL. */
 tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load);
 void tp_grpo_close(tp_grpo *g);
-
 
 /* ---- a run and its folder: grpo_folder.c ----------------------------------------------------- */
 typedef struct tp_grpo_run {

@@ -28,7 +28,7 @@ static bool stopped(void *arg) { return ((scores *)arg)->g->ranks == 1 && tp_int
 
 /* samples of every prompt of this rank; sum (2 + prompts) over all ranks */
 static tp_status run(tp_grpo *g, const tp_sampling *how, int64_t samples, double *sum) {
-    int64_t prompts = g->cfg.rl.eval_prompts, n = 0, P = g->cfg.model.context;
+    int64_t prompts = g->eval_prompts, n = 0, P = g->cfg.model.context;
     tp_ctx *c = g->c;
     int32_t *ids = tp_malloc(c, (size_t)(prompts * P) * sizeof *ids);
     uint64_t *item = tp_malloc(c, (size_t)prompts * sizeof *item);
@@ -57,7 +57,7 @@ static tp_status run(tp_grpo *g, const tp_sampling *how, int64_t samples, double
 }
 
 tp_status tp_grpo_evaluate(tp_grpo *g, tp_grpo_eval *out) {
-    int64_t prompts = g->cfg.rl.eval_prompts, k = g->cfg.rl.eval_samples;
+    int64_t prompts = g->eval_prompts, k = g->cfg.rl.eval_samples;
     tp_sampling how = tp_grpo_sampling(g), greedy = how;
     greedy.temperature = 0;
     *out = (tp_grpo_eval){.prompts = prompts, .k = k};

@@ -186,7 +186,7 @@ tp_status tp_grpo_report(tp_grpo_run *r, const tp_update *u, double seconds) {
 tp_status tp_grpo_report_evaluation(tp_grpo_run *r) {
     tp_grpo *g = &r->g;
     char key[32];
-    if (!g->cfg.rl.eval_prompts || r->evaluated == g->step) return TP_OK;
+    if (!g->eval_prompts || r->evaluated == g->step) return TP_OK;
     tp_status st = tp_grpo_evaluate(g, &r->after);
     if (st) return st;
     r->evaluated = g->step;

@@ -2,6 +2,7 @@
 #include "cli/cli.h"
 #include "core/ctx.h"
 #include <math.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -106,6 +107,11 @@ static tp_status open_checkpoint(tp_run *r, const char *path, bool best) {
     char dir[TP_CONFIG_TEXT + 32], warning[512] = "";
     if (best) {
         snprintf(dir, sizeof dir, "%s/checkpoints/best.h5", path);
+        if (stat(dir, &s) && errno == ENOENT)
+            return tp_fail(c, TP_EIO,
+                           "%s has no best checkpoint: a run with data.val and checkpoint.best "
+                           "keeps one at its evaluations",
+                           path);
         return tp_checkpoint_open(&r->from, c, dir);
     }
     snprintf(dir, sizeof dir, "%s/checkpoints", path);

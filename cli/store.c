@@ -174,6 +174,7 @@ tp_status tp_same_config(tp_ctx *c, tp_checkpoint_reader *from, const tp_config 
     if (tp_config_chose_decay(&saved) && tp_config_chose_decay(now))
         saved.train.decay_steps = now->train.decay_steps; /* a part of run.steps */
     adopt_free_keys(&saved, now);
+    if (!tp_checkpoint_find(from, "grpo/next_item")) saved.rl = now->rl; /* never looked at */
     if (!st && !tp_config_equal(&saved, now)) {
         char *a = tp_config_text(c, &saved), *b = tp_config_text(c, now);
         if (a && b) tp_config_difference(a, b, what, sizeof what);

@@ -2,6 +2,7 @@
 #include "core/ctx.h"
 #include "core/arena.h"
 #include "core/device.h"
+#include "core/team.h"
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -48,7 +49,14 @@ tp_status tp_ctx_new(tp_ctx **out, const tp_ctx_opts *opts) {
     const tp_ctx_opts *o = opts ? opts : &defaults;
     *out = NULL;
     if (o->why) *o->why = 0;
-    if (o->device < 0 || o->device >= TP_NDEV || o->threads < 0) return TP_EARG;
+    if (o->device < 0 || o->device >= TP_NDEV || o->threads < 0) {
+        if (o->why)
+            snprintf(o->why, TP_WHY_BYTES,
+                     o->threads < 0 ? "threads must be 0, for every core, or more, got %d"
+                                    : "there is no device %d",
+                     o->threads < 0 ? o->threads : (int)o->device);
+        return TP_EARG;
+    }
     tp_ctx *c = calloc(1, sizeof *c);
     if (!c) return TP_ENOMEM;
     c->device = o->device;
@@ -85,6 +93,7 @@ tp_status tp_ctx_beside(tp_ctx **out, tp_ctx *c) {
 
 void tp_ctx_free(tp_ctx *c) {
     if (!c) return;
+    tp_team_free(c->team);
     if (c->step_arena && c->keep_arena && c->pool) tp_step_end(c);
     if (c->tape_free) c->tape_free(c);
     tp_pool_free(c, c->pool);

@@ -27,6 +27,7 @@ struct tp_ctx {
     bool as_decoded;                   /* a forward pass must have the bits of decoding */
     bool meta, keep_all;               /* keep_all: scopes release nothing (printing, teaching) */
     int threads, isa;                  /* isa: 1 portable, 3 AVX2+FMA, 4 AVX-512 */
+    struct tp_team *team;              /* the threads beside the ctx's own; NULL: none yet */
     uint64_t seed, step, sample;
     uint32_t stream; /* dropout sites passed so far in this forward */
     double flops;    /* of every op run since it was last zeroed */

@@ -1,12 +1,12 @@
-/* Owns threads: OpenMP behind one function, so that no kernel knows how work is shared out. */
+/* Owns how loops are shared out, so that no kernel knows. */
 #include "core/ctx.h"
+#include "core/team.h"
 #include <omp.h>
 #include <time.h>
 
-/* ThreadSanitizer sees nothing of what libgomp does, so it would take every parallel loop for a
- * race with what comes before and after it. It is told when the threads start and meet again, which
- * is what OpenMP promises; what the chunks do among themselves it checks as anywhere else. The loop
- * itself is left out: libgomp hands it its variables. */
+/* ThreadSanitizer sees nothing of what libgomp does, so it would take every loop on its threads for
+ * a race with what comes before and after it. It is told when the threads start and meet again,
+ * which is what OpenMP promises; what the chunks do among themselves it checks as anywhere else. */
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
 #define NOT_SANITIZED __attribute__((no_sanitize("thread")))
@@ -18,33 +18,38 @@
 #define HAPPENS_AFTER(mark) (void)(mark)
 #endif
 
+/* On the threads that oneDNN's products run on: after each they look for more for milliseconds, and
+ * a team beside them would wait for its cores. */
 NOT_SANITIZED
-/* lesson: parallel */
-void tp_parallel_for(tp_ctx *c, int64_t n, int64_t grain, tp_range_fn fn, void *arg) {
-    if (n <= 0) return;
-    if (grain < 1) grain = 1;
-    int64_t chunks = (n + grain - 1) / grain;
-    int threads = c && !omp_in_parallel() ? c->threads : 1;
-    if (threads > chunks) threads = (int)chunks;
-    if (threads == 1) {
-        for (int64_t i = 0; i < chunks; i++)
-            fn(arg, i * grain, (i + 1) * grain < n ? (i + 1) * grain : n);
-        return;
-    }
-    /* dynamic: a chunk's bits do not depend on who computes it, and a busy core gets fewer */
+static void loop_beside_onednn(tp_ctx *c, int64_t n, int64_t grain, tp_range_fn fn, void *arg) {
+    const int64_t chunks = (n + grain - 1) / grain;
+    const int threads = c->threads < chunks ? c->threads : (int)chunks;
     char start, end; /* marks for ThreadSanitizer; nothing in other builds */
     HAPPENS_BEFORE(&start);
 #pragma omp parallel num_threads(threads)
     {
         HAPPENS_AFTER(&start);
 #pragma omp for schedule(dynamic, 1) nowait
-        for (int64_t i = 0; i < chunks; i++)
-            fn(arg, i * grain, (i + 1) * grain < n ? (i + 1) * grain : n);
+        for (int64_t i = 0; i < chunks; i++) {
+            int64_t begin = i * grain, size = grain < n - begin ? grain : n - begin;
+            tp_chunk(omp_get_thread_num(), begin, begin + size, fn, arg);
+        }
         HAPPENS_BEFORE(&end);
     }
     HAPPENS_AFTER(&end);
 }
-/* end */
+
+void tp_parallel_for(tp_ctx *c, int64_t n, int64_t grain, tp_range_fn fn, void *arg) {
+    if (grain < 1) grain = 1;
+    if (!c || c->threads == 1 || n <= grain || tp_in_loop())
+        tp_loop_alone(n, grain, fn, arg);
+    else if (c->fast)
+        loop_beside_onednn(c, n, grain, fn, arg);
+    else if (c->team || (c->team = tp_team_new(c->threads)))
+        tp_team_run(c->team, n, grain, fn, arg);
+    else
+        tp_loop_alone(n, grain, fn, arg);
+}
 
 double tp_now(void) {
     struct timespec t;

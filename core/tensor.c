@@ -97,6 +97,10 @@ void tp_strides_set(tp_tensor *t) {
 static tp_tensor *header(tp_ctx *c, struct tp_arena *a, tp_dtype dt, int ndim,
                          const int64_t *shape) {
     if (c->status) return NULL;
+    if ((unsigned)dt >= TP_NDTYPE) {
+        tp_fail(c, TP_EDTYPE, "there is no dtype %d", (int)dt);
+        return NULL;
+    }
     if (ndim < 0 || ndim > TP_MAXDIM) {
         tp_fail(c, TP_ESHAPE, "a tensor has 0 to %d dimensions, got %d", TP_MAXDIM, ndim);
         return NULL;

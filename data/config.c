@@ -32,9 +32,9 @@ tp_status tp_config_set(tp_ctx *c, tp_config *cfg, const char *word) {
         if (tp_config_group_row(word, n) >= 0)
             return tp_fail(c, TP_EARG, "command line: %s is a group of keys; name one as %s.KEY",
                            name, name);
-        const char *near = tp_config_nearest(name);
-        return tp_fail(c, TP_EARG, "command line: %s: unknown key%s%s%s", name,
-                       near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
+        char hint[TP_CONFIG_HINT];
+        return tp_fail(c, TP_EARG, "command line: %s: unknown key%s", name,
+                       tp_config_hint(hint, name));
     }
     const char *why = tp_config_put(cfg, row, eq + 1, strlen(eq + 1), words, sizeof words);
     if (why) {

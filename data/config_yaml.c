@@ -93,9 +93,9 @@ static bool is_null(const reader *r) {
 }
 
 static tp_status unknown_key(reader *r, int line, const char *name) {
-    const char *near = tp_config_nearest(name);
-    return tp_fail(r->c, TP_EARG, "%s:%d: %s: unknown key%s%s%s", r->name, line, name,
-                   near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
+    char hint[TP_CONFIG_HINT];
+    return tp_fail(r->c, TP_EARG, "%s:%d: %s: unknown key%s", r->name, line, name,
+                   tp_config_hint(hint, name));
 }
 
 /* The value of `row` is the current event. */

@@ -56,7 +56,10 @@ static tp_status check_head(tp_ctx *c, const char *what, const char *name, const
     static const uint8_t signature[8] = {0x89, 'H', 'D', 'F', '\r', '\n', 0x1a, '\n'};
     if (!n) return tp_fail(c, TP_EFORMAT, "%s: %s is empty", what, name);
     if (n < 9 || memcmp(head, signature, 8))
-        return tp_fail(c, TP_EFORMAT, "%s: %s is not an HDF5 file", what, name);
+        return tp_fail(c, TP_EFORMAT, "%s: %s is not an HDF5 file%s", what, name,
+                       strcmp(what, "corpus") ? ""
+                                              : ", which `tapir prepare` makes of text; "
+                                                "conversations are a .jsonl file");
     if (head[8] < 2)
         return tp_fail(c, TP_EFORMAT,
                        "%s: %s is an HDF5 file of the old layout (superblock %d), which Tapir does "

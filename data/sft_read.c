@@ -182,8 +182,12 @@ tp_status tp_sft_read(tp_sft_data **out, tp_ctx *c, const char *path, const tp_t
     if (!st) d->offset[0] = 0;
     if (!st) st = read_file(&r, tp_tokenizer_eos(t));
     if (!st && !d->info.examples)
-        st = tp_fail(c, TP_EFORMAT, "%s holds no example with a reply that fits into %lld tokens",
-                     path, (long long)T + 1);
+        st = tp_fail(c, TP_EFORMAT,
+                     d->info.left_out
+                         ? "%s holds no example with a reply that begins within the %lld tokens of "
+                           "model.context"
+                         : "%s holds no example at all",
+                     path, (long long)T);
     tp_conversation_clear(&r.v);
     tp_chat_free(r.chat);
     if (st) {

@@ -17,10 +17,11 @@ static tp_status check_inputs(tp_ctx *c, const tp_op *op, int nin, tp_tensor *co
         if (!in[i] && !((op->optional >> i) & 1))
             return tp_fail(c, TP_EARG, "%s: input %d is missing", op->name, i);
         if (in[i] && in[i]->released)
-            return tp_fail(c, TP_ESTATE,
-                           "%s: input %d was released when its scope closed; keep it with "
-                           "tp_scope_close",
-                           op->name, i);
+            return tp_fail(
+                c, TP_ESTATE,
+                "%s: input %d was released when its scope or its step ended; keep it with "
+                "tp_scope_close, or make it with tp_tensor_keep",
+                op->name, i);
     }
     return TP_OK;
 }

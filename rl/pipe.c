@@ -135,7 +135,9 @@ tp_status tp_pipe_ask(tp_pipe *p, tp_ctx *c, const char *text, size_t n, int64_t
         if (ready <= 0) {
             int status;
             end(p, &status);
-            st = tp_fail(c, TP_EIO, "the program \"%s\" took more than %g seconds for %lld lines",
+            st = tp_fail(c, TP_EIO,
+                         "the program \"%s\" took more than %g seconds for %lld lines; "
+                         "it must write and flush an answer to each as it comes",
                          p->command, timeout, (long long)lines);
             break;
         }

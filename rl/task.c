@@ -171,6 +171,8 @@ void tp_task_free(tp_task *t) {
 }
 
 /* ---- items ---------------------------------------------------------------------------------- */
+int64_t tp_task_held_out(const tp_task *t) { return t->kind ? INT64_MAX : t->held_out; }
+
 static tp_status file_item(tp_task *t, tp_ctx *c, bool held_out, uint64_t i, tp_task_item *out) {
     int64_t first = held_out ? t->n - t->held_out : 0,
             n = held_out ? t->held_out : t->n - t->held_out;

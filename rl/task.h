@@ -37,6 +37,9 @@ bool tp_task_has_solutions(const tp_task *t);
 /* SHA-256 of a file's bytes as they were read, in hexadecimal; "built in". */
 const char *tp_task_sha256(const tp_task *t);
 
+/* How many different held-out items there are: of a file; INT64_MAX for those that are made. */
+int64_t tp_task_held_out(const tp_task *t);
+
 typedef struct tp_task_item {
     char *prompt, *answer, *demo; /* the task's own memory, until the next item; demo may be "" */
 } tp_task_item;

@@ -177,7 +177,7 @@ says 1 'memory\|does not fit\|at most\|INT32\|tokens' $train model.channels=1048
 says 1 'nope.h5' $train data.train=nope.h5
 : >empty.h5
 says 1 'empty.h5' $train data.train=empty.h5
-says 1 'text.txt' $train data.train=text.txt
+says 1 'text.txt is not an HDF5 file, which .tapir prepare. makes' $train data.train=text.txt
 head -c 3000 train.h5 >cut.h5
 says 1 'cut.h5' $train data.train=cut.h5
 says 1 'another tokenizer' $train data.val=other.h5
@@ -189,6 +189,7 @@ works $tapir hash run
 says 1 'holds a run already' $train
 works $train --resume
 says 1 'another config' $train --resume train.learning_rate=0.5
+works $train --resume rl.task=parity
 says 1 'another config' $train --resume model.layers=2
 works $tapir prepare text.txt --out half.h5 --val-fraction 0.5 --val rest.h5 --tokenizer run/tokenizer.json
 works $train run.dir=decay train.lr_scheduler_type=wsd
@@ -196,6 +197,7 @@ works $train run.dir=decay train.lr_scheduler_type=wsd run.steps=10 train.loss_c
 says 1 'another config: "decay_steps: 2" there' $train run.dir=decay train.lr_scheduler_type=wsd run.steps=12 train.decay_steps=3 --resume
 says 1 'is not the corpus' $train --resume data.train=half.h5 data.val=rest.h5
 says 1 'another' $train --resume data.train=other.h5 data.val=other.h5
+says 1 'run was trained with another' $train --resume data.train=other.h5
 works $tapir generate run "line 1" --max-new-tokens 5
 works $tapir generate run --max-new-tokens 5
 works $tapir eval run

@@ -285,6 +285,13 @@ static void test_overrides(void **state) {
         {"model.layer=3", "command line: model.layer: unknown key; did you mean model.layers?"},
         {"layers=3", "did you mean model.layers?"},
         {"dist.zero=1", "did you mean dist.zero_stage?"},
+        {"per_device_train_batch_size=8", "did you mean train.batch?"}, /* other trainers' */
+        {"num_train_epochs=3", "did you mean run.steps?"},
+        {"model.n_embd=64", "did you mean model.channels?"},
+        {"train.lr=0.1", "did you mean train.learning_rate?"},
+        {"eval.steps=10", "did you mean eval.every?"},
+        {"eval_steps=10", "did you mean eval.every?"},
+        {"zzzzzzzzzzz=3", "unknown key; `tapir train --keys` lists them"},
         {"model.layers=", "command line: model.layers must be a whole number"},
         {"model.layers= 3", "must be a whole number"},
         {"model.layers=3.5", "must be a whole number"},

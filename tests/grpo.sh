@@ -220,7 +220,7 @@ says 'overlong needs rl.overlong_buffer' rl.reward_weights=overlong=1
 says 'rl.overlong_buffer is 13, but rl.max_completion_length only 12' rl.overlong_buffer=13
 refuses 'evaluate needs rl.eval_prompts' grpo none --evaluate rl.eval_prompts=0
 refuses 'leave out --resume' grpo none --evaluate --resume
-tells 'done: run=none step=0 reward=nan eval_greedy=[0-9.]* eval_pass_1=[0-9.]* eval_length=[0-9.]* s_per_step=0.000' \
+tells 'done: run=none step=0 reward=none eval_greedy=[0-9.]* eval_pass_1=[0-9.]* eval_length=[0-9.]* s_per_step=0.000' \
     grpo none --evaluate rl.eval_samples=1
 tells 'step 0/6  held out: greedy [0-9.]*  pass@1 [0-9.]*  length [0-9.]*' grpo none --evaluate rl.eval_samples=1
 tells 'step 0/6  .*  pass@1 [0-9.]*  pass@2 [0-9.]*  length .*' grpo none --evaluate rl.eval_samples=2
@@ -291,6 +291,9 @@ refuses 'line 1: there is no "answer"; a line is .*; without an answer only' "$t
 unanswered="rl.task=$dir/unanswered.jsonl rl.reward_weights=format=0.1,program=1 run.steps=1"
 says 'line 1: there is no "answer"' $unanswered rl.reward_program="sh $dir/reward.sh"
 expect "prompts without answers, for a program" grpo unanswered $unanswered rl.reward_program="sh $dir/reward.sh" rl.eval_prompts=0
+{ "$tapir" task parity --min 4 --max 8 -n 40 && head -3 "$dir/val.jsonl"; } | sed 's/"response":"[^"]*",//' >"$dir/few.jsonl"
+tells "evaluations ask the 3 held-out prompts of .*, not 200" "$tapir" grpo "$src/configs/tests/grpo.yaml" run.dir="$dir/few" model.init_from="$dir/sft" rl.task="$dir/few.jsonl" \
+    rl.eval_prompts=200 run.steps=1
 
 # ---- what a run began with may change -----------------------------------------------------------
 constant="train.lr_scheduler_type=constant rl.beta=0.5"

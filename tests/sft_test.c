@@ -328,7 +328,8 @@ static void test_refusals(void **state) {
     fputs("{\"prompt\":\"aaaaaaaaaaaaaaaa\",\"response\":\"b\"}\n", f);
     fclose(f);
     assert_int_equal(tp_sft_read(&d, c, path, bytes, TP_CHAT_PLAIN, 8), TP_EFORMAT);
-    assert_non_null(strstr(tp_error(c), "no example with a reply that fits into 9 tokens"));
+    assert_non_null(strstr(
+        tp_error(c), "no example with a reply that begins within the 8 tokens of model.context"));
     tp_clear(c);
     assert_int_equal(tp_sft_read(&d, c, "/nowhere/x.jsonl", bytes, TP_CHAT_PLAIN, 8), TP_EIO);
     tp_clear(c);

@@ -18,7 +18,7 @@ typedef struct flash_backward {
     int64_t Dp, Dvp;
     float *delta; /* (B,H,T): sum over d of do*o, minus dlse */
     size_t delta_floats, slot_floats;
-    bool want_dq, want_dkv, nested;
+    bool want_dq, want_dkv;
 } flash_backward;
 
 /* One thread's memory, and the pair it works on. */
@@ -53,7 +53,7 @@ static size_t backward_workspace(const tp_call *k) {
 
 static pair pair_for_thread(const flash_backward *f) {
     float *at = (float *)f->call->workspace + f->delta_floats +
-                f->slot_floats * (size_t)workspace_slot(f->nested);
+                f->slot_floats * (size_t)tp_slot();
     pair u = {.f = f};
     u.q = at, at += ROWS * f->Dp;
     u.dq = at, at += ROWS * f->Dp;
@@ -338,7 +338,6 @@ static void chunk_range(void *arg, int64_t begin, int64_t end) {
 static tp_status backward_run(const tp_call *k) {
     flash_backward f = backward_of(k);
     int64_t groups = f.p.B * f.p.Hkv, threads = tp_threads(k->ctx);
-    f.nested = omp_in_parallel();
     f.delta = k->workspace;
     tp_parallel_for(k->ctx, f.p.B * f.p.H * f.p.T, 256, delta_range, &f);
     if (threads == 1 || groups >= 2 * threads) {

@@ -25,7 +25,6 @@ typedef struct flash {
     int64_t rows, chunk, chunks; /* rows of one key head; rows and chunks per unit */
     int64_t Dp, Dvp;             /* D and Dv padded to whole vectors */
     size_t slot_floats;
-    bool nested;
 } flash;
 
 /* One thread's memory, and the unit it works on. */
@@ -277,7 +276,7 @@ static void run_unit(flash_unit *u) {
 
 static void flash_range(void *arg, int64_t begin, int64_t end) {
     const flash *f = arg;
-    float *at = (float *)f->call->workspace + f->slot_floats * (size_t)workspace_slot(f->nested);
+    float *at = (float *)f->call->workspace + f->slot_floats * (size_t)tp_slot();
     flash_unit u = {.f = f};
     u.q = at, at += f->chunk * f->Dp;
     u.o = at, at += f->chunk * f->Dvp;
@@ -298,7 +297,6 @@ static void flash_range(void *arg, int64_t begin, int64_t end) {
 
 static tp_status flash_run(const tp_call *k) {
     flash f = flash_of(k);
-    f.nested = omp_in_parallel();
     tp_parallel_for(k->ctx, f.p.B * f.p.Hkv * f.chunks, 1, flash_range, &f);
     return TP_OK;
 }

@@ -2,13 +2,12 @@
  * the values. Kept to be read and to test the tiled kernel against; it is slow and rounds
  * differently. */
 #include "ops/attention/attention_math.h"
+#include "core/team.h"
 #include "ops/attention/attention_problem.h"
-#include <omp.h>
 
 typedef struct naive {
     const tp_call *call;
     attention_problem p;
-    bool nested;
 } naive;
 
 static float at(const tp_tensor *x, int64_t b, int64_t t, int64_t h, int64_t d) {
@@ -47,7 +46,7 @@ static void naive_row(const naive *n, float *w, int64_t b, int64_t h, int64_t t)
 static void naive_range(void *arg, int64_t begin, int64_t end) {
     const naive *n = arg;
     int64_t H = n->p.H, T = n->p.T;
-    float *w = (float *)n->call->workspace + (n->nested ? 0 : omp_get_thread_num()) * n->p.S;
+    float *w = (float *)n->call->workspace + tp_slot() * n->p.S;
     for (int64_t i = begin; i < end; i++) naive_row(n, w, i / T / H, i / T % H, i % T);
 }
 
@@ -56,8 +55,7 @@ static size_t naive_workspace(const tp_call *k) {
 }
 
 static tp_status naive_run(const tp_call *k) {
-    naive n = {k, attention_problem_of(k, k->in[ATTENTION_SEGMENTS], k->in[ATTENTION_STARTS]),
-               omp_in_parallel()};
+    naive n = {k, attention_problem_of(k, k->in[ATTENTION_SEGMENTS], k->in[ATTENTION_STARTS])};
     tp_parallel_for(k->ctx, n.p.B * n.p.H * n.p.T, 16, naive_range, &n);
     return TP_OK;
 }

@@ -6,10 +6,10 @@
  * a training forward agree to the last bit. */
 #ifndef TP_ATTENTION_TILE_H
 #define TP_ATTENTION_TILE_H
+#include "core/team.h"
 #include "ops/attention/attention_math.h"
 #include "ops/attention/attention_problem.h"
 #include "ops/simd.h"
-#include <omp.h>
 
 enum { TILE = 64, TILE_VECTORS = TILE / TP_LANES };
 enum { MM_ROWS = 6 }; /* the same everywhere: blocks of rows decide which zeros are added */
@@ -279,9 +279,4 @@ static inline void visible_tiles(const attention_problem *p, int64_t b, int64_t 
 
 static inline int lowest_bit(uint64_t bits) { return __builtin_ctzll(bits); }
 static inline int after_highest_bit(uint64_t bits) { return 64 - __builtin_clzll(bits); }
-
-/* ---- threads -------------------------------------------------------------------------------- */
-/* Which slice of the workspace is this thread's. A caller that is itself inside a parallel region
- * runs every chunk on one thread, whatever its number there. */
-static inline int workspace_slot(bool nested) { return nested ? 0 : omp_get_thread_num(); }
 #endif

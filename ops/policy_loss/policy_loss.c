@@ -207,7 +207,7 @@ static double policy_flops(const tp_call *k) { return 30.0 * (double)tp_numel(k-
 #define NONE {TP_GEN_ABSENT}
 #define OPTS(...) &(const tp_policy_opts){.epsilon = 0.2, .epsilon_high = 0.28, __VA_ARGS__}
 /* Advantages, weights and the other policies' log-probs are constants, which the row test of
- * gradients does not know: tests/policy_loss_test.c checks the two that there are. */
+ * gradients does not know: tests/rl_test.c checks the two that there are. */
 static const tp_sample policy_samples[] = {
     {"on policy", {N(3, 5), NONE, NONE, A(3), W(3, 5)}, OPTS(.kl = 0), .no_grad = true},
     {"clip", {N(5, 9), N(5, 9), NONE, A(5), W(5, 9)}, OPTS(.kl = 0), .no_grad = true},

@@ -1,9 +1,9 @@
 /* rope on the CPU: the sines and cosines of a position are made once and used by all heads (and,
  * where positions are those of t, by all sequences), which costs less than reading a table of them.
  */
+#include "core/team.h"
 #include "ops/rope/rope_math.h"
 #include "ops/rope/rope_problem.h"
-#include <omp.h>
 #include <string.h>
 
 typedef struct rope_job {
@@ -11,7 +11,6 @@ typedef struct rope_job {
     int64_t h, pad; /* planes; padded to whole vectors */
     double *frequency;
     float *turns; /* per thread: pad cosines, pad sines */
-    bool nested;
 } rope_job;
 
 static void turn_row(const float *restrict x, float *restrict y, const float *restrict c,
@@ -38,7 +37,7 @@ static void rope_range(void *arg, int64_t begin, int64_t end) {
     const rope_job *j = arg;
     const tp_tensor *x = j->call->in[ROPE_X];
     bool inverse = ((const rope_attr *)j->call->attr)->inverse;
-    float *c = j->turns + 2 * j->pad * (j->nested ? 0 : omp_get_thread_num()), *s = c + j->pad;
+    float *c = j->turns + 2 * j->pad * tp_slot(), *s = c + j->pad;
     int64_t B = x->shape[0], T = x->shape[1];
     bool own = j->call->in[ROPE_POSITIONS] != NULL; /* each sequence has its own positions */
     for (int64_t row = begin; row < end; row++) {
@@ -61,7 +60,7 @@ static tp_status rope_run(const tp_call *k) {
     const tp_tensor *x = k->in[ROPE_X];
     tp_status st = rope_check_positions(k);
     if (st || !tp_numel(x)) return st;
-    rope_job j = {.call = k, .h = rope_half(k), .pad = padded_half(k), .nested = omp_in_parallel()};
+    rope_job j = {.call = k, .h = rope_half(k), .pad = padded_half(k)};
     j.frequency = k->workspace;
     j.turns = (float *)(j.frequency + j.pad);
     rope_frequencies(rope_theta(k), j.h, j.frequency);

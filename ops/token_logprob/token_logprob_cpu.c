@@ -1,9 +1,9 @@
 /* token_logprob on the CPU: a copy of each row, scaled and cut to its set, then
  * linear_cross_entropy's row, so that the sums have its order. A token outside the set has the
  * score -1e30, which adds exact zeros to every sum. */
+#include "core/team.h"
 #include "ops/linear_cross_entropy/lce_row.h"
 #include "ops/token_logprob/token_logprob_row.h"
-#include <omp.h>
 #include <string.h>
 
 static const float outside = -1e30f;
@@ -11,14 +11,12 @@ typedef struct work {
     const tp_call *k;
     int64_t v;
     lce_scale scale;
-    bool nested;
 } work;
 
 static work work_of(const tp_call *k) {
     const token_attr *a = k->attr;
     return (work){k, tp_dim(k->in[TOKEN_LOGITS], -1),
-                  lce_scale_of(a->softcap, a->temperature > 0 ? a->temperature : 1),
-                  omp_in_parallel()};
+                  lce_scale_of(a->softcap, a->temperature > 0 ? a->temperature : 1)};
 }
 
 static size_t padded(int64_t v) { return (size_t)((v + 15) / 16 * 16); }
@@ -36,7 +34,7 @@ static void scaled_row(const work *w, int64_t i, float *s) {
 static void forward_rows(void *arg, int64_t begin, int64_t end) {
     const work *w = arg;
     float *s =
-        (float *)w->k->workspace + padded(w->v) * (size_t)(w->nested ? 0 : omp_get_thread_num());
+        (float *)w->k->workspace + padded(w->v) * (size_t)tp_slot();
     for (int64_t i = begin; i < end; i++) {
         int64_t y = token_target(w->k, i);
         lce_stats out = {0};
