@@ -312,9 +312,14 @@ static tp_status count_readers(tp_ctx *c, const tp_walk *w) {
     return TP_OK;
 }
 
-/* A cotangent has come to a call that saved nothing any more: its gradient would be left out. */
-static tp_status walked_before(tp_ctx *c, const tp_walk *w, int at) {
-    const char *op = ((tp_tape *)c->tape)->node[at].call.op->name;
+/* A cotangent has come to a call that saved nothing any more. Where it is to go on from there, a
+ * gradient would be left out. */
+static tp_status check_dropped(tp_ctx *c, const tp_walk *w, int at) {
+    const tp_call *k = &((tp_tape *)c->tape)->node[at].call;
+    const char *op = k->op->name;
+    bool lost = false;
+    for (int i = 0; i < k->nin; i++) lost |= wanted(c, w, k->in[i]);
+    if (!lost) return TP_OK;
     for (int i = at; i >= w->lo; i--) let_go(c, i);
     return tp_fail(c, TP_ESTATE,
                    "%s: an earlier walk of this tape freed what it had saved; walk from several "
@@ -335,7 +340,7 @@ tp_status tp_tape_walk(tp_ctx *c, const tp_walk *w) {
         for (int i = 0; i < tape->node[at].call.nout; i++) any |= tape->node[at].dout[i] != NULL;
         any &= w->to_grad || tape->node[at].reached;
         if (!tape->node[at].differentiable) {
-            if (any) st = walked_before(c, w, at);
+            if (any) st = check_dropped(c, w, at);
             continue;
         }
         if (any) st = tape->node[at].replay ? tp_checkpoint_walk(c, w, at) : run_vjp(c, w, at);

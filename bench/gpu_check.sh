@@ -159,13 +159,13 @@ part_programs() {
     done
 }
 part_training() {
-    check "training" 400 sh tests/cuda/train.sh $build/tapir .
-    check "reinforcement learning" 200 sh tests/cuda/grpo.sh $build/tapir .
-    check "real widths" 200 sh tests/cuda/wide.sh $build/tapir .
+    check "training" 320 sh tests/cuda/train.sh $build/tapir .
+    check "reinforcement learning" 130 sh tests/cuda/grpo.sh $build/tapir .
+    check "real widths" 130 sh tests/cuda/wide.sh $build/tapir .
 }
 # sanitizer NAME TOOL WORDS: the ops of the input. Errors of calls are told by the program itself.
 sanitizer() {
-    each "$1" 4 150 180 "compute-sanitizer --target-processes all --report-api-errors no --tool $2 ${3:-} --error-exitcode 1 $build/cuda_op_test"
+    each "$1" 4 120 140 "compute-sanitizer --target-processes all --report-api-errors no --tool $2 ${3:-} --error-exitcode 1 $build/cuda_op_test"
 }
 # racecheck knows neither what orders the kernels inside cuBLASLt (nvjet), nor that an mbarrier orders a bulk
 # copy without a tensor map, by which attention_backward reads its rows' statistics on Hopper: what it says

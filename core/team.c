@@ -4,10 +4,13 @@
  * loop is still open; the caller closes the loop before it looks whether anybody is inside. Both
  * are sequentially consistent, so one of them sees the other, and no helper reads a loop that its
  * caller has left. */
+#define _GNU_SOURCE /* pthread_setaffinity_np */
 #include "core/team.h"
+#include <omp.h>
 #include <pthread.h>
-#include <stdatomic.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -115,10 +118,26 @@ static void leave(tp_team *t) {
     pthread_mutex_unlock(&t->lock);
 }
 
+/* Where OMP_PROC_BIND or OMP_PLACES ask for places, the program's first thread has been put into
+ * one before main, and a thread that it starts would share that. Others are this one's. */
+static void take_place(int slot) {
+    enum { MOST = 256 };
+    int ids[MOST], places = omp_get_num_places(), place = places ? slot % places : 0;
+    int n = places ? omp_get_place_num_procs(place) : 0;
+    if (n < 1 || n > MOST) return;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    omp_get_place_proc_ids(place, ids);
+    for (int i = 0; i < n; i++)
+        if (ids[i] >= 0 && ids[i] < CPU_SETSIZE) CPU_SET(ids[i], &set);
+    pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+}
+
 static void *help(void *arg) {
     helper *h = arg;
     tp_team *t = h->team;
     unsigned seen = 0;
+    take_place(h->slot);
     for (;;) {
         wait_for_new(t, seen);
         if (atomic_load(&t->end)) return NULL;
@@ -167,6 +186,17 @@ void tp_team_run(tp_team *t, int64_t n, int64_t grain, tp_range_fn fn, void *arg
 }
 
 /* ---- life ----------------------------------------------------------------------------------- */
+int tp_thread_start(pthread_t *thread, void *(*run)(void *), void *arg) {
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+    sigset_t set, before;
+    sigfillset(&set);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&set, faults[i]);
+    pthread_sigmask(SIG_SETMASK, &set, &before);
+    int failed = pthread_create(thread, NULL, run, arg);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return failed;
+}
+
 tp_team *tp_team_new(int threads) {
     int most = threads - 1;
     size_t bytes = sizeof(tp_team) + (size_t)most * sizeof(helper);
@@ -176,15 +206,11 @@ tp_team *tp_team_new(int threads) {
     pthread_mutex_init(&t->lock, NULL);
     pthread_cond_init(&t->begun, NULL);
     pthread_cond_init(&t->left, NULL);
-    sigset_t all, before; /* signals are for the program's own threads */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
     for (; t->helpers < most; t->helpers++) {
         helper *h = &t->helper[t->helpers];
         *h = (helper){.team = t, .slot = t->helpers + 1};
-        if (pthread_create(&h->thread, NULL, help, h)) break; /* fewer do the same work */
+        if (tp_thread_start(&h->thread, help, h)) break; /* fewer do the same work */
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
     return t;
 }
 

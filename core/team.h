@@ -5,6 +5,7 @@
 #ifndef TP_TEAM_H
 #define TP_TEAM_H
 #include "core/core.h"
+#include <pthread.h>
 
 typedef struct tp_team tp_team;
 /* With as many helpers as could be started, `threads` - 1 at most; NULL: no memory. */
@@ -20,4 +21,8 @@ void tp_chunk(int slot, int64_t begin, int64_t end, tp_range_fn fn, void *arg);
 /* Inside fn: which of the loop's threads this is, from 0 to tp_threads - 1, for scratch memory. */
 int tp_slot(void);
 bool tp_in_loop(void); /* of several threads: one inside it is this thread's alone */
+
+/* A thread that no signal of the process goes to: those are for the program's own threads, which
+ * know what to do. (A fault of its own does.) Answers as pthread_create. */
+int tp_thread_start(pthread_t *thread, void *(*run)(void *), void *arg);
 #endif

@@ -1,9 +1,9 @@
 /* Batches of training rows: filling them, and the thread that fills the next one ahead. */
 #include "data/loader.h"
+#include "core/team.h"
 #include "data/sample_order.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <string.h>
 
 typedef struct buffer {
@@ -118,16 +118,11 @@ static void *prefetch(void *arg) {
     return NULL;
 }
 
-/* Signals are for the caller's thread, which knows how to stop a run. */
 static tp_status start_thread(tp_loader *l, tp_ctx *c) {
-    sigset_t all, before;
     /* META: this ctx is for error messages and heap memory, it needs no tensor pool. */
     tp_status st = tp_ctx_new(&l->thread_ctx, &(tp_ctx_opts){.meta = true, .threads = 1});
     if (st) return tp_fail(c, st, "loader: cannot make the prefetch thread's context");
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int e = pthread_create(&l->thread, NULL, prefetch, l);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    int e = tp_thread_start(&l->thread, prefetch, l);
     if (e) return tp_fail(c, TP_EIO, "loader: cannot start the prefetch thread: %s", strerror(e));
     l->threaded = true;
     return TP_OK;

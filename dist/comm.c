@@ -1,6 +1,6 @@
 /* A communicator's life: opening, its thread and the queue of calls, failures, closing. */
 #include "dist/comm.h"
-#include <signal.h>
+#include "core/team.h"
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -94,20 +94,6 @@ static void *thread_main(void *arg) {
     return NULL;
 }
 
-/* Signals are for the caller's threads, which know what to do with them. */
-static int start_thread(tp_comm *m) {
-    sigset_t all, before;
-    sigfillset(&all);
-    sigdelset(&all, SIGSEGV);
-    sigdelset(&all, SIGBUS);
-    sigdelset(&all, SIGFPE);
-    sigdelset(&all, SIGILL);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int failed = pthread_create(&m->thread, NULL, thread_main, m);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return failed;
-}
-
 /* ---- opening -------------------------------------------------------------------------------- */
 static void *lane_alloc(tp_transport *t, tp_ctx *c) {
     return t->swap_alloc ? t->swap_alloc(t, c, TP_SEGMENT_BYTES) : tp_malloc(c, TP_SEGMENT_BYTES);
@@ -186,7 +172,7 @@ tp_status tp_comm_open_on(tp_comm **out, tp_ctx *c, double timeout, tp_transport
     bool ok = m->peer != NULL;
     for (int k = 0; ok && k < 2; k++)
         ok = (m->lane[k].out = lane_alloc(t, c)) && (m->lane[k].in = lane_alloc(t, c));
-    if (ok && start_thread(m))
+    if (ok && tp_thread_start(&m->thread, thread_main, m))
         tp_fail(c, TP_EIO, "rank %d: no thread for its traffic could be started", m->rank);
     else if (ok) {
         *out = m;

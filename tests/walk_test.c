@@ -86,6 +86,20 @@ static void test_second_grad(void **state) {
     tp_ctx_free(r.c);
 }
 
+/* What is asked for is the output of a call that was walked before: nothing goes through that. */
+static void test_grad_up_to_a_walked_call(void **state) {
+    (void)state;
+    rig r = open();
+    tp_tensor *g[2] = {NULL}, *of[2] = {r.square, r.a};
+    assert_int_equal(tp_grad(r.c, r.one, NULL, 1, &r.a, g, NULL), 0);
+    tp_tensor *more = tp_sum(r.c, tp_scale(r.c, r.square, 5, 0), TP_ALL_DIMS, false);
+    refused(&r, tp_grad(r.c, more, NULL, 2, of, g, &(tp_grad_opts){.retain_graph = true}),
+            TP_ESTATE, "mul: an earlier walk");
+    assert_int_equal(tp_grad(r.c, more, NULL, 1, &r.square, g, NULL), 0);
+    for (int i = 0; i < N; i++) assert_true(tp_f32(g[0])[i] == 5);
+    tp_ctx_free(r.c);
+}
+
 static void test_wrong_dy(void **state) {
     (void)state;
     rig r = open();
@@ -102,9 +116,8 @@ static void test_wrong_dy(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_second_walk),
-        cmocka_unit_test(test_several_losses),
-        cmocka_unit_test(test_second_grad),
+        cmocka_unit_test(test_second_walk), cmocka_unit_test(test_several_losses),
+        cmocka_unit_test(test_second_grad), cmocka_unit_test(test_grad_up_to_a_walked_call),
         cmocka_unit_test(test_wrong_dy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

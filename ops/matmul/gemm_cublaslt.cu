@@ -284,10 +284,10 @@ static tp_status choose_algorithms(const tp_call *k, tp_cublaslt *lt, plan *p,
                                        ASKED, found, &n);
     if (refuses(&e)) n = 0; /* our own kernel takes it */
     if ((st = check(k, e))) return st;
+    bool any_rows[ASKED]; /* of the whole, too */
+    for (int i = 0; i < n; i++) any_rows[i] = does_any_rows(&e, lt, p, g, &found[i].algo);
     set_sizes(&e, p, y->m ? y->m : m, y->n, ld);
     if ((st = check(k, e))) return st;
-    bool any_rows[ASKED];
-    for (int i = 0; i < n; i++) any_rows[i] = does_any_rows(&e, lt, p, g, &found[i].algo);
     for (int i = 0; i < 2 * n && p->algos < KEPT; i++) {
         const cublasLtMatmulHeuristicResult_t *f = &found[i % n];
         if (f->state || splits_k(&f->algo) || any_rows[i % n] != (i < n)) continue;
