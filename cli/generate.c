@@ -154,8 +154,24 @@ static tp_status write_texts(writer *w, const tp_ids *prompt) {
     return st;
 }
 
+/* A prompt from a pipe, without the newline that ends its last line. */
+static tp_status read_prompt(tp_ctx *c, char **text) {
+    size_t cap = 0;
+    ssize_t n = getdelim(text, &cap, 0, stdin);
+    if (n < 0 && ferror(stdin))
+        return tp_fail(c, TP_EIO, "cannot read standard input: %s", strerror(errno));
+    if (n > 0 && !(*text)[n - 1])
+        return tp_fail(c, TP_EFORMAT,
+                       "the prompt on standard input has a byte 0, so it is no text");
+    if (n > 0 && (*text)[n - 1] == '\n') (*text)[n - 1] = 0;
+    a.prompt = n > 0 ? *text : NULL;
+    return TP_OK;
+}
+
 static tp_status generate(tp_run *r) {
     tp_ctx *c = r->c;
+    char *piped = NULL;
+    tp_status st = a.prompt && !strcmp(a.prompt, "-") ? read_prompt(c, &piped) : TP_OK;
     tp_encoder *encoder = NULL;
     tp_ids ids = {0};
     int32_t eos = tp_tokenizer_eos(r->tokenizer);
@@ -164,8 +180,9 @@ static tp_status generate(tp_run *r) {
                 .bytes = tp_malloc(c, (size_t)tp_tokenizer_longest(r->tokenizer) + 8),
                 .text = tp_calloc(c, (size_t)a.samples, sizeof *w.text)};
     const char *prompt = a.prompt ? a.prompt : "";
-    tp_status st =
-        w.bytes && w.text ? tp_encoder_new(&encoder, c, r->tokenizer, NULL) : tp_error_status(c);
+    if (!st)
+        st = w.bytes && w.text ? tp_encoder_new(&encoder, c, r->tokenizer, NULL)
+                               : tp_error_status(c);
     if (!st) st = tp_encode(&ids, encoder, prompt, (int64_t)strlen(prompt));
     if (!st && !ids.n && eos < 0)
         st = tp_fail(c, TP_EARG,
@@ -181,6 +198,7 @@ static tp_status generate(tp_run *r) {
     tp_free(w.bytes);
     tp_ids_clear(&ids);
     tp_encoder_free(encoder);
+    free(piped);
     return st ? st : tp_interrupted() ? TP_EINTERRUPT : TP_OK;
 }
 
@@ -191,7 +209,8 @@ int cmd_generate(int argc, char **argv) {
         .args_doc = "RUN [PROMPT]",
         .doc = "Writes text with a run's newest checkpoint (RUN may also be a checkpoint file), "
                "after the "
-               "prompt or from the beginning of a text. The same arguments give the same text. "
+               "prompt (- reads it from standard input) or from the beginning of a text. The same "
+               "arguments give the same text. "
                "When the "
                "context is full its older half is left behind and the rest read again."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);

@@ -77,6 +77,11 @@ int main(int argc, char **argv) {
         return EXIT_USAGE_;
     }
     const char *word = argv[1];
+    if (!strcmp(word, "help") && argc == 3) { /* help train: train --help */
+        static char asked[] = "--help";
+        word = argv[2];
+        argv[2] = asked;
+    }
     if (!strcmp(word, "--help") || !strcmp(word, "-h") || !strcmp(word, "help")) {
         usage(stdout);
         return printed("tapir", EXIT_DONE);

@@ -200,6 +200,14 @@ says 1 'another' $train --resume data.train=other.h5 data.val=other.h5
 says 1 'run was trained with another' $train --resume data.train=other.h5
 works $tapir generate run "line 1" --max-new-tokens 5
 works $tapir generate run --max-new-tokens 5
+$tapir generate run "line 1" --max-new-tokens 5 >asked
+echo "line 1" | $tapir generate run - --max-new-tokens 5 >piped
+works cmp asked piped
+printf 'a\0b' >zero
+says 1 'has a byte 0' sh -c "$tapir generate run - <zero"
+$tapir train --help >asked
+$tapir help train >piped
+works cmp asked piped
 works $tapir eval run
 works $tapir eval run val.h5 --json
 works $tapir plot run --metrics train_loss,val_loss --out curve.svg
