@@ -291,7 +291,8 @@ static void show(const run *r, const tp_step_out *s, bool lasting) {
     double per_step = r->busy_seconds * tokens / (double)r->busy_tokens;
     double per_second = (double)r->since_log_tokens / r->since_log_seconds;
     int digits = snprintf(NULL, 0, "%lld", (long long)r->steps);
-    char routed[64] = "", bits[32] = "no bpb";               /* a template's tokens are no text */
+    /* a template's tokens are no text */
+    char routed[64] = "", bits[32] = "no bpb";
     const double nll = isnan(r->nll) ? (double)NAN : r->nll; /* a NaN has no sign */
     if (r->bytes) snprintf(bits, sizeof bits, "%.3f bpb", nll / log(2) / (double)r->bytes);
     if (tp_trainer_routes(&r->trainer))

@@ -17,7 +17,7 @@ set -u
 cd "$(dirname "$0")/.."
 build=build-cuda
 out=$build/gpu-check
-usage() { sed -n '2,16p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
+usage() { sed -n '2,15p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
 make=yes pack= parts=
 while [ $# -gt 0 ]; do
     case $1 in

@@ -208,11 +208,9 @@ int cmd_generate(int argc, char **argv) {
         .parser = parse,
         .args_doc = "RUN [PROMPT]",
         .doc = "Writes text with a run's newest checkpoint (RUN may also be a checkpoint file), "
-               "after the "
-               "prompt (- reads it from standard input) or from the beginning of a text. The same "
-               "arguments give the same text. "
-               "When the "
-               "context is full its older half is left behind and the rest read again."};
+               "after the prompt (- reads it from standard input) or from the beginning of a text. "
+               "The same arguments give the same text. When the context is full its older half is "
+               "left behind and the rest read again."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     return tp_with_run(argv[0], &a.run, generate);
 }

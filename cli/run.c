@@ -1,8 +1,8 @@
 /* Owns opening a run: its config, tokenizer and weights from a checkpoint. */
 #include "cli/cli.h"
 #include "core/ctx.h"
-#include <math.h>
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -123,11 +123,15 @@ tp_status tp_same_text(tp_ctx *c, tp_checkpoint_reader *from, const tp_config *n
     return st;
 }
 
+static bool is_of_grpo(const tp_checkpoint_reader *from) {
+    return tp_checkpoint_find(from, "grpo/next_item") != NULL;
+}
+
 tp_status tp_can_go_on(tp_ctx *c, const tp_checkpoint_reader *from, const tp_config *now,
                        bool grpo) {
     const char *dir = now->run.dir;
     long long step = tp_checkpoint_step(from), steps = now->run.steps;
-    bool by_grpo = tp_checkpoint_find(from, "grpo/next_item") != NULL;
+    bool by_grpo = is_of_grpo(from);
     if (by_grpo != grpo)
         return tp_fail(c, TP_EARG,
                        "%s is a run of `tapir %s`, so --resume cannot go on with it here; to begin "
@@ -174,7 +178,7 @@ tp_status tp_same_config(tp_ctx *c, tp_checkpoint_reader *from, const tp_config 
     if (tp_config_chose_decay(&saved) && tp_config_chose_decay(now))
         saved.train.decay_steps = now->train.decay_steps; /* a part of run.steps */
     adopt_free_keys(&saved, now);
-    if (!tp_checkpoint_find(from, "grpo/next_item")) saved.rl = now->rl; /* never looked at */
+    if (!is_of_grpo(from)) saved.rl = now->rl; /* never looked at */
     if (!st && !tp_config_equal(&saved, now)) {
         char *a = tp_config_text(c, &saved), *b = tp_config_text(c, now);
         if (a && b) tp_config_difference(a, b, what, sizeof what);

@@ -44,19 +44,20 @@ static tp_status refused(tp_ctx *c, char *why) {
     return st;
 }
 
+static tp_status bad_option(char *why, const char *sentence, int got) {
+    if (why) snprintf(why, TP_WHY_BYTES, "%s %d", sentence, got);
+    return TP_EARG;
+}
+
 tp_status tp_ctx_new(tp_ctx **out, const tp_ctx_opts *opts) {
     static const tp_ctx_opts defaults = {0};
     const tp_ctx_opts *o = opts ? opts : &defaults;
     *out = NULL;
     if (o->why) *o->why = 0;
-    if (o->device < 0 || o->device >= TP_NDEV || o->threads < 0) {
-        if (o->why)
-            snprintf(o->why, TP_WHY_BYTES,
-                     o->threads < 0 ? "threads must be 0, for every core, or more, got %d"
-                                    : "there is no device %d",
-                     o->threads < 0 ? o->threads : (int)o->device);
-        return TP_EARG;
-    }
+    if (o->threads < 0)
+        return bad_option(o->why, "threads must be 0, for every core, or more, got", o->threads);
+    if (o->device < 0 || o->device >= TP_NDEV)
+        return bad_option(o->why, "there is no device", (int)o->device);
     tp_ctx *c = calloc(1, sizeof *c);
     if (!c) return TP_ENOMEM;
     c->device = o->device;

@@ -86,29 +86,31 @@ static void do_chunks(tp_team *t, int slot) {
 }
 /* end */
 
+/* Looks for a while; answers whether it came to be. */
+static bool look_for(const tp_team *t, bool (*is)(const tp_team *, unsigned), unsigned seen) {
+    double until = tp_now() + LOOKING;
+    do {
+        for (int i = 0; i < 64; i++) {
+            if (is(t, seen)) return true;
+            rest();
+        }
+    } while (tp_now() < until);
+    return false;
+}
+
 /* ---- helpers -------------------------------------------------------------------------------- */
 static bool is_new(const tp_team *t, unsigned seen) {
     unsigned r = atomic_load(&t->round);
     return (r % 2 && r != seen) || atomic_load_explicit(&t->end, memory_order_relaxed);
 }
 
-static void sleep_until_new(tp_team *t, unsigned seen) {
+static void wait_for_new(tp_team *t, unsigned seen) {
+    if (look_for(t, is_new, seen)) return;
     pthread_mutex_lock(&t->lock);
     atomic_fetch_add(&t->asleep, 1);
     while (!is_new(t, seen)) pthread_cond_wait(&t->begun, &t->lock);
     atomic_fetch_sub(&t->asleep, 1);
     pthread_mutex_unlock(&t->lock);
-}
-
-static void wait_for_new(tp_team *t, unsigned seen) {
-    double until = tp_now() + LOOKING;
-    do {
-        for (int i = 0; i < 64; i++) {
-            if (is_new(t, seen)) return;
-            rest();
-        }
-    } while (tp_now() < until);
-    sleep_until_new(t, seen);
 }
 
 static void leave(tp_team *t) {
@@ -152,17 +154,16 @@ static void *help(void *arg) {
 }
 
 /* ---- the caller ----------------------------------------------------------------------------- */
+static bool is_left(const tp_team *t, unsigned unused) {
+    (void)unused;
+    return !atomic_load(&t->inside);
+}
+
 static void wait_until_left(tp_team *t) {
-    double until = tp_now() + LOOKING;
-    do {
-        for (int i = 0; i < 64; i++) {
-            if (!atomic_load(&t->inside)) return;
-            rest();
-        }
-    } while (tp_now() < until);
+    if (look_for(t, is_left, 0)) return;
     pthread_mutex_lock(&t->lock);
     atomic_store(&t->caller_asleep, true);
-    while (atomic_load(&t->inside)) pthread_cond_wait(&t->left, &t->lock);
+    while (!is_left(t, 0)) pthread_cond_wait(&t->left, &t->lock);
     atomic_store(&t->caller_asleep, false);
     pthread_mutex_unlock(&t->lock);
 }

@@ -91,7 +91,7 @@ static const hint hints[] = {
     {"save_total_limit", "checkpoint.keep"},
 };
 
-const char *tp_config_theirs(const char *name) {
+static const char *ours(const char *name) {
     const char *dot = strrchr(name, '.'), *leaf = dot ? dot + 1 : name;
     for (size_t i = 0; i < sizeof hints / sizeof *hints; i++)
         if (!strcmp(hints[i].theirs, name) || !strcmp(hints[i].theirs, leaf)) return hints[i].ours;
@@ -99,7 +99,7 @@ const char *tp_config_theirs(const char *name) {
 }
 
 const char *tp_config_hint(char out[TP_CONFIG_HINT], const char *name) {
-    const char *key = tp_config_theirs(name);
+    const char *key = ours(name);
     if (!key) key = tp_config_nearest(name);
     snprintf(out, TP_CONFIG_HINT, key ? "; did you mean %s?" : "; `tapir train --keys` lists them",
              key);

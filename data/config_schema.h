@@ -30,7 +30,6 @@ int tp_config_find(const char *name, size_t n);      /* row of the key, or -1 */
 int tp_config_group_row(const char *name, size_t n); /* first row of the group, or -1 */
 /* The key nearest to name by edit distance, or NULL where none is near. */
 const char *tp_config_nearest(const char *name);
-const char *tp_config_theirs(const char *name); /* what other trainers call so, or NULL */
 /* "; did you mean KEY?", or where to look, for the end of a sentence about an unknown key. */
 enum { TP_CONFIG_HINT = 112 };
 const char *tp_config_hint(char out[TP_CONFIG_HINT], const char *name);

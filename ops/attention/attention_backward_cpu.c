@@ -52,8 +52,7 @@ static size_t backward_workspace(const tp_call *k) {
 }
 
 static pair pair_for_thread(const flash_backward *f) {
-    float *at = (float *)f->call->workspace + f->delta_floats +
-                f->slot_floats * (size_t)tp_slot();
+    float *at = (float *)f->call->workspace + f->delta_floats + f->slot_floats * (size_t)tp_slot();
     pair u = {.f = f};
     u.q = at, at += ROWS * f->Dp;
     u.dq = at, at += ROWS * f->Dp;

@@ -267,7 +267,7 @@ static tp_status choose_algorithms(const tp_call *k, tp_cublaslt *lt, plan *p,
     cublasLtMatmulHeuristicResult_t found[ASKED];
     cublasStatus_t e = CUBLAS_STATUS_SUCCESS;
     const plan_key *y = &p->key;
-    int n = 0;
+    int n = 0, usable = 0;
     int64_t m = y->like_m ? y->like_m : REFERENCE_ROWS, ld[3] = {y->lda, y->ldb, y->ldc};
     int64_t close[3] = {close_rows(y->lda, y->a_along_m ? m : y->k),
                         close_rows(y->ldb, y->b_along_k ? y->k : y->like_n),
@@ -285,15 +285,17 @@ static tp_status choose_algorithms(const tp_call *k, tp_cublaslt *lt, plan *p,
     if (refuses(&e)) n = 0; /* our own kernel takes it */
     if ((st = check(k, e))) return st;
     bool any_rows[ASKED]; /* of the whole, too */
-    for (int i = 0; i < n; i++) any_rows[i] = does_any_rows(&e, lt, p, g, &found[i].algo);
+    for (int i = 0; i < n; i++) {
+        if (found[i].state || splits_k(&found[i].algo)) continue;
+        any_rows[usable] = does_any_rows(&e, lt, p, g, &found[i].algo);
+        found[usable++] = found[i];
+    }
     set_sizes(&e, p, y->m ? y->m : m, y->n, ld);
     if ((st = check(k, e))) return st;
-    for (int i = 0; i < 2 * n && p->algos < KEPT; i++) {
-        const cublasLtMatmulHeuristicResult_t *f = &found[i % n];
-        if (f->state || splits_k(&f->algo) || any_rows[i % n] != (i < n)) continue;
-        p->algo[p->algos++] = f->algo;
-    }
-    return check(k, e);
+    for (int first = 1; first >= 0; first--)
+        for (int i = 0; i < usable && p->algos < KEPT; i++)
+            if (any_rows[i] == first) p->algo[p->algos++] = found[i].algo;
+    return TP_OK;
 }
 
 static plan *plan_of(const tp_call *k, tp_blas *blas, tp_cublaslt *lt, const plan_key *key,

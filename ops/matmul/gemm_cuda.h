@@ -54,8 +54,8 @@ typedef struct tp_cuda_gemm {
 /* Launches on the ctx's stream; k names the op in errors. Needs no workspace of the call. */
 tp_status tp_cuda_gemm_run(const tp_call *k, const tp_cuda_gemm *g);
 
-/* Products so far that cuBLASLt ran, and its plans (one per problem, made once). later_algos: of its
- * products those whose rows may have other bits than with another m. */
+/* Products so far that cuBLASLt ran, and its plans (one per problem, made once). later_algos: of
+ * its products those whose rows may have other bits than with another m. */
 typedef struct tp_cuda_gemm_stats {
     int64_t plans, cublaslt_runs, later_algos, own_runs;
     int64_t wgmma_runs, wgmma_wide,

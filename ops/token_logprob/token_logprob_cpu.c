@@ -33,8 +33,7 @@ static void scaled_row(const work *w, int64_t i, float *s) {
 
 static void forward_rows(void *arg, int64_t begin, int64_t end) {
     const work *w = arg;
-    float *s =
-        (float *)w->k->workspace + padded(w->v) * (size_t)tp_slot();
+    float *s = (float *)w->k->workspace + padded(w->v) * (size_t)tp_slot();
     for (int64_t i = begin; i < end; i++) {
         int64_t y = token_target(w->k, i);
         lce_stats out = {0};

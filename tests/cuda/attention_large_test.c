@@ -61,9 +61,11 @@ static const problem problems[] = {
 #endif
 
 /* ---- random problems ------------------------------------------------------------------------ */
+static uint64_t next(uint64_t *state) {
+    return *state = *state * 6364136223846793005u + 1442695040888963407u;
+}
 static int64_t dice(uint64_t *state, int64_t n) {
-    *state = *state * 6364136223846793005u + 1442695040888963407u;
-    return (int64_t)((*state >> 33) % (uint64_t)n);
+    return (int64_t)((next(state) >> 33) % (uint64_t)n);
 }
 
 /* Sizes that are usual, and others; shrunk until the plain kernel does it in good time. */
@@ -146,7 +148,7 @@ static tp_tensor *random_tensor(tp_ctx *c, uint64_t name, int64_t B, int64_t T, 
     uint64_t state = name * 0x9e3779b97f4a7c15u + 1;
     for (int64_t i = 0; host && i < n;
          i++) { /* four uniforms, of variance 1/12 each: near normal */
-        state = state * 6364136223846793005u + 1442695040888963407u;
+        next(&state);
         float x = 0;
         for (int j = 0; j < 4; j++) x += (float)(state >> 16 * j & 0xffff) / 65536.0f;
         host[i] = tp_f32_to_bf16((x - 2) * 1.7320508f);
