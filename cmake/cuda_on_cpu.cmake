@@ -1,6 +1,13 @@
 # The emulator that runs CUDA kernels on the CPU (tests/cuda_on_cpu/), and how .cu files are compiled
 # for it: as host C++, without a CUDA toolkit.
 include_guard()
+include(CheckCSourceRuns)
+
+# Most of a kernel's arithmetic is fmaf: an instruction where this machine has it, else a call of libm
+# with the same bits. The programs that run kernels here are built and run on one machine.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64" AND NOT CMAKE_CROSSCOMPILING)
+  check_c_source_runs("int main(void) { return !__builtin_cpu_supports(\"fma\"); }" TAPIR_HAVE_FMA)
+endif()
 
 # The OBJECT library cuda_on_cpu.
 function(tapir_cuda_on_cpu)
@@ -27,6 +34,9 @@ function(tapir_cuda_kernels_on_cpu name)
                              ${CMAKE_SOURCE_DIR})
   target_compile_definitions(${name} PUBLIC TP_CUDA_ON_CPU)
   tapir_cxx_options(${name})
+  if(TAPIR_HAVE_FMA)
+    target_compile_options(${name} PRIVATE -mfma)
+  endif()
 endfunction()
 
 function(tapir_cuda_on_cpu_tests)
