@@ -544,13 +544,6 @@ static int print_keys(const char *command) {
     return code;
 }
 
-static int say_failure(run *r, const char *command, tp_status st) {
-    char who[128];
-    if (r->ranks == 1) return tp_say_failure(command, r->c, st);
-    snprintf(who, sizeof who, "%s: rank %d", command, tp_comm_rank(r->comm));
-    return tp_say_failure(who, r->c, st);
-}
-
 static const char *number(char out[32], double x) {
     snprintf(out, 32, isnan(x) ? "none" : "%.6f", x);
     return out;
@@ -593,8 +586,7 @@ int cmd_train(int argc, char **argv) {
     tp_catch_signals_in_steps();
     tp_status st = train(r, go_on);
     if (st && st != TP_EINTERRUPT) {
-        bool told = tp_comm_failed_elsewhere(r->comm);
-        code = told ? EXIT_FAILED : say_failure(r, argv[0], st);
+        code = tp_say_rank_failure(argv[0], r->c, r->comm, st);
     } else if (st) {
         tp_progress(true,
                     "interrupted at step %lld of %lld; the same command with --resume goes on",

@@ -2,10 +2,8 @@
 #include "cli/bench.h"
 #include "core/ctx.h"
 
-/* By the rank where it began. */
 int tp_side_failed(const char *command, tp_side *s, tp_status st) {
-    if (s->comm && tp_comm_failed_elsewhere(s->comm)) return EXIT_FAILED;
-    return tp_say_failure(command, s->c, st);
+    return tp_say_rank_failure(command, s->c, s->comm, st);
 }
 
 int tp_side_open(const char *command, tp_side *s, char *const words[], int n, bool alone) {

@@ -38,6 +38,8 @@ int cmd_version(int argc, char **argv);
 /* "tapir train: " and the sentence on stderr, any progress line cleared; the exit code. */
 int tp_say(const char *command, const char *fmt, ...) TP_PRINTF(2, 3); /* usage error: 2 */
 int tp_say_failure(const char *command, tp_ctx *c, tp_status st); /* 1, or 130 if interrupted */
+/* The same for one of many ranks, by its number; silent where another rank says it. m: or NULL */
+int tp_say_rank_failure(const char *command, tp_ctx *c, const tp_comm *m, tp_status st);
 
 /* ---- signals -------------------------------------------------------------------------------- */
 /* SIGINT, SIGTERM and SIGHUP ask the work to end after what it is doing; a second one ends it now.
@@ -76,8 +78,8 @@ enum { TP_MOST_THREADS = 1024 };
 tp_device tp_device_arg(const struct argp_state *s, const char *arg);
 int tp_open_device(const char *command, tp_ctx **c, tp_device device, int64_t threads);
 
-/* Joins the other ranks that mpirun or srun started (alone: *comm NULL). threads: 0 then means this
- * rank's share of the cores, so the ctx is made anew. Exit code as tp_open_config. */
+/* Joins the other ranks that mpirun or srun started (alone: a *comm of one). threads: 0 then means
+ * this rank's share of the cores, so the ctx is made anew. Exit code as tp_open_config. */
 int tp_open_ranks(const char *command, const tp_config *cfg, tp_ctx **c, tp_comm **comm);
 
 /* Settles model.*: from model.init_from, or model.vocab = 0 from the corpus or tokenizer. */

@@ -39,6 +39,14 @@ int tp_say_failure(const char *command, tp_ctx *c, tp_status st) {
     return EXIT_FAILED;
 }
 
+int tp_say_rank_failure(const char *command, tp_ctx *c, const tp_comm *m, tp_status st) {
+    char who[128];
+    if (m && tp_comm_failed_elsewhere(m)) return EXIT_FAILED;
+    if (!m || tp_comm_size(m) == 1) return tp_say_failure(command, c, st);
+    snprintf(who, sizeof who, "%s: rank %d", command, tp_comm_rank(m));
+    return tp_say_failure(who, c, st);
+}
+
 /* ---- signals -------------------------------------------------------------------------------- */
 static bool silent; /* another rank speaks */
 static volatile sig_atomic_t signalled, in_steps;

@@ -127,6 +127,50 @@ static const char *json_number(char out[24], double x) {
     return out;
 }
 
+static void print_result(const tp_run *r, const tp_eval_result *e, bool routes) {
+    char bits[TP_BITS_TEXT], loss[24], ppl[24], bpb[24], causal[24];
+    if (json) {
+        printf("{\"step\":%lld,\"loss\":%s,\"perplexity\":%s,\"bpb\":%s,\"tokens\":%lld,"
+               "\"bytes\":%lld",
+               (long long)r->step, json_number(loss, e->loss), json_number(ppl, exp(e->loss)),
+               json_number(bpb, e->bpb), (long long)e->targets, (long long)e->bytes);
+        printf(routes ? ",\"loss_causal\":%s}\n" : "}\n", json_number(causal, e->loss_causal));
+        return;
+    }
+    printf("loss %.4f nats per token   perplexity %.2f   %s   (%lld tokens, %lld bytes, step "
+           "%lld)\n",
+           e->loss, exp(e->loss), tp_bits(bits, e), (long long)e->targets, (long long)e->bytes,
+           (long long)r->step);
+    if (routes)
+        printf("loss %.4f with causal decisions, as text is generated; the other sees the "
+               "whole row when it chooses tokens\n",
+               e->loss_causal);
+}
+
+static tp_status evaluate_run(tp_run *r, tp_comm *comm) {
+    tp_source source = {0};
+    tp_eval_result e = {0};
+    const char *path = corpus_path ? corpus_path : r->cfg.data.val;
+    tp_status st = tp_trainer_join(&r->trainer, comm);
+    if (!st && !*path)
+        st = tp_fail(r->c, TP_EARG,
+                     "which corpus? the config of %s names no data.val: tapir eval RUN "
+                     "CORPUS",
+                     run_path);
+    if (!st) st = tp_source_open(&source, r->c, &r->cfg, path, r->tokenizer);
+    if (!st) st = tp_evaluate(&r->trainer, &source, 0, true, &e);
+    bool routes = !st && tp_trainer_routes(&r->trainer);
+    if (!st && !(isfinite(e.loss) && (!routes || isfinite(e.loss_causal))))
+        st = tp_fail(r->c, TP_ENUMERIC,
+                     "the loss of %s on %s is not finite, got %g: the run has gone wrong by step "
+                     "%lld",
+                     run_path, path, fabs(isfinite(e.loss) ? e.loss_causal : e.loss),
+                     (long long)r->step);
+    if (!st && tp_comm_rank(comm) == 0) print_result(r, &e, routes);
+    tp_source_close(&source);
+    return st;
+}
+
 int cmd_eval(int argc, char **argv) {
     const struct argp argp = {.options = options,
                               .parser = parse,
@@ -135,51 +179,23 @@ int cmd_eval(int argc, char **argv) {
                                      "of a run's newest checkpoint "
                                      "on a corpus, or on the replies of a .jsonl file of "
                                      "conversations: every token once, each row of context on its "
-                                     "own. Without CORPUS: the run's data.val."};
+                                     "own. Without CORPUS: the run's data.val. Under mpirun the "
+                                     "ranks share the rows, for the same digits."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_catch_signals();
     tp_ctx *c;
+    tp_comm *comm;
+    tp_config alone; /* what ranks of their own need to know; the run's config is not read yet */
+    tp_config_defaults(&alone);
+    alone.device = device;
     int code = tp_open_device(argv[0], &c, device, 0);
+    if (!code) code = tp_open_ranks(argv[0], &alone, &c, &comm);
     if (code) return code;
     tp_run r;
-    tp_source source = {0};
-    tp_eval_result e = {0};
     tp_status st = tp_run_open(&r, c, run_path, best);
-    if (!st && !corpus_path && !*r.cfg.data.val)
-        st = tp_fail(c, TP_EARG,
-                     "which corpus? the config of %s names no data.val: tapir eval RUN "
-                     "CORPUS",
-                     run_path);
-    if (!st && !corpus_path) corpus_path = r.cfg.data.val;
-    if (!st) st = tp_source_open(&source, c, &r.cfg, corpus_path, r.tokenizer);
-    if (!st) st = tp_evaluate(&r.trainer, &source, 0, true, &e);
-    bool routes = !st && tp_trainer_routes(&r.trainer);
-    if (!st && !(isfinite(e.loss) && (!routes || isfinite(e.loss_causal))))
-        st = tp_fail(c, TP_ENUMERIC,
-                     "the loss of %s on %s is not finite, got %g: the run has gone wrong by step "
-                     "%lld",
-                     run_path, corpus_path, fabs(isfinite(e.loss) ? e.loss_causal : e.loss),
-                     (long long)r.step);
-    code = st ? tp_say_failure(argv[0], c, st) : EXIT_DONE;
-    if (!code && json) {
-        char loss[24], ppl[24], bpb[24], causal[24];
-        printf("{\"step\":%lld,\"loss\":%s,\"perplexity\":%s,\"bpb\":%s,\"tokens\":%lld,"
-               "\"bytes\":%lld",
-               (long long)r.step, json_number(loss, e.loss), json_number(ppl, exp(e.loss)),
-               json_number(bpb, e.bpb), (long long)e.targets, (long long)e.bytes);
-        printf(routes ? ",\"loss_causal\":%s}\n" : "}\n", json_number(causal, e.loss_causal));
-    } else if (!code) {
-        char bits[TP_BITS_TEXT];
-        printf("loss %.4f nats per token   perplexity %.2f   %s   (%lld tokens, %lld bytes, step "
-               "%lld)\n",
-               e.loss, exp(e.loss), tp_bits(bits, &e), (long long)e.targets, (long long)e.bytes,
-               (long long)r.step);
-        if (routes)
-            printf("loss %.4f with causal decisions, as text is generated; the other sees the "
-                   "whole row when it chooses tokens\n",
-                   e.loss_causal);
-    }
-    tp_source_close(&source);
+    if (!st) st = evaluate_run(&r, comm);
+    code = st ? tp_say_rank_failure(argv[0], c, comm, st) : EXIT_DONE;
+    tp_comm_close(comm, st && st != TP_EINTERRUPT ? tp_error(c) : NULL);
     tp_run_close(&r);
     tp_ctx_free(c);
     return code;

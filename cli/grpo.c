@@ -70,6 +70,8 @@ static tp_status open_task(tp_grpo *g) {
     if (st) return st;
     g->eval_prompts = f->rl.eval_prompts;
     t.answerless = !f->rl.eval_prompts && !tp_rewards_has(g->rewards, "exact_match");
+    t.advice =
+        "; without an answer only rl.eval_prompts=0 and rewards other than exact_match can do";
     st = tp_task_new(&g->task, g->c, &t);
     if (!st && !tp_task_has_solutions(g->task) && tp_rewards_has(g->rewards, "steps"))
         st =
@@ -319,20 +321,18 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
 
 static int finish(tp_grpo_run *r, const char *command, tp_status st) {
     tp_grpo *g = &r->g;
-    char who[128];
-    snprintf(who, sizeof who, g->ranks > 1 ? "%s: rank %d" : "%s", command, g->rank);
     if (st == TP_EINTERRUPT) {
         tp_progress(true,
                     "interrupted at step %lld of %lld; the same command with --resume goes on",
                     (long long)g->step, (long long)g->steps);
         return EXIT_INTERRUPTED;
     }
-    if (st) return tp_comm_failed_elsewhere(g->comm) ? EXIT_FAILED : tp_say_failure(who, g->c, st);
+    if (st) return tp_say_rank_failure(command, g->c, g->comm, st);
     if (!g->root) return EXIT_DONE;
     if (!only_evaluate)
         st = tp_ends_finite(&g->trainer, "update",
                             g->step * g->cfg.rl.num_iterations * g->cfg.rl.steps_per_generation);
-    if (st) return tp_say_failure(who, g->c, st);
+    if (st) return tp_say_rank_failure(command, g->c, g->comm, st);
     printf("done: run=%s step=%lld", only_evaluate ? "none" : g->cfg.run.dir, (long long)g->step);
     printf(isnan(r->reward) ? " reward=none" : " reward=%.6f", r->reward);
     if (r->evaluated >= 0) {

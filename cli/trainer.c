@@ -164,14 +164,18 @@ tp_status tp_trainer_check_split(tp_ctx *c, const tp_config *cfg, int ranks) {
                    batch, ranks, micro);
 }
 
-tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg, tp_comm *comm) {
-    tp_status st = tp_trainer_model(t, c, cfg);
+tp_status tp_trainer_join(tp_trainer *t, tp_comm *comm) {
     t->comm = comm;
     if (comm) {
         t->rank = tp_comm_rank(comm);
         t->ranks = tp_comm_size(comm);
     }
-    if (!st) st = tp_trainer_check_split(c, cfg, t->ranks);
+    return tp_trainer_check_split(t->c, &t->cfg, t->ranks);
+}
+
+tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg, tp_comm *comm) {
+    tp_status st = tp_trainer_model(t, c, cfg);
+    if (!st) st = tp_trainer_join(t, comm);
     if (!st && cfg->train.optimizer_in_bwd && t->ranks > 1)
         return tp_fail(c, TP_EARG, "train.optimizer_in_bwd is for one rank, there are %d",
                        t->ranks);

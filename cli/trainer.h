@@ -86,8 +86,9 @@ typedef struct tp_step_out {
 tp_status tp_trainer_check_split(tp_ctx *c, const tp_config *cfg, int ranks);
 /* comm: the ranks that train together, which must outlive the trainer; NULL: none. */
 tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg, tp_comm *comm);
-/* Model only, for commands that do not train. */
+/* Model only, for commands that do not train; evaluations may be shared among ranks afterwards. */
 tp_status tp_trainer_model(tp_trainer *t, tp_ctx *c, const tp_config *cfg);
+tp_status tp_trainer_join(tp_trainer *t, tp_comm *comm);
 void tp_trainer_clear(tp_trainer *t);
 /* From here on, passes with a loss of their own run as many at a time, where a step has several. */
 tp_status tp_trainer_side_by_side(tp_trainer *t, int threads);

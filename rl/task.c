@@ -56,13 +56,12 @@ static tp_status read_line(tp_task *t, tp_ctx *c, const char *line, size_t n, in
     const cJSON *a = cJSON_GetObjectItemCaseSensitive(o, "answer");
     bool missing = !a && !t->o.answerless;
     tp_status st = TP_OK;
-    const char *more = "";
+    const char *more = "", *advice = t->o.advice ? t->o.advice : "";
     if (o && (!cJSON_IsString(p) || (a && !cJSON_IsString(a)))) {
         why = "\"prompt\" or \"answer\" is no string";
     } else if (o && missing) {
         why = "there is no \"answer\"";
-        more =
-            "; without an answer only rl.eval_prompts=0 and rewards other than exact_match can do";
+        more = advice;
     }
     if (why)
         st = tp_fail(c, TP_EFORMAT,

@@ -26,6 +26,7 @@ typedef struct tp_task_opts {
     double scratchpad; /* part of the demonstrations that show their steps */
     uint64_t seed;
     bool answerless; /* lines of a file may lack an answer: nobody will ask whether one is right */
+    const char *advice; /* what the sentence about a missing answer ends with; or NULL */
 } tp_task_opts;
 typedef struct tp_task tp_task;
 /* TP_EARG: no such task, or sizes it cannot have. TP_EIO, TP_EFORMAT: the file. */

@@ -287,7 +287,7 @@ says 'steps compares with solutions' rl.task="$dir/own.jsonl" rl.reward_weights=
 says 'no held-out prompts: .* in all; rl.eval_prompts=0 does without' rl.task="$dir/good.jsonl"
 printf '{"prompt":"%s:"}\n' 0 1 10 >"$dir/unanswered.jsonl"
 says 'line 1: there is no "answer"; a line is .*; without an answer only' rl.task="$dir/unanswered.jsonl" rl.eval_prompts=0
-refuses 'line 1: there is no "answer"; a line is .*; without an answer only' "$tapir" task "$dir/unanswered.jsonl"
+refuses 'line 1: there is no "answer"; a line is .*"}$' "$tapir" task "$dir/unanswered.jsonl"
 unanswered="rl.task=$dir/unanswered.jsonl rl.reward_weights=format=0.1,program=1 run.steps=1"
 says 'line 1: there is no "answer"' $unanswered rl.reward_program="sh $dir/reward.sh"
 expect "prompts without answers, for a program" grpo unanswered $unanswered rl.reward_program="sh $dir/reward.sh" rl.eval_prompts=0

@@ -135,6 +135,18 @@ refused "3 ranks" '3 ranks: the reduction tree needs a power of two' -np 3 "$tap
 refused "15 rows" 'the 15 rows of an update must be a multiple of ranks times train.micro_batches (2 times 1)' \
     -np 2 "$tapir" $words "$run" train.batch=15
 
+# ---- tapir eval ----------------------------------------------------------------------------------
+rm -rf "$tmp/run"
+"$tapir" $words "$run" >"$tmp/out" 2>&1 || complain "tapir train"
+"$tapir" eval "$tmp/run" --json >"$tmp/one" 2>"$tmp/out" || complain "tapir eval"
+for n in 2 4; do
+    timeout 60 mpirun -np $n "$tapir" eval "$tmp/run" --json >"$tmp/together" 2>"$tmp/out" ||
+        complain "tapir eval on $n ranks"
+    cmp -s "$tmp/one" "$tmp/together" ||
+        complain "tapir eval on $n ranks: $(cat "$tmp/together"), alone $(cat "$tmp/one")"
+done
+refused "eval of nothing" 'rank 1: no-run: there is no such run or checkpoint' -np 2 "$tapir" eval no-run
+
 # ---- NCCL ----------------------------------------------------------------------------------------
 gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 if ! "$tapir" version | grep -q '^ranks .*NCCL'; then
