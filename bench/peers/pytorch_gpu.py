@@ -92,8 +92,8 @@ def loss(args):
                 s = seconds(compiled)
                 extra = torch.cuda.max_memory_allocated() - before
                 print(f"torch loss C={c:<4} V={v:<6} {1e3 * s:.3f} ms  peak over inputs {extra / 1e6:.1f} MB", flush=True)
-            except RuntimeError as e:
-                print(f"torch loss: {str(e).splitlines()[0]}", flush=True)
+            except Exception as e:  # a compiler fails in many ways
+                print(f"torch loss: {(str(e) or repr(e)).splitlines()[0]}", flush=True)
 
 
 class GPT2Block(nn.Module):
