@@ -68,7 +68,7 @@ each() {
         rc=$?
         case $rc in
         0) echo "$o" ;;
-        124 | 137) [ $limit -lt $each_limit ] && echo "LEFT $1" || printf "%s\nFAILED %s (hangs)\n" "$o" "$1" ;;
+        124 | 137) [ $limit -lt $each_limit ] && printf "%s\nLEFT %s\n" "$o" "$1" || printf "%s\nFAILED %s (hangs)\n" "$o" "$1" ;;
         *) printf "%s\nFAILED %s (%s)\n" "$o" "$1" $rc ;;
         esac' sh @ >"$log"
     bad=$(grep -c '^FAILED .* ([0-9a-z]*)$' "$log") left=$(grep -c '^LEFT ' "$log")
@@ -163,11 +163,12 @@ part_training() {
     check "reinforcement learning" 130 sh tests/cuda/grpo.sh $build/tapir .
     check "real widths" 130 sh tests/cuda/wide.sh $build/tapir .
 }
-# sanitizer NAME TOOL WORDS: the ops of the input. Errors of calls are told by the program itself.
+# sanitizer NAME TOOL WORDS: the ops of the input. Errors of calls are told by the program itself. What is slow
+# under a tool does not hang: only the total bounds it.
 sanitizer() {
-    each "$1" 4 120 140 "compute-sanitizer --target-processes all --report-api-errors no --tool $2 ${3:-} --error-exitcode 1 $build/cuda_op_test"
+    each "$1" 4 999 130 "compute-sanitizer --target-processes all --report-api-errors no --tool $2 ${3:-} --error-exitcode 1 $build/cuda_op_test"
 }
-# racecheck knows neither what orders the kernels inside cuBLASLt (nvjet), nor that an mbarrier orders a bulk
+# racecheck knows neither what orders the kernels inside cuBLASLt (here by name), nor that an mbarrier orders a bulk
 # copy without a tensor map, by which attention_backward reads its rows' statistics on Hopper: what it says
 # there is to be read, and fails nothing. (Dao-AILab/flash-attention, AI/RACECHECK_TMA_HAZARD.md)
 part_sanitize() {
@@ -177,12 +178,12 @@ part_sanitize() {
     ops="attention linear_cross_entropy_train matmul matmul_wgrad embedding_backward topk paged_attention
         layernorm_backward softmax gelu adamw_ newton_schulz rope"
     printf '%s\n' attention_backward $ops | sanitizer memcheck memcheck
-    printf '%s\n' $ops | sanitizer racecheck racecheck "--kernel-name-exclude regex=nvjet"
+    printf '%s\n' $ops | sanitizer racecheck racecheck "--kernel-name-exclude 'regex=nvjet|cutlass|xmma|magma|gemmSN|gemv|cublas'"
     echo attention_backward | failing=READ sanitizer "racecheck, bulk copies" racecheck
     printf '%s\n' attention_backward $ops | sanitizer synccheck synccheck
 }
 part_attention() {
-    figures attention_bits 120 $build/bench_cuda_attention --runs 200 128 4096 0 64 1024 1
+    figures attention_bits 120 $build/bench_cuda_attention --runs 100 128 4096 0 64 1024 1
     if [ $torch = yes ]; then
         figures attention 300 python3 bench/peers/pytorch_gpu.py attention --build $build --rounds 2
     else

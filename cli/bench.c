@@ -68,6 +68,7 @@ static int open_side(const char *command, tp_side *s, bool second) {
 static void report(tp_side *s) {
     tp_ctx *c = s->c;
     double waited, sent, pool = (double)tp_memory_peak(c); /* of the steps, not of what follows */
+    unsigned long long allocs = tp_system_allocs(c) - s->allocs;
     double peak = tp_measure_peak(c, &s->cfg) * tp_comm_size(s->comm);
     int ranks = tp_comm_size(s->comm);
     tp_comm_traffic(s->comm, &waited, &sent);
@@ -75,7 +76,6 @@ static void report(tp_side *s) {
     qsort(s->took, (size_t)steps, sizeof *s->took, tp_by_value);
     double median = s->took[steps / 2], flops = s->plan.step_flops / median;
     double tokens = (double)s->plan.tokens_per_step / median;
-    unsigned long long allocs = tp_system_allocs(c) - s->allocs;
     if (json)
         printf("{\"tokens_per_s\":%.6g,\"gflops\":%.6g,\"peak_fraction\":%.4f,\"peak_rss_mb\":%.1f,"
                "\"ms_per_step\":%.6g,\"ms_min\":%.6g,\"ms_max\":%.6g,\"peak_gflops\":%.6g,"

@@ -1,7 +1,7 @@
 /* Owns the measured peak that MFU is a fraction of. */
 #include "cli/cli.h"
 #include "core/ctx.h"
-#include "ops/fill/fill.h"
+#include "ops/convert.h"
 #include "ops/matmul/matmul.h"
 #include "ops/matmul/peak.h"
 
@@ -40,11 +40,31 @@ static void run(void *arg, int64_t begin, int64_t end) {
     }
 }
 
+/* An (n,n) matrix of numbers between -1 and 1. Of constants tensor cores would make products with
+ * less power, and so at a clock that no training sees. */
+static tp_tensor *numbers(tp_ctx *c, tp_dtype t, int64_t n, uint64_t x) {
+    const int64_t most = 1 << 20, piece = n * n < most ? n * n : most; /* both are powers of two */
+    const size_t bytes = (size_t)piece * tp_dtype_size(t);
+    tp_tensor *a = tp_tensor_new(c, t, 2, (int64_t[]){n, n});
+    char *host = a ? tp_malloc(c, bytes) : NULL;
+    for (int64_t i = 0; host && i < piece; i++) {
+        x = x * 6364136223846793005u + 1442695040888963407u;
+        const float v = (float)(int32_t)(x >> 32) * 0x1p-31f;
+        if (t == TP_BF16)
+            ((uint16_t *)host)[i] = tp_f32_to_bf16(v);
+        else
+            ((float *)host)[i] = v;
+    }
+    for (int64_t i = 0; host && i < n * n / piece && !tp_error_status(c); i++)
+        tp_upload_bytes(c, (char *)a->data + (size_t)i * bytes, host, bytes);
+    tp_free(host);
+    return tp_error_status(c) ? NULL : a;
+}
+
 /* Seconds of one square product on a device, the best of a few. */
 static double product_seconds(tp_ctx *c, tp_dtype t, int64_t n) {
     tp_scope s = tp_scope_open(c, "%s", "peak");
-    tp_tensor *a = tp_full(c, t, 0.01, 2, (int64_t[]){n, n});
-    tp_tensor *b = tp_full(c, t, 0.02, 2, (int64_t[]){n, n});
+    tp_tensor *a = numbers(c, t, n, 1), *b = numbers(c, t, n, 2);
     double best = 1e9;
     for (int i = 0; i < 5 && !tp_sync(c); i++) {
         tp_scope one = tp_scope_open(c, "%s", "");

@@ -1,5 +1,6 @@
 /* Flash attention on the GPU, in TFLOP/s: 4 B T^2 H D floating-point operations forward (half of it
- * when causal), 2.5 times that backward. B T = 16384 tokens and H D = 2048, bf16.
+ * when causal), 2.5 times that backward. B T = 16384 tokens and as many heads as 2048 values hold,
+ * bf16.
  *
  *     bench_cuda_attention [D T causal(0/1)]…   --runs N: backward N times, the bits compared */
 #include "bench.h"
@@ -41,8 +42,8 @@ static tp_tensor *keep(tp_ctx *c, tp_tensor *t) {
     return k;
 }
 
-static tp_status make(tp_ctx *c, problem *p, const shape *s, int64_t tokens, int64_t width) {
-    int64_t dims[4] = {tokens / s->T, s->T, width / s->D, s->D};
+static tp_status make(tp_ctx *c, problem *p, const shape *s, int64_t tokens, int64_t heads) {
+    int64_t dims[4] = {tokens / s->T, s->T, heads, s->D};
     p->opts = (tp_attention_opts){.causal = s->causal};
     p->q = bench_normal(c, TP_BF16, 1, 1, 4, dims);
     p->k = bench_normal(c, TP_BF16, 2, 1, 4, dims);
@@ -83,7 +84,8 @@ int main(int argc, char **argv) {
         if (!strcmp(argv[i], "--runs") && i + 1 < argc)
             runs = atoi(argv[++i]);
         else if (!strcmp(argv[i], "--small")) /* the CPU can run it */
-            tokens = 128, width = 128, list[0] = (shape){64, 128, true}, n = 1;
+            tokens = 128, width = 128, list[0] = (shape){64, 128, true},
+            list[1] = (shape){96, 128, true}, n = 2;
         else if (i + 2 < argc && given < 64) {
             list[given++] = (shape){atoll(argv[i]), atoll(argv[i + 1]), atoi(argv[i + 2]) != 0};
             i += 2;
@@ -95,13 +97,15 @@ int main(int argc, char **argv) {
         tp_ctx *c;
         problem p;
         shape *s = &list[i];
-        if (s->D < 1 || s->T < 1 || tokens % s->T || width % s->D)
-            return fprintf(stderr, "T must divide %lld and D %lld\n", (long long)tokens,
+        if (s->D < 1 || s->D > width || s->T < 1 || tokens % s->T)
+            return fprintf(stderr, "T must divide %lld, and D be 1 to %lld\n", (long long)tokens,
                            (long long)width),
                    2;
         if (bench_open(&c)) return 1;
-        double flops = 4.0 * (double)tokens * (double)s->T * (double)width / (s->causal ? 2 : 1);
-        tp_status st = make(c, &p, s, tokens, width);
+        const int64_t heads = width / s->D; /* 96 leaves a rest */
+        double flops =
+            4.0 * (double)tokens * (double)s->T * (double)(heads * s->D) / (s->causal ? 2 : 1);
+        tp_status st = make(c, &p, s, tokens, heads);
         double f = st ? 0 : bench_seconds(c, forward, &p),
                b = st ? 0 : bench_seconds(c, backward, &p);
         int same = runs ? same_bits(c, &p, runs) : 0;

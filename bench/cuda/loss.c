@@ -6,7 +6,6 @@
  *     bench_cuda_loss [--small] [C V]… */
 #include "bench.h"
 #include "core/ctx.h"
-#include "ops/fill/fill.h"
 #include "ops/linear_cross_entropy/linear_cross_entropy.h"
 #include <math.h>
 #include <stdio.h>
@@ -34,7 +33,7 @@ static int measure_with(tp_gemm_choice gemm, int64_t chunk, int64_t rows, int64_
     problem p = {bench_normal(c, TP_BF16, 1, 1, 3, (int64_t[]){rows, T, C}),
                  bench_normal(c, TP_BF16, 2, 0.02, 2, (int64_t[]){V, C}),
                  bench_ids(c, V, 2, (int64_t[]){rows, T}),
-                 tp_tensor_keep(c, TP_F32, 2, (int64_t[]){rows, T}),
+                 bench_normal(c, TP_F32, 3, 1.0 / (double)(rows * T), 2, (int64_t[]){rows, T}),
                  {.chunk = chunk}};
     /* the tape must hold x and w for gradients to be made */
     if (p.x) p.x->requires_grad = p.w->requires_grad = true;
@@ -46,7 +45,8 @@ static int measure_with(tp_gemm_choice gemm, int64_t chunk, int64_t rows, int64_
         tp_ctx_free(c);
         return 1;
     }
-    double n = (double)(rows * T), outputs = (double)(V * C) * 4 + n * (double)C * 4;
+    /* dw in f32, dx in bf16, log-probs and entropies */
+    double n = (double)(rows * T), outputs = (double)(V * C) * 4 + n * ((double)C * 2 + 2 * 4);
     double extra = (double)(tp_memory_peak(c) - before) - outputs, logits = n * (double)V * 2;
     printf("tapir loss C=%-4lld V=%-6lld %-8s chunk %-4lld %.3f ms (%.1f TFLOP/s)  extra memory "
            "%.1f MB, 1/%.0f of the logits' %.0f MB\n",

@@ -151,6 +151,10 @@ static bool key_of(plan_key *key, const tp_cuda_gemm *g, cublasLtEpilogue_t epil
     key->m = g->m_fixed || key->a_along_m ? g->m : 0;
     key->like_m = key->m && g->like_m ? g->like_m : key->m;
     key->like_n = g->like_n ? g->like_n : g->n;
+    /* A single column, or a weight's single row, is ours: cuBLASLt's kernels for such sum in
+     * another order when more threads are wanted than the GPU holds at once, of which the algorithm
+     * tells nothing. Measured: facebookexperimental/triton, bitequiv/cublas_match/plan.py. */
+    if (key->like_n == 1 || key->like_m == 1) return false;
     key->ldc = g->m == 1 && g->c.row < g->n ? g->n : g->c.row;
     key->dtype = g->a.dtype;
     key->c_dtype = g->c.dtype;
@@ -206,6 +210,7 @@ static void set_call(cublasStatus_t *e, plan *p, const tp_cuda_gemm *g, int64_t 
 }
 
 /* ---- plans ---------------------------------------------------------------------------------- */
+/* -2 parts are stream-K, which cuts k by how many tiles there are (from where key_of says). */
 static bool splits_k(const cublasLtMatmulAlgo_t *algo) {
     int32_t parts = 0;
     uint32_t scheme = 0;
@@ -214,7 +219,7 @@ static bool splits_k(const cublasLtMatmulAlgo_t *algo) {
                                                 sizeof parts, &n) ||
            cublasLtMatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME,
                                                 &scheme, sizeof scheme, &n) ||
-           parts > 1 || scheme != CUBLASLT_REDUCTION_SCHEME_NONE;
+           parts < 0 || parts > 1 || scheme != CUBLASLT_REDUCTION_SCHEME_NONE;
 }
 
 /* A failure of any other kind stays in *e. */

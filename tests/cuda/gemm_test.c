@@ -498,6 +498,13 @@ static void check_cublaslt(int sm) {
     expect(emu_lt.runs[0] == 0 && emu_lt.runs[1] == 0, "k was split", who);
     for (int i = 2; i < EMU_LT_ALGOS; i++)
         expect(emu_lt.runs[i] > 0, "an algorithm was never used", who);
+    before = tp_cuda_gemm_stats_of(c);
+    for (int n = 1; n < 3; n++) { /* a single column is ours, and so is a weight's single row */
+        check(c, &(problem){"columns", 1, 130, n, 48, ROWS, COLS, 8, 0}, TP_F32, false);
+        check(c, &(problem){"a weight's rows", 1, n, 136, 48, COLS, COLS, 8, 0}, TP_F32, false);
+        expect(tp_cuda_gemm_stats_of(c).cublaslt_runs == before.cublaslt_runs + 2 * (n > 1),
+               "a single column is another's", who);
+    }
 #endif
     before = tp_cuda_gemm_stats_of(c);
     for (int i = 0; i < 3; i++) { /* the heuristic's first differs */

@@ -274,8 +274,9 @@ cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *
                                                     void *value, size_t bytes, size_t *written) {
     int w = which(algo);
     if (w < 0 || bytes != 4) return CUBLAS_STATUS_INVALID_VALUE;
-    uint32_t v = what == CUBLASLT_ALGO_CONFIG_SPLITK_NUM ? (w == 0 ? 3 : 1)
-                                                         : (w == 1 ? 2 : 0); /* COMPUTE_TYPE */
+    const int32_t parts = w ? 1 : algo->data[2] == 16 ? -2 : 3; /* -2: stream-K */
+    int32_t v =
+        what == CUBLASLT_ALGO_CONFIG_SPLITK_NUM ? parts : (w == 1 ? 2 : 0); /* COMPUTE_TYPE */
     memcpy(value, &v, 4);
     *written = 4;
     return CUBLAS_STATUS_SUCCESS;
