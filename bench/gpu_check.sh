@@ -183,7 +183,8 @@ part_sanitize() {
     printf '%s\n' attention_backward $ops | sanitizer synccheck synccheck
 }
 part_attention() {
-    figures attention_bits 120 $build/bench_cuda_attention --runs 100 128 4096 0 64 1024 1
+    figures attention_bits 180 $build/bench_cuda_attention --runs 200 128 4096 0 # each result comes to the host
+    figures attention_bits_64 60 $build/bench_cuda_attention --runs 50 64 1024 1
     if [ $torch = yes ]; then
         figures attention 300 python3 bench/peers/pytorch_gpu.py attention --build $build --rounds 2
     else
