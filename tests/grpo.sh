@@ -279,6 +279,8 @@ for answer in inf -inf 1e300; do
     says "the program .* answered \"$answer\": a reward must lie between" "$program" \
         rl.reward_program="while read -r x; do echo $answer; done"
 done
+tells 'the last 10 steps had nothing to learn from: .*(mean 1)' "$tapir" grpo "$src/configs/tests/grpo.yaml" run.dir="$dir/alike" \
+    model.init_from="$dir/sft" rl.reward_weights=program=1 rl.reward_program="while read -r x; do echo 1; done" run.steps=10 rl.eval_prompts=0
 says 'answered nan to all of them' rl.reward_weights=program=1 rl.reward_program="while read -r x; do echo nan; done"
 # own exercises from a file
 { "$tapir" task parity -m 4 -M 8 -n 60; "$tapir" task parity -m 4 -M 8 -n 20 --held-out; } >"$dir/own.jsonl"
