@@ -116,7 +116,13 @@ static tp_status plan(run *r) {
 
 static tp_status open_rows(run *r) {
     tp_share share = tp_share_of(&r->cfg, tp_comm_rank(r->comm), r->ranks);
-    return tp_rows_open(&r->rows, r->c, &r->train, &r->cfg, &share, 0);
+    tp_status st = tp_rows_open(&r->rows, r->c, &r->train, &r->cfg, &share, 0);
+    if (st || !r->root) return st;
+    char rows[32];
+    int64_t n = tp_rows_count(&r->rows);
+    fprintf(stderr, "epochs           %.3g   (run.steps over the %s rows of data.train)\n",
+            (double)r->steps * (double)r->cfg.train.batch / (double)n, tp_count(rows, (double)n));
+    return TP_OK;
 }
 
 static tp_status open_folder(run *r, bool resume) {

@@ -209,6 +209,8 @@ $tapir train --help >asked
 $tapir help train >piped
 works cmp asked piped
 works $tapir eval run
+works sh -c "$train run.dir=epochs 2>&1 | grep -q '^epochs .*rows of data.train'"
+says 1 '.tapir prepare. makes a corpus of text' $train run.dir=nothing data.train=none.h5
 works $tapir eval run val.h5 --json
 works $tapir plot run --metrics train_loss,val_loss --out curve.svg
 works xmllint --noout curve.svg
