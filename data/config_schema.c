@@ -289,7 +289,9 @@ const tp_key tp_config_keys[] = {
     I64(eval.batches, "0", 0, 1e12, "batches", "batches per evaluation; 0: all of data.val"),
 
     I64(sample.every, "0", 0, 1e12, "steps", "print a sample of the model this often; 0: never"),
-    TEXT(sample.prompt, "", "", "text that samples continue; empty: the start of a document"),
+    TEXT(sample.prompt, "", "",
+         "text that samples continue; a user's turn where conversations are learnt; empty: the start "
+         "of a document"),
     I64(sample.tokens, "128", 1, 1 << 24, "tokens", "length of a sample"),
     F64(sample.temperature, "0.8", 0, SHUT, INFINITY, OPEN, "", "0: the likeliest token always"),
     I64(sample.top_k, "0", 0, INT32_MAX, "tokens", "draw from the k likeliest only; 0: off"),

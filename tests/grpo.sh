@@ -320,6 +320,8 @@ expect "another file is another task" refused 'another rl.task' \
 # ---- prompts as in fine-tuning ------------------------------------------------------------------
 chatml="data.chat_template=chatml model.context=96"
 expect "sft with a template" sft talks $chatml run.steps=4 data.train="$dir/good.jsonl"
+expect "samples answer a turn" sft sampled $chatml run.steps=2 sample.every=2 sample.tokens=4 sample.prompt=101: data.train="$dir/good.jsonl"
+expect "with the template's marks" grep -q '^<|im_start|>user$' "$dir/sampled/samples.txt"
 expect "grpo with the same" grpo chatty model.init_from="$dir/talks" $chatml run.steps=2
 expect "prompts are turns" grep -q '"prompt":"<|im_start|>user\\n[01]*:<|im_end|>\\n<|im_start|>assistant' \
     "$dir/chatty/rollouts/step-00000001.jsonl"
