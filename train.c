@@ -116,7 +116,13 @@ static tp_status plan(run *r) {
 
 static tp_status open_rows(run *r) {
     tp_share share = tp_share_of(&r->cfg, tp_comm_rank(r->comm), r->ranks);
-    return tp_rows_open(&r->rows, r->c, &r->train, &r->cfg, &share, 0);
+    tp_status st = tp_rows_open(&r->rows, r->c, &r->train, &r->cfg, &share, 0);
+    if (st || !r->root) return st;
+    char rows[32];
+    int64_t n = tp_rows_count(&r->rows);
+    fprintf(stderr, "epochs           %.3g   (run.steps over the %s rows of data.train)\n",
+            (double)r->steps * (double)r->cfg.train.batch / (double)n, tp_count(rows, (double)n));
+    return TP_OK;
 }
 
 static tp_status open_folder(run *r, bool resume) {
@@ -379,16 +385,41 @@ static tp_status validate(run *r, bool *best) {
     return record(r, m, routes ? 3 : 2);
 }
 
+/* sample.prompt as tokens: where conversations are learnt, as a user's turn. *stop: what ends the
+ * text. */
+static tp_status begin_sample(run *r, tp_ids *ids, int32_t *stop) {
+    const char *text = r->cfg.sample.prompt;
+    const int64_t n = (int64_t)strlen(text);
+    tp_encoder *encoder = NULL;
+    tp_chat *chat = NULL;
+    tp_conversation v = {0};
+    tp_status st;
+    *stop = tp_tokenizer_eos(r->tokenizer);
+    if (r->train.sft && n) {
+        st = tp_chat_new(&chat, r->c, r->tokenizer, tp_chat_template_of(&r->cfg));
+        if (!st) st = tp_chat_turn(chat, &v, "user", text, n);
+        if (!st) st = tp_chat_reply(chat, &v);
+        if (!st) *stop = tp_chat_end(chat);
+        *ids = v.ids;
+        v.ids = (tp_ids){0};
+    } else {
+        st = tp_encoder_new(&encoder, r->c, r->tokenizer, NULL);
+        if (!st) st = tp_encode(ids, encoder, text, n);
+    }
+    tp_conversation_clear(&v);
+    tp_chat_free(chat);
+    tp_encoder_free(encoder);
+    return st;
+}
+
 static tp_status write_sample(run *r) {
     const tp_config *f = &r->cfg;
-    tp_encoder *encoder = NULL;
     tp_ids ids = {0};
-    int32_t eos = tp_tokenizer_eos(r->tokenizer);
+    int32_t eos = tp_tokenizer_eos(r->tokenizer), stop;
     char *text = NULL, path[TP_CONFIG_TEXT + 64];
     size_t n_text = 0;
     int32_t *room = NULL;
-    tp_status st = tp_encoder_new(&encoder, r->c, r->tokenizer, NULL);
-    if (!st) st = tp_encode(&ids, encoder, f->sample.prompt, (int64_t)strlen(f->sample.prompt));
+    tp_status st = begin_sample(r, &ids, &stop);
     int64_t n = ids.n ? ids.n : 1,
             from = ids.n ? 0 : 1; /* an end-of-text to begin with is not shown */
     if (!st && !(room = tp_malloc(r->c, (size_t)(n + f->sample.tokens) * sizeof *room)))
@@ -404,7 +435,7 @@ static tp_status write_sample(run *r) {
                                        .repetition_penalty = f->sample.repetition_penalty,
                                        .seed = (uint64_t)f->sample.seed},
                           .max_new_tokens = f->sample.tokens,
-                          .stop = eos,
+                          .stop = stop,
                           .sample = (uint32_t)r->step};
     if (!st) st = tp_generate(r->c, r->trainer.model, &o, room, &n);
     if (!st) st = tp_decode(&text, &n_text, r->c, r->tokenizer, room + from, n - from);
@@ -419,7 +450,6 @@ static tp_status write_sample(run *r) {
     tp_free(text);
     tp_free(room);
     tp_ids_clear(&ids);
-    tp_encoder_free(encoder);
     return st;
 }
 

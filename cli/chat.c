@@ -22,7 +22,11 @@ static const struct argp_option options[] = {
     {"chat-template", 'c', "NAME", 0, "plain, chatml or alpaca (as the run was trained)", 0},
     {"max-new-tokens", 'n', "N", 0, "The longest reply (512)", 0},
     {"temperature", 't', "X", 0, "0 takes the most likely token each time (0.8)", 0},
+    {"top-k", 'k', "N", 0, "Choose among the N most likely tokens (0: all)", 0},
     {"top-p", 'p', "X", 0, "Choose among the most likely tokens that make up X (0.95)", 0},
+    {"min-p", 'm', "X", 0, "Leave out tokens less likely than X times the best (0: none)", 0},
+    {"repetition-penalty", 'r', "X", 0,
+     "Above 1 makes tokens of the conversation so far less likely (1)", 0},
     {"seed", 'S', "N", 0, "Another seed, other replies (1)", 0},
     TP_RUN_OPTIONS,
     {0}};
@@ -40,6 +44,15 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
         break;
     case 't':
         a.how.temperature = tp_number_arg(s, "--temperature", arg, 0, 1e6);
+        break;
+    case 'k':
+        a.how.top_k = tp_integer_arg(s, "--top-k", arg, 0, 1000000000);
+        break;
+    case 'm':
+        a.how.min_p = tp_number_arg(s, "--min-p", arg, 0, 1);
+        break;
+    case 'r':
+        a.how.repetition_penalty = tp_number_arg(s, "--repetition-penalty", arg, 1e-6, 1e6);
         break;
     case 'p':
         a.how.top_p = tp_number_arg(s, "--top-p", arg, 1e-9, 1);
@@ -186,7 +199,7 @@ int cmd_chat(int argc, char **argv) {
         .args_doc = "RUN",
         .doc = "Talks with a run's newest checkpoint, which should have been fine-tuned on "
                "conversations (a .jsonl file as data.train). A line is a turn; from a pipe, every "
-               "line is answered."};
+               "line is answered. /reset begins anew, /exit ends."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     return tp_with_run(argv[0], &a.run, chat);
 }

@@ -51,7 +51,7 @@ tp_status tp_same_tokenizer(tp_ctx *c, const tp_tokenizer *t, const tp_corpus *c
     if (n == i->tokenizer_bytes && !memcmp(mine, i->tokenizer, n)) return TP_OK;
     return tp_fail(c, TP_EARG,
                    "%s was made with another tokenizer than this model's; prepare the text again "
-                   "with --tokenizer",
+                   "with --tokenizer RUN/tokenizer.json",
                    i->path);
 }
 

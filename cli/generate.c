@@ -31,7 +31,7 @@ static const struct argp_option options[] = {
      "Attend to the last N tokens only; texts may then be longer than the context without reading "
      "anything twice (rope models; 0: to all)",
      0},
-    {"sinks", 'S', "N", 0, "… and to the first N (4)", 0},
+    {"sinks", 'S', "N", 0, "With --window: attend to the first N tokens as well (4)", 0},
     {"ignore-eos", 'e', NULL, 0, "Go on after the end-of-text token", 0},
     TP_RUN_OPTIONS,
     {0}};

@@ -130,6 +130,7 @@ typedef struct tp_grpo_run {
     int64_t evaluated;  /* the step of it; -1: none */
     int64_t logged;     /* the last step whose evaluation stands in metrics.jsonl; -1: none */
     double reward;      /* NaN before the first step */
+    int64_t alike;      /* the latest steps in all of whose groups rewards were equal */
     double busy_seconds;
     int64_t busy_steps;
 } tp_grpo_run;

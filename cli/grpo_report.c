@@ -178,6 +178,12 @@ tp_status tp_grpo_report(tp_grpo_run *r, const tp_update *u, double seconds) {
     if (isnan(s.reward))
         tp_progress(true, "step %lld: none of its completions has a reward: nothing to learn from",
                     (long long)r->g.step);
+    r->alike = r->g.groups_kept ? 0 : r->alike + 1;
+    if (r->alike == 10 && !isnan(s.reward))
+        tp_progress(true,
+                    "the last 10 steps had nothing to learn from: the rewards within each group "
+                    "were equal (mean %.3g)",
+                    s.reward);
     show(r, &s, u, seconds, line && !tp_is_terminal(2));
     tp_status st = line ? show_completions(r) : TP_OK;
     return st ? st : log_step(r, &s, u, seconds);

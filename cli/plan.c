@@ -63,13 +63,15 @@ void tp_plan_print(FILE *f, const tp_config *cfg, const tp_plan *p) {
             (double)p->parameter_bytes / mb);
     fprintf(f, "optimizer state  %.1f MB\n", (double)p->optimizer_bytes / mb);
     fprintf(f, "gradients        %.1f MB\n", (double)p->gradient_bytes / mb);
-    fprintf(f, "peak memory      %.1f MB   with a step's activations\n",
-            (double)p->peak_bytes / mb);
+    double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    fprintf(f, "peak memory      %.1f MB   with a step's activations", (double)p->peak_bytes / mb);
+    if (cfg->device == TP_CPU && (double)p->peak_bytes > memory)
+        fprintf(f, "; this machine has %.1f MB", memory / mb);
+    fputc('\n', f);
     fprintf(f, "tokens per step  %s   (%lld sequences of %lld)\n",
             tp_count(a, (double)p->tokens_per_step), (long long)cfg->train.batch,
             (long long)cfg->model.context);
     int64_t kv = p->kv_bytes_per_token, whole = kv * cfg->model.context;
-    double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
     double left = fmax(memory - (double)p->parameter_bytes, 0);
     fprintf(
         f,

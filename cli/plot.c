@@ -180,16 +180,35 @@ static void fill(const curve *k, const plot *p, plot_series *s) {
     }
 }
 
-static const char *name_of(const char *run) {
+static const char *last_part(const char *run) {
     const char *slash = strrchr(run, '/');
     return slash && slash[1] ? slash + 1 : run;
+}
+
+/* The folder's name, with its path where another run has the same. */
+static const char *name_of(int run) {
+    const char *name = last_part(a.run[run]);
+    for (int r = 0; r < a.n_runs; r++)
+        if (r != run && !strcmp(last_part(a.run[r]), name)) return a.run[run];
+    return name;
+}
+
+/* Zero is left out where all values are far from it, as losses are. */
+static bool far_from_zero(const plot *p, const plot_panel *q) {
+    double min = INFINITY, max = -INFINITY;
+    for (int r = 0; r < q->n_series; r++)
+        for (int i = 0; i < p->n_points; i++) {
+            min = fmin(min, q->series[r].y[i]);
+            max = fmax(max, q->series[r].y[i]);
+        }
+    return min > max / 4;
 }
 
 static tp_status draw(tp_ctx *c, curve k[][PLOT_SERIES], plot *p) {
     char title[256] = "";
     for (int r = 0; r < a.n_runs; r++) {
         size_t n = strlen(title);
-        snprintf(title + n, sizeof title - n, "%s%s", r ? ", " : "", name_of(a.run[r]));
+        snprintf(title + n, sizeof title - n, "%s%s", r ? ", " : "", name_of(r));
     }
     *p = (plot){.title = title, .subtitle = "", .x_label = "step", .n_panels = a.n_metrics};
     tp_status st = steps(c, k, p);
@@ -200,9 +219,10 @@ static tp_status draw(tp_ctx *c, curve k[][PLOT_SERIES], plot *p) {
         q->log_y = a.log;
         q->n_series = a.n_runs;
         for (int r = 0; r < a.n_runs; r++) {
-            q->series[r].label = name_of(a.run[r]);
+            q->series[r].label = name_of(r);
             fill(&k[m][r], p, &q->series[r]);
         }
+        q->close_y = !a.log && far_from_zero(p, q);
     }
     FILE *f = fopen(a.out, "w");
     if (!f) return tp_fail(c, TP_EIO, "cannot write %s: %s", a.out, strerror(errno));

@@ -103,7 +103,14 @@ static tp_status replay(tp_grpo *g, double *loss, double *recorded) {
     logged l = {0, NAN, NAN}; /* of the last step that was replayed */
     tp_checkpoint_reader *from = NULL;
     tp_status st = TP_OK;
-    if (a.step > g->cfg.run.steps)
+    struct stat s;
+    snprintf(path, sizeof path, "%s/rollouts", a.run);
+    if (stat(path, &s))
+        st = tp_fail(g->c, TP_EIO,
+                     "%s has no folder \"rollouts\": it is no run of `tapir grpo`, or one with "
+                     "rl.dump: false",
+                     a.run);
+    else if (a.step > g->cfg.run.steps)
         st = tp_fail(g->c, TP_EARG, "%s has %lld steps, not %lld", a.run,
                      (long long)g->cfg.run.steps, (long long)a.step);
     if (!st) st = nearest(g->c, &from);

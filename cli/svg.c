@@ -169,10 +169,17 @@ static void line(FILE *f, const char *class, double x1, double y1, double x2, do
             y1, x2, y2);
 }
 
-static void dot(FILE *f, plot_style style, int colour, double x, double y) {
-    if (style == PLOT_LINE)
+/* A few points are seen one by one, of many the line. */
+static bool dotted(const plot *p, const plot_series *s) {
+    int n = 0;
+    for (int i = 0; i < p->n_points; i++) n += !isnan(s->y[i]);
+    return n <= PLOT_DOTS;
+}
+
+static void dot(FILE *f, const plot *p, const plot_series *s, int colour, double x, double y) {
+    if (s->style == PLOT_LINE && dotted(p, s))
         fprintf(f, "<circle class=\"d%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"3.2\"/>\n", colour, x, y);
-    else if (style == PLOT_RINGS)
+    else if (s->style == PLOT_RINGS)
         fprintf(f, "<circle class=\"s l%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"5.5\"/>\n", colour, x, y);
 }
 
@@ -180,14 +187,14 @@ static const char *dashes(plot_style s) {
     return s == PLOT_DASHED ? " stroke-dasharray=\"2 6\"" : "";
 }
 
-static void legend(FILE *f, const plot_panel *p, double x) {
-    for (int i = 0; i < p->n_series; i++) {
-        const plot_series *s = &p->series[i];
+static void legend(FILE *f, const plot *p, const plot_panel *q, double x) {
+    for (int i = 0; i < q->n_series; i++) {
+        const plot_series *s = &q->series[i];
         double y = PANEL_TITLE_Y + LEGEND_ROW * (i + 1);
         if (s->style != PLOT_RINGS)
             fprintf(f, "<path class=\"s l%d\"%s d=\"M%.1f %.1fh26\"/>\n", i, dashes(s->style), x,
                     y - 4);
-        dot(f, s->style, i, x + 13, y - 4);
+        dot(f, p, s, i, x + 13, y - 4);
         svg_text(f, x + 34, y, "", s->label);
     }
 }
@@ -213,7 +220,7 @@ static void draw_series(FILE *f, const plot *p, const plot_series *s, int colour
         fputs("\"/>\n", f);
     }
     for (int i = 0; i < p->n_points; i++)
-        if (!isnan(s->y[i])) dot(f, s->style, colour, at(sx, p->x[i]), at(sy, s->y[i]));
+        if (!isnan(s->y[i])) dot(f, p, s, colour, at(sx, p->x[i]), at(sy, s->y[i]));
 }
 
 static void draw_panel(FILE *f, const plot *p, const plot_panel *q, double left, double top) {
@@ -234,7 +241,7 @@ static void draw_panel(FILE *f, const plot *p, const plot_panel *q, double left,
     else
         ticks_linear(&sx, 0, p->x[p->n_points - 1] > 0 ? p->x[p->n_points - 1] : 1, 8);
     svg_text(f, left, PANEL_TITLE_Y, "class=\"h2\"", q->title);
-    legend(f, q, left);
+    legend(f, p, q, left);
     for (int i = 0; i < sy.n; i++) {
         double y = at(&sy, sy.tick[i]);
         line(f, "grid", left, y, left + PANEL_W, y);
@@ -270,7 +277,7 @@ const char *svg_end(FILE *f) {
 static bool drawable(double v, bool log) { return fabs(v) < 1e300 && (!log || v > 1e-300); }
 
 static const char *check(const plot *p) {
-    if (p->n_points < 1 || p->n_points > PLOT_POINTS) return "a plot has from 1 to 32 points";
+    if (p->n_points < 1 || p->n_points > PLOT_POINTS) return "a plot has from 1 to 128 points";
     if (p->n_panels < 1 || p->n_panels > PLOT_PANELS) return "a plot has from 1 to 3 panels";
     for (int i = 0; i < p->n_points; i++)
         if (!drawable(p->x[i], p->log2_x) || p->x[i] < 0 || (i && p->x[i] <= p->x[i - 1]))

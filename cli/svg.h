@@ -8,10 +8,10 @@
 #include <stdbool.h>
 #include <stdio.h>
 
-enum { PLOT_POINTS = 32, PLOT_SERIES = 4, PLOT_PANELS = 3 };
+enum { PLOT_POINTS = 128, PLOT_DOTS = 32, PLOT_SERIES = 4, PLOT_PANELS = 3 };
 
 typedef enum plot_style {
-    PLOT_LINE,   /* a line with a dot at each point */
+    PLOT_LINE,   /* a line, with a dot at each point where there are at most PLOT_DOTS */
     PLOT_DASHED, /* a dashed line: what would be, or should be */
     PLOT_RINGS   /* open circles without a line: a second measurement of the same thing */
 } plot_style;

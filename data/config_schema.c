@@ -279,7 +279,8 @@ const tp_key tp_config_keys[] = {
     I64(rl.max_draws, "4", 1, 1 << 16, "",
         "a step draws at most so many times prompts_per_step; then it goes on with fewer groups"),
     BOOL(rl.shuffle_rewards, "false", "a control: rewards are dealt out at random"),
-    I64(rl.eval_prompts, "200", 0, 1 << 24, "prompts", "held out, for evaluations; 0: none"),
+    I64(rl.eval_prompts, "200", 0, 1 << 24, "prompts",
+        "held out, for evaluations, which count right answers; 0: none"),
     I64(rl.eval_samples, "16", 1, 1 << 16, "samples", "of each, for pass@k"),
     I64(rl.log_completions, "2", 0, 1 << 20, "", "completions shown at each line of metrics"),
     BOOL(rl.dump, "true", "write every step's completions to rollouts/, for `tapir replay`"),
@@ -289,7 +290,9 @@ const tp_key tp_config_keys[] = {
     I64(eval.batches, "0", 0, 1e12, "batches", "batches per evaluation; 0: all of data.val"),
 
     I64(sample.every, "0", 0, 1e12, "steps", "print a sample of the model this often; 0: never"),
-    TEXT(sample.prompt, "", "", "text that samples continue; empty: the start of a document"),
+    TEXT(sample.prompt, "", "",
+         "text that samples continue; a user's turn where conversations are learnt; empty: "
+         "the start of a document"),
     I64(sample.tokens, "128", 1, 1 << 24, "tokens", "length of a sample"),
     F64(sample.temperature, "0.8", 0, SHUT, INFINITY, OPEN, "", "0: the likeliest token always"),
     I64(sample.top_k, "0", 0, INT32_MAX, "tokens", "draw from the k likeliest only; 0: off"),

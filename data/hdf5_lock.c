@@ -72,7 +72,11 @@ tp_status tp_h5_precheck(tp_ctx *c, const char *what, const char *path) {
     uint8_t head[9];
     struct stat st;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return tp_fail(c, TP_EIO, "%s: %s: %s", what, path, strerror(errno));
+    if (fd < 0)
+        return tp_fail(c, TP_EIO, "%s: %s: %s%s", what, path, strerror(errno),
+                       errno == ENOENT && !strcmp(what, "corpus")
+                           ? " (`tapir prepare` makes a corpus of text)"
+                           : "");
     tp_status s = TP_OK;
     ssize_t n = 0;
     if (fstat(fd, &st) || !S_ISREG(st.st_mode))

@@ -209,10 +209,21 @@ $tapir train --help >asked
 $tapir help train >piped
 works cmp asked piped
 works $tapir eval run
+works sh -c "$train run.dir=epochs 2>&1 | grep -q '^epochs .*rows of data.train'"
+says 1 '.tapir prepare. makes a corpus of text' $train run.dir=nothing data.train=none.h5
 works $tapir eval run val.h5 --json
 works $tapir plot run --metrics train_loss,val_loss --out curve.svg
 works xmllint --noout curve.svg
 works grep -q '<path class="s l0"' curve.svg
+# runs of one name are told apart, and losses far from zero fill their panel
+mkdir -p twin/run many
+cp run/metrics.jsonl twin/run
+works $tapir plot run twin/run --metrics train_loss --out curve.svg
+works grep -q '>twin/run</text>' curve.svg
+awk 'BEGIN { for (i = 1; i <= 100; i++) printf "{\"step\":%d,\"train_loss\":%.3f}\n", i, 6 - i / 100 }' >many/metrics.jsonl
+works $tapir plot many --metrics train_loss --out curve.svg
+works grep -q '>5.2</text>' curve.svg
+works sh -c '! grep -q "<circle" curve.svg'
 says 1 'no run has a metric losss' $tapir plot run --metrics losss
 mkdir nulls
 echo '{"step":1,"train_loss":1.5,"val_loss":null}' >nulls/metrics.jsonl
@@ -221,6 +232,7 @@ says 1 'cannot write' $tapir plot run --out nowhere/curve.svg
 says 2 'at most 3 metrics' $tapir plot run --metrics a,b,c,d
 says 2 'which run' $tapir plot
 says 1 'another tokenizer' $tapir eval run other.h5
+says 1 'it is no run of `tapir grpo`' $tapir replay run 1
 # a window takes any prompt and any number of tokens, whatever the context
 long=$(head -5 text.txt)
 works $tapir generate run "$long" --window 8 --max-new-tokens 5
@@ -417,6 +429,7 @@ says 1 'none.yaml' $tapir tape none.yaml --html tape.html
 says 1 'model.layrs' $tape model.layrs=3 --svg tape.svg
 says 2 'requires an argument' $tape --html
 works $tapir plan $src/configs/tests/tiny.yaml model.vocab=300 --json
+works sh -c "$tapir plan $src/configs/tests/tiny.yaml model.vocab=300 model.channels=65536 model.layers=64 | grep -q '; this machine has'"
 works $tapir train --keys
 # the plan is the truth, and steady steps ask the system for nothing
 works $tapir bench step $src/configs/tests/tiny.yaml model.vocab=300 --json -n 3

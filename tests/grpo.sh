@@ -279,6 +279,8 @@ for answer in inf -inf 1e300; do
     says "the program .* answered \"$answer\": a reward must lie between" "$program" \
         rl.reward_program="while read -r x; do echo $answer; done"
 done
+tells 'the last 10 steps had nothing to learn from: .*(mean 1)' "$tapir" grpo "$src/configs/tests/grpo.yaml" run.dir="$dir/alike" \
+    model.init_from="$dir/sft" rl.reward_weights=program=1 rl.reward_program="while read -r x; do echo 1; done" run.steps=10 rl.eval_prompts=0
 says 'answered nan to all of them' rl.reward_weights=program=1 rl.reward_program="while read -r x; do echo nan; done"
 # own exercises from a file
 { "$tapir" task parity -m 4 -M 8 -n 60; "$tapir" task parity -m 4 -M 8 -n 20 --held-out; } >"$dir/own.jsonl"
@@ -318,6 +320,8 @@ expect "another file is another task" refused 'another rl.task' \
 # ---- prompts as in fine-tuning ------------------------------------------------------------------
 chatml="data.chat_template=chatml model.context=96"
 expect "sft with a template" sft talks $chatml run.steps=4 data.train="$dir/good.jsonl"
+expect "samples answer a turn" sft sampled $chatml run.steps=2 sample.every=2 sample.tokens=4 sample.prompt=101: data.train="$dir/good.jsonl"
+expect "with the template's marks" grep -q '^<|im_start|>user$' "$dir/sampled/samples.txt"
 expect "grpo with the same" grpo chatty model.init_from="$dir/talks" $chatml run.steps=2
 expect "prompts are turns" grep -q '"prompt":"<|im_start|>user\\n[01]*:<|im_end|>\\n<|im_start|>assistant' \
     "$dir/chatty/rollouts/step-00000001.jsonl"

@@ -245,6 +245,7 @@ expect "a writer that comes late" "$tapir" prepare absent --out y.h5 --tokenizer
 cat out >>first
 expect "both are read to their end" [ "$(grep -c " $(wc -c <text.txt) bytes" first)" = 2 ]
 rm -f x.h5 y.h5
+expect "chat samples as generate does" sh -c "echo hello | '$tapir' chat whole --top-k 5 --min-p 0.1 --repetition-penalty 1.2 -n 5"
 expect "lines that come in pieces" sh -c "(printf '/re'; sleep 0.2; printf 'set\\r\\n\\n/exit\\nno more') | '$tapir' chat whole"
 expect "are lines" [ ! -s out ]
 

@@ -152,7 +152,7 @@ function drawChart() {
            svg("rect", {class: "rest", x: 0, width: WIDE, y: y(tape.atRest), height: HIGH - y(tape.atRest)}),
            svg("line", {class: "cursor", id: "mark", y1: 0, y2: HIGH}));
   $("lb").style.left = (100 * firstBack) / calls.length + "%";
-  $("most").textContent = bytes(Math.round(most / 1.25));
+  $("most").textContent = `${bytes(Math.round(most / 1.25))} between steps`;
   c.setAttribute("aria-valuemin", 1);
   c.setAttribute("aria-valuemax", calls.length);
   const seek = e => {
@@ -183,7 +183,7 @@ function showMemory() {
   $("memory").replaceChildren(
     el("b", {id: "used", "data-bytes": now}, bytes(now)), " in use", change ? ` (${change > 0 ? "+" : ""}${bytes(change)})` : "",
     el("br"), `${keptNow()} kept for backward`, el("br"),
-    `weights ${bytes(tape.atRest)}, peak ${bytes(calls[peakAt].high)} in `, stepLink(peakAt));
+    `weights ${bytes(tape.atRest)}, peak ${bytes(calls[peakAt].high)} while `, stepLink(peakAt), " ran");
 }
 
 /* ---- values -------------------------------------------------------------------------------- */
