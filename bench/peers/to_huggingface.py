@@ -1,7 +1,7 @@
 """A run's newest checkpoint as a folder that Hugging Face's transformers loads.
 
     pip install h5py safetensors pyyaml
-    python3 examples/to_huggingface.py RUN FOLDER          (RUN may also be a checkpoint file)
+    python3 bench/peers/to_huggingface.py RUN FOLDER          (RUN may also be a checkpoint file)
 
 A checkpoint holds all that is needed: weights by Hugging Face's names and in its layouts, the config and tokenizer.json. What
 is left to say is which of its models computes the same: GPT-2, Llama, or Qwen3 for model.qk_norm. What none of them computes is
