@@ -2,6 +2,7 @@
 #include "cli/cli.h"
 #include "core/ctx.h"
 #include "core/device.h"
+#include "ops/matmul/gemm.h"
 #include <errno.h>
 #include <math.h>
 #include <signal.h>
@@ -168,6 +169,7 @@ static tp_status open_ctx(tp_ctx **c, const tp_config *cfg, int threads, char wh
     return tp_ctx_new(c, &(tp_ctx_opts){.device = cfg->device,
                                         .threads = threads,
                                         .fast = cfg->numerics == TP_CFG_FAST,
+                                        .bf16_products = tp_config_bf16_products(cfg),
                                         .gemm = cfg->gemm,
                                         .seed = (uint64_t)cfg->seed,
                                         .why = why});
@@ -198,6 +200,9 @@ int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const 
     if (code) return code;
     char why[TP_WHY_BYTES];
     tp_status st = open_ctx(c, cfg, (int)cfg->threads, why);
+    if (!st && tp_config_bf16_products(cfg) && !tp_gemm_has_dot())
+        tp_progress(true, "warning: float32_matmul_precision: medium is no faster here, as this "
+                          "processor has no instruction for products in bf16 (avx512_bf16)");
     return st ? say_why(command, why) : EXIT_DONE;
 }
 

@@ -2,27 +2,36 @@
 #include "cli/cli.h"
 #include "core/ctx.h"
 #include "ops/convert.h"
+#include "ops/matmul/gemm.h"
 #include "ops/matmul/matmul.h"
 #include "ops/matmul/peak.h"
 
 typedef struct probe {
     int isa;
+    bool dot;              /* by the instruction for bf16 */
     double seconds, *best; /* best: a rate for each thread */
 } probe;
 
-static void burst(int isa, int64_t n) {
+/* FLOPs of n rounds. */
+static double burst(const probe *p, int64_t n) {
     float out[16] = {0.999f, 0.001f};
+    double flops = (double)n * TP_FMA_LOOP_FLOPS;
 #if defined(__x86_64__)
-    if (isa == 4) {
-        tp_fma_loop_v4(n, out);
-        return;
+    if (p->dot) {
+        tp_dot_loop_v4(n, out);
+        return 2 * flops;
     }
-    if (isa == 3) {
+    if (p->isa == 4) {
+        tp_fma_loop_v4(n, out);
+        return flops;
+    }
+    if (p->isa == 3) {
         tp_fma_loop_v3(n, out);
-        return;
+        return flops;
     }
 #endif
     tp_fma_loop_v1(n, out);
+    return flops;
 }
 
 /* Each thread keeps the rate of its best burst: bursts are short, so some run undisturbed however
@@ -33,8 +42,7 @@ static void run(void *arg, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
         double until = tp_now() + p->seconds;
         for (double start = tp_now(); start < until; start = tp_now()) {
-            burst(p->isa, N);
-            double rate = (double)N * TP_FMA_LOOP_FLOPS / (tp_now() - start);
+            double rate = burst(p, N) / (tp_now() - start);
             if (rate > p->best[i]) p->best[i] = rate;
         }
     }
@@ -96,7 +104,8 @@ double tp_measure_peak(tp_ctx *c, const tp_config *cfg) {
     if (c->device != TP_CPU) return device_peak(c, cfg->dtype == TP_CFG_BF16 ? TP_BF16 : TP_F32);
     double best[1024] = {0}, sum = 0;
     int n = tp_threads(c) < 1024 ? tp_threads(c) : 1024;
-    probe p = {c->isa, 0.2, best};
+    bool dot = c->bf16_products && c->isa == 4 && tp_gemm_has_dot();
+    probe p = {c->isa, dot, 0.2, best};
     tp_parallel_for(c, n, 1, run, &p);
     for (int i = 0; i < n; i++) sum += best[i];
     return sum;

@@ -149,6 +149,7 @@ static int open_device(const char *command, tp_grpo *g) {
     if (code) return code;
     g->c->seed = (uint64_t)g->cfg.seed; /* of choices at random in the model */
     g->c->fast = g->cfg.numerics == TP_CFG_FAST;
+    g->c->bf16_products = tp_config_bf16_products(&g->cfg);
     g->c->gemm = g->cfg.gemm;
     return EXIT_DONE;
 }

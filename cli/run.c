@@ -158,6 +158,8 @@ tp_status tp_run_peek(tp_run *r, tp_ctx *c, const char *path) {
 tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best) {
     tp_status st = open_texts(r, c, path, best);
     c->seed = (uint64_t)r->cfg.seed; /* of choices at random in the model */
+    /* as it was trained, its losses have the same bits */
+    c->bf16_products = c->device == TP_CPU && tp_config_bf16_products(&r->cfg);
     if (!st) st = tp_trainer_model(&r->trainer, c, &r->cfg);
     if (!st) st = tp_load_weights(c, r->from, tp_model_params(r->trainer.model), "weights");
     return st;

@@ -119,6 +119,7 @@ static tp_status begin(step *s, const tp_config *cfg, bool meta) {
                      .memory_limit = meta ? (size_t)1 << 50 : 0,
                      .threads = (int)cfg->threads,
                      .fast = cfg->numerics == TP_CFG_FAST,
+                     .bf16_products = tp_config_bf16_products(cfg),
                      .gemm = cfg->gemm,
                      .seed = (uint64_t)cfg->seed};
     tp_status st = tp_ctx_new(&s->c, &o);

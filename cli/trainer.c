@@ -649,6 +649,7 @@ tp_status tp_plan_make(tp_plan *p, const tp_config *cfg, int ranks, char *error,
                                                  .meta = true,
                                                  .threads = (int)cfg->threads,
                                                  .fast = cfg->numerics == TP_CFG_FAST,
+                                                 .bf16_products = tp_config_bf16_products(cfg),
                                                  .gemm = cfg->gemm,
                                                  .memory_limit = (size_t)1 << 50});
     if (st) {

@@ -37,6 +37,7 @@ typedef struct tp_ctx_opts {
     tp_device device;
     bool meta;           /* META: infer shapes and plan memory, hold no bytes, run no kernel */
     bool fast;           /* sums may run in whatever order is fastest, so bits may differ */
+    bool bf16_products;  /* f32 products on the CPU round their operands to bf16 (matmul/gemm.h) */
     tp_gemm_choice gemm; /* who multiplies matrices on a GPU */
     int threads;         /* 0: every core this process may run on */
     size_t memory_limit; /* bytes the pool may use; 0: the machine's memory */

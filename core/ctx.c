@@ -63,6 +63,7 @@ tp_status tp_ctx_new(tp_ctx **out, const tp_ctx_opts *opts) {
     c->device = o->device;
     c->meta = o->meta;
     c->fast = o->fast;
+    c->bf16_products = o->bf16_products;
     c->gemm = o->gemm;
     c->seed = o->seed;
     c->threads = o->threads ? o->threads : omp_get_num_procs();
@@ -82,6 +83,7 @@ tp_status tp_ctx_beside(tp_ctx **out, tp_ctx *c) {
     tp_status st = tp_ctx_new(out, &(tp_ctx_opts){.device = c->device,
                                                   .meta = c->meta,
                                                   .fast = c->fast,
+                                                  .bf16_products = c->bf16_products,
                                                   .gemm = c->gemm,
                                                   .threads = 1,
                                                   .memory_limit = tp_pool_limit(c),

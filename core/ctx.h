@@ -22,7 +22,7 @@ struct tp_ctx {
     const struct tp_backend *backend;  /* NULL: the CPU, or META */
     void *on_device;                   /* the backend's own; a tp_cuda */
     const char *(*op_name)(int which); /* names the op of a fault that a kernel reports */
-    bool fast;                         /* tp_ctx_opts */
+    bool fast, bf16_products;          /* tp_ctx_opts */
     tp_gemm_choice gemm;               /* the same */
     bool as_decoded;                   /* a forward pass must have the bits of decoding */
     bool meta, keep_all;               /* keep_all: scopes release nothing (printing, teaching) */

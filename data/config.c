@@ -110,6 +110,9 @@ static int64_t decay_steps(const tp_config *cfg) {
         return cfg->train.decay_steps;
     return our_decay(cfg);
 }
+bool tp_config_bf16_products(const tp_config *cfg) {
+    return cfg->device == TP_CPU && cfg->float32_matmul_precision == TP_CFG_MEDIUM;
+}
 bool tp_config_chose_decay(const tp_config *cfg) {
     return cfg->train.lr_scheduler_type == TP_CFG_WSD && cfg->train.decay_steps == our_decay(cfg);
 }
@@ -146,9 +149,13 @@ tp_status tp_config_check(tp_ctx *c, const tp_config *cfg) {
         return tp_fail(c, TP_EARG, "%s: empty, but a run needs a folder: give it a name",
                        tp_config_where(at, sizeof at, cfg, "run.dir"));
     if (cfg->dtype == TP_CFG_BF16 && cfg->device == TP_CPU)
-        return tp_fail(c, TP_EARG,
-                       "%s: bf16 needs device: cuda (on CPUs its products are slower than f32)",
-                       tp_config_where(at, sizeof at, cfg, "dtype"));
+        return tp_fail(
+            c, TP_EARG,
+            "%s: bf16 needs device: cuda (on a CPU it is float32_matmul_precision: medium)",
+            tp_config_where(at, sizeof at, cfg, "dtype"));
+    if (cfg->float32_matmul_precision != TP_CFG_HIGHEST && cfg->device != TP_CPU)
+        return tp_fail(c, TP_EARG, "%s: medium is for device: cpu; on a GPU it is dtype: bf16",
+                       tp_config_where(at, sizeof at, cfg, "float32_matmul_precision"));
     if (cfg->gemm != TP_GEMM_AUTO && cfg->device != TP_CUDA)
         return tp_fail(c, TP_EARG, "%s: chooses among products on a GPU and needs device: cuda",
                        tp_config_where(at, sizeof at, cfg, "gemm"));

@@ -6,6 +6,7 @@
 typedef enum tp_cfg_auto { TP_CFG_AUTO, TP_CFG_FALSE, TP_CFG_TRUE } tp_cfg_auto;
 typedef enum tp_cfg_dtype { TP_CFG_F32, TP_CFG_BF16 } tp_cfg_dtype;
 typedef enum tp_cfg_numerics { TP_CFG_EXACT, TP_CFG_FAST } tp_cfg_numerics;
+typedef enum tp_cfg_precision { TP_CFG_HIGHEST, TP_CFG_MEDIUM } tp_cfg_precision;
 typedef enum tp_cfg_backend {
     TP_CFG_BACKEND_AUTO,
     TP_CFG_BACKEND_SELF,

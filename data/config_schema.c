@@ -7,6 +7,7 @@
 static const char *const devices[] = {"cpu", "cuda", NULL};
 static const char *const dtypes[] = {"f32", "bf16", NULL};
 static const char *const numerics[] = {"exact", "fast", NULL};
+static const char *const precisions[] = {"highest", "medium", NULL};
 static const char *const gemms[] = {"auto", "own", "cublaslt", NULL};
 static const char *const packings[] = {"stream", "documents", NULL};
 static const char *const chats[] = {"plain", "chatml", "alpaca", NULL};
@@ -78,6 +79,10 @@ const tp_key tp_config_keys[] = {
         "exact: same bits for any number of threads and any batch split; fast: gives that up and "
         "sums in the quickest order, by oneDNN where it is built in (its scratch memory comes on "
         "top of the plan)"),
+    CHOICE(float32_matmul_precision, tp_cfg_precision, precisions, "highest",
+           "of products on the CPU: highest: f32; medium: operands are rounded to bf16, sums stay "
+           "f32, faster where the processor multiplies bf16 faster (AMD Zen 5); the bits are the "
+           "same everywhere and for any number of threads"),
     CHOICE(gemm, tp_gemm_choice, gemms, "auto",
            "who multiplies matrices on a GPU: cublaslt, by algorithms that are chosen once; own "
            "kernels, whose order of sums is known; auto: cuBLASLt where it can"),

@@ -57,6 +57,13 @@ static inline v16 v16_load_bf16(const uint16_t *p) {
     __m512i w = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
 }
+static inline v16 v16_upper_bf16(v16 a) {
+    return _mm512_castsi512_ps(
+        _mm512_and_epi32(_mm512_castps_si512(a), _mm512_set1_epi32((int32_t)0xffff0000)));
+}
+static inline v16 v16_lower_bf16(v16 a) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 16));
+}
 
 #elif TP_ISA == 3
 #include <immintrin.h>
@@ -133,6 +140,16 @@ static inline __m256 v16_load_bf16x8_(const uint16_t *p) {
 static inline v16 v16_load_bf16(const uint16_t *p) {
     return V16_(v16_load_bf16x8_(p), v16_load_bf16x8_(p + 8));
 }
+static inline v16 v16_upper_bf16(v16 a) {
+    __m256 upper = _mm256_castsi256_ps(_mm256_set1_epi32((int32_t)0xffff0000));
+    return V16_(_mm256_and_ps(a.lo, upper), _mm256_and_ps(a.hi, upper));
+}
+static inline __m256 v16_lower_bf16x8_(__m256 a) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 16));
+}
+static inline v16 v16_lower_bf16(v16 a) {
+    return V16_(v16_lower_bf16x8_(a.lo), v16_lower_bf16x8_(a.hi));
+}
 
 #else /* plain C */
 typedef struct v16 {
@@ -182,6 +199,13 @@ static inline v16 v16_exp2i(v16 n) {
     V16_EACH_(v16_bits_((uint32_t)((int32_t)rintf(n.f[i]) + 127) << 23));
 }
 static inline v16 v16_load_bf16(const uint16_t *p) { V16_EACH_(v16_bits_((uint32_t)p[i] << 16)); }
+static inline uint32_t v16_word_(float x) {
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+static inline v16 v16_upper_bf16(v16 a) { V16_EACH_(v16_bits_(v16_word_(a.f[i]) & 0xffff0000u)); }
+static inline v16 v16_lower_bf16(v16 a) { V16_EACH_(v16_bits_(v16_word_(a.f[i]) << 16)); }
 #endif
 
 /* What each operation means, where the name alone leaves it open:
@@ -189,7 +213,9 @@ static inline v16 v16_load_bf16(const uint16_t *p) { V16_EACH_(v16_bits_((uint32
  *   v16_max(a,b)       a > b ? a : b, so a NaN gives b   v16_min(a,b)     a < b ? a : b
  *   v16_round(a)       to the nearest integer, ties to even
  *   v16_exp2i(n)       2^n for integral n in [-126,127]; 0 for n = -127
- *   v16_select(m,y,n)  m ? y : n per lane */
+ *   v16_select(m,y,n)  m ? y : n per lane
+ *   v16_upper_bf16(a)  the bf16 in the upper half of each lane, as f32; v16_lower_bf16: in the
+ * lower */
 static inline v16 v16_zero(void) { return v16_set1(0.0f); }
 /* clang-format on */
 

@@ -137,6 +137,7 @@ says 1 'mod.capacity must be a number >= 0 and <= 1' $train mod.capacity=1.5
 says 1 'mod.every: 2, so none of the 1 blocks' $train mod.capacity=0.5
 says 1 'mod.capacity: does not go with model.sliding_window' $train mod.capacity=0.5 model.sliding_window=4
 says 1 'numerics' $train numerics=quick
+says 1 'float32_matmul_precision: medium is for device: cpu; on a GPU it is dtype: bf16' $train float32_matmul_precision=medium device=cuda
 # what a key allows is what the operations do: its limits work, and beyond them the key is named
 for limit in model.attn_softcap=1e30 model.logit_softcap=1e30 model.attn_softcap=1e-30 model.logit_softcap=1e-30 model.rope_theta=1 model.rope_theta=1e12 \
     "model.context=1048576 train.batch=1" "model.context=16777216 train.batch=1 model.family=gpt2"; do
@@ -159,6 +160,7 @@ says 1 'model.vocab is needed' $tapir plan $src/configs/tests/tiny.yaml
 says 1 'only AdamW.s state' $train train.optimizer=sgd train.optimizer_state_dtype=bf16
 works $train numerics=fast run.dir=fast run.steps=2
 says 1 'another config' $train numerics=exact run.dir=fast --resume
+says 1 'another config' $train numerics=fast float32_matmul_precision=medium run.dir=fast --resume
 works $tapir bench step $src/configs/tests/tiny.yaml model.vocab=300 -n 2 -w 1 --against numerics=fast --against threads=1 --json
 grep -q '"ratio":' out || { failed=$((failed + 1)); echo 'FAILED: bench --against prints no ratio'; }
 says 1 'numerics' $tapir bench step $src/configs/tests/tiny.yaml model.vocab=300 --against numerics=quick

@@ -1,5 +1,6 @@
 /* numerics: fast. The kernels that it lets in, against the float64 oracle over the samples of the
- * ops; the reasons of those that stay out; and a training run beside the exact one. */
+ * ops; the reasons of those that stay out; and a training run beside the exact one, as there is one
+ * with products in bf16. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -193,15 +194,15 @@ typedef struct curve {
     size_t peak;
 } curve;
 
-static curve train(tp_family family, bool fast, int threads, bool meta) {
+static curve train(tp_family family, tp_ctx_opts how) {
     curve out = {0};
     bool llama = family == TP_FAMILY_LLAMA;
     tp_ctx *c;
     tp_model *m;
     tp_optim *o;
-    assert_int_equal(
-        tp_ctx_new(&c, &(tp_ctx_opts){.threads = threads, .seed = 4, .fast = fast, .meta = meta}),
-        0);
+    const bool meta = how.meta;
+    how.seed = 4;
+    assert_int_equal(tp_ctx_new(&c, &how), 0);
     tp_model_cfg f = {.family = family,
                       .layers = 2,
                       .heads = 4,
@@ -260,31 +261,55 @@ static curve train(tp_family family, bool fast, int threads, bool meta) {
 
 static void test_training(void **state) {
     (void)state;
+    const tp_ctx_opts exactly = {.threads = 1};
+    tp_ctx_opts how = {.fast = true};
     for (int family = TP_FAMILY_GPT2; family <= TP_FAMILY_LLAMA; family++) {
-        curve exact = train((tp_family)family, false, 1, false),
-              one = train((tp_family)family, true, 1, false);
-        curve two = train((tp_family)family, true, 2, false);
         double worst = 0;
-        for (int i = 0; i < STEPS; i++) {
-            worst = fmax(worst, fabs(one.loss[i] / exact.loss[i] - 1));
-            worst = fmax(worst, fabs(two.loss[i] / exact.loss[i] - 1));
+        curve exact = train((tp_family)family, exactly);
+        assert_true(exact.loss[STEPS - 1] < 0.95 * exact.loss[0]); /* it learns, so steps count */
+        for (int threads = 1; threads <= 2; threads++) {
+            how.threads = threads, how.meta = false;
+            curve fast = train((tp_family)family, how);
+            for (int i = 0; i < STEPS; i++)
+                worst = fmax(worst, fabs(fast.loss[i] / exact.loss[i] - 1));
+            assert_true(fast.weights != exact.weights); /* else fast was the exact run */
+            how.meta = true;
+            assert_int_equal(train((tp_family)family, how).peak, fast.peak);
         }
         print_message("loss %.4f to %.4f, fast off by %.1e at most\n", exact.loss[0],
                       exact.loss[STEPS - 1], worst);
-        assert_true(exact.loss[STEPS - 1] < 0.95 * exact.loss[0]); /* it learns, so steps count */
         assert_true(worst <= 1e-4);
-        assert_true(one.weights != exact.weights); /* else fast was the exact run */
-        assert_int_equal(train((tp_family)family, true, 2, true).peak, two.peak); /* META */
-        assert_int_equal(train((tp_family)family, true, 1, true).peak, one.peak);
+    }
+}
+
+/* Products in bf16 learn the same, and keep every promise of the exact ones. */
+static void test_bf16_products(void **state) {
+    (void)state;
+    tp_ctx_opts how = {.bf16_products = true};
+    for (int family = TP_FAMILY_GPT2; family <= TP_FAMILY_LLAMA; family++) {
+        double worst = 0;
+        curve exact = train((tp_family)family, (tp_ctx_opts){.threads = 1}), first = {0};
+        for (int threads = 1; threads <= 3; threads++) {
+            how.threads = threads, how.meta = false;
+            curve bf16 = train((tp_family)family, how);
+            if (threads == 1) first = bf16;
+            assert_memory_equal(first.loss, bf16.loss, sizeof first.loss);
+            assert_true(first.weights == bf16.weights);
+            how.meta = true;
+            assert_int_equal(train((tp_family)family, how).peak, bf16.peak);
+        }
+        for (int i = 0; i < STEPS; i++)
+            worst = fmax(worst, fabs(first.loss[i] / exact.loss[i] - 1));
+        print_message("products in bf16 off by %.1e at most\n", worst);
+        assert_true(worst > 1e-6 && worst <= 5e-3);
     }
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_samples),
-        cmocka_unit_test(test_large),
-        cmocka_unit_test(test_reasons),
-        cmocka_unit_test(test_training),
+        cmocka_unit_test(test_samples),       cmocka_unit_test(test_large),
+        cmocka_unit_test(test_reasons),       cmocka_unit_test(test_training),
+        cmocka_unit_test(test_bf16_products),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include "core/ctx.h"
+#include "ops/convert.h"
 #include "ops/gelu/gelu.h"
 #include "ops/gelu/gelu_math.h"
 #include "ops/matmul/gemm.h"
@@ -16,9 +17,22 @@
 #include <string.h>
 
 /* ---- what is wanted ------------------------------------------------------------------------- */
+/* Rounded to bf16; denormals, of either kind, are zeros. */
+static float flushed(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0, x) : x; }
+static float rounded(float x) { return flushed(tp_bf16_to_f32(tp_f32_to_bf16(flushed(x)))); }
+static float step_of_two(const tp_gemm *g, int64_t i, int64_t j, int64_t k, bool there, float acc) {
+    float a = there ? rounded(g->a[i * g->a_rs + k * g->a_cs]) : 0;
+    float b = there ? rounded(g->b[k * g->b_rs + j * g->b_cs]) : 0;
+    return flushed(fmaf(a, b, flushed(acc)));
+}
+
 static float chain(const tp_gemm *g, int64_t i, int64_t j, int64_t k0, int64_t k1) {
     float acc = 0.0f;
-    for (int64_t k = k0; k < k1; k++)
+    for (int64_t k = k0; k < k1 && g->bf16; k += 2) {
+        acc = step_of_two(g, i, j, k + 1, k + 1 < k1, acc);
+        acc = step_of_two(g, i, j, k, true, acc);
+    }
+    for (int64_t k = k0; k < k1 && !g->bf16; k++)
         acc = fmaf(g->a[i * g->a_rs + k * g->a_cs], g->b[k * g->b_rs + j * g->b_cs], acc);
     return acc;
 }
@@ -53,11 +67,13 @@ static const struct {
     int isa;
     run_fn run;
     one_fn one;
+    bool no_dot; /* for bf16 only */
 } versions[] = {
-    {1, tp_gemm_run_v1, tp_gemm_one_v1},
+    {1, tp_gemm_run_v1, tp_gemm_one_v1, false},
 #if defined(__x86_64__)
-    {3, tp_gemm_run_v3, tp_gemm_one_v3},
-    {4, tp_gemm_run_v4, tp_gemm_one_v4},
+    {3, tp_gemm_run_v3, tp_gemm_one_v3, false},
+    {4, tp_gemm_run_v4, tp_gemm_one_v4, true},
+    {4, tp_gemm_run_v4, tp_gemm_one_v4, false},
 #endif
 };
 enum { VERSIONS = sizeof versions / sizeof *versions };
@@ -83,7 +99,7 @@ static float *floats(int64_t n, uint64_t which) {
 typedef struct shape {
     int64_t m, n, k, leaf;
     int layout; /* bit 0: a transposed, 1: b transposed, 2: a strided, 3: b strided, 4: wide c */
-    bool bias, accumulate;
+    bool bias, accumulate, bf16;
 } shape;
 
 static int64_t extent(int64_t rows, int64_t rs, int64_t cols, int64_t cs) {
@@ -92,6 +108,7 @@ static int64_t extent(int64_t rows, int64_t rs, int64_t cols, int64_t cs) {
 
 static tp_gemm problem(const shape *s) {
     tp_gemm g = {.m = s->m, .n = s->n, .k = s->k, .leaf = s->leaf, .accumulate = s->accumulate};
+    g.bf16 = s->bf16;
     int64_t pa = s->layout & 4 ? 3 : 0, pb = s->layout & 8 ? 5 : 0;
     int64_t ea = s->layout & 4 && s->k % 2 ? 2 : 1; /* also an element stride that is not 1 */
     g.a_rs = s->layout & 1 ? ea : (s->k + pa) * ea;
@@ -119,7 +136,7 @@ static void *workspace(const tp_gemm *g, int threads) {
 
 /* All versions, with 1 to 3 threads and without a ctx, against the oracle; c's gaps untouched. With
  * a ctx the gelu is asked for too, but for three threads. */
-static void check(const shape *s, int most_isa, tp_ctx *ctx[4]) {
+static void check_one(const shape *s, int most_isa, tp_ctx *ctx[4]) {
     tp_gemm g = problem(s);
     int64_t nc = extent(s->m, g.ldc, s->n, 1);
     size_t bytes = (size_t)nc * sizeof(float);
@@ -132,6 +149,8 @@ static void check(const shape *s, int most_isa, tp_ctx *ctx[4]) {
         }
     for (int v = 0; v < VERSIONS; v++)
         for (int threads = 0; threads <= 3 && versions[v].isa <= most_isa; threads++) {
+            if (versions[v].no_dot && !g.bf16) break;
+            g.no_dot = versions[v].no_dot;
             for (int64_t i = 0; i < nc; i++) got[i] = got_gelu[i] = value(4, i);
             g.c = got;
             g.gelu = threads < 3 ? got_gelu : NULL;
@@ -143,14 +162,23 @@ static void check(const shape *s, int most_isa, tp_ctx *ctx[4]) {
             free(g.work);
             bool same = !memcmp(got, want, bytes);
             if (!same || (g.gelu && memcmp(got_gelu, want_gelu, bytes)))
-                fail_msg("%lld x %lld x %lld, leaf %lld, layout %d, bias %d, accumulate %d: v%d "
-                         "with %d threads gives other bits%s",
-                         (long long)s->m, (long long)s->n, (long long)s->k, (long long)s->leaf,
-                         s->layout, s->bias, s->accumulate, versions[v].isa, threads,
-                         same ? " of gelu" : "");
+                fail_msg(
+                    "%lld x %lld x %lld, leaf %lld, layout %d, bias %d, accumulate %d, bf16 %d: "
+                    "v%d%s with %d threads gives other bits%s",
+                    (long long)s->m, (long long)s->n, (long long)s->k, (long long)s->leaf,
+                    s->layout, s->bias, s->accumulate, s->bf16, versions[v].isa,
+                    g.no_dot ? " without dot" : "", threads, same ? " of gelu" : "");
         }
     free(want), free(got), free(want_gelu), free(got_gelu);
     free_problem(&g);
+}
+
+static void check(const shape *s, int most_isa, tp_ctx *ctx[4]) {
+    shape with = *s;
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        with.bf16 = bf16;
+        check_one(&with, most_isa, ctx);
+    }
 }
 
 static int setup(void **state) {
@@ -203,20 +231,24 @@ static void trees(void **state) {
         check(&(shape){20, 40, samples * 5, 5, 1, samples % 2, samples % 3 == 0}, ctx[1]->isa, ctx);
     static const shape shapes[] = {
         {17, 40, 7 * 100, 100, 1, false, false}, /* several stages of several leaves */
-        {17, 40, 5 * 100, 100, 1, true, true},    {17, 40, 5 * 780, 780, 1, false, false},
+        {17, 40, 5 * 100, 100, 1, true, true},
+        {17, 40, 5 * 780, 780, 1, false, false},
         {17, 40, 3 * 780, 780, 1, false, true}, /* leaves longer than a stage, chains carried */
-        {5, 600, 5 * 200, 200, 1, false, false},  {1, 70, 6 * 50, 50, 0, false, false},
+        {5, 600, 5 * 200, 200, 1, false, false},
+        {1, 70, 6 * 50, 50, 0, false, false},
         {20, 40, 23 * 90, 90, 1, true, true}, /* trees within a stage and from stage to stage */
-        {70, 70, 11 * 130, 130, 1, false, false}, {16, 33, 9 * 770, 770, 0, false, true},
+        {70, 70, 11 * 130, 130, 1, false, false},
+        {16, 33, 9 * 770, 770, 0, false, true},
         {9, 33, 107, 10, 0, false, false}, /* a last sample that is shorter */
+        {9, 33, 9 * 11, 11, 0, false, false},
+        {20, 40, 6 * 781 + 3, 781, 1, true, true}, /* odd */
     };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) check(&shapes[i], ctx[1]->isa, ctx);
 }
 
 /* A part of the rows and columns gives the same bits as the whole: decode is training. */
-static void parts_of_a_whole(void **state) {
-    tp_ctx **ctx = *state;
-    shape s = {60, 90, 450, 0, 0, true, false};
+static void parts_in(tp_ctx **ctx, bool bf16) {
+    shape s = {60, 90, 450, 0, 0, true, false, bf16};
     tp_gemm g = problem(&s);
     float *whole = floats(s.m * s.n, 5), *part = floats(s.m * s.n, 6);
     g.c = whole;
@@ -231,6 +263,7 @@ static void parts_of_a_whole(void **state) {
             h.m = m, h.n = n;
             h.a += row * h.a_rs, h.b += col, h.bias += col;
             h.c = part, h.ldc = n;
+            h.no_dot = versions[v].no_dot;
             h.work = workspace(&h, 2);
             versions[v].run(ctx[2], &h);
             free(h.work);
@@ -241,20 +274,27 @@ static void parts_of_a_whole(void **state) {
     free(whole), free(part);
     free_problem(&g);
 }
+static void parts_of_a_whole(void **state) {
+    parts_in(*state, false);
+    parts_in(*state, true);
+}
 
 /* One chain in two calls: the second resumes where the first stopped, and alone adds the bias. */
 static void resumed_chains(void **state) {
     tp_ctx **ctx = *state;
     static const int64_t cuts[] = {0, 1, 400, 799, 900};
-    for (int few = 0; few < 2; few++) {
-        shape s = {few ? 3 : 31, 50, 900, 0, few ? 2 : 0, true, false};
+    for (int form = 0; form < 4; form++) {
+        const bool few = form & 1, bf16 = form & 2;
+        shape s = {few ? 3 : 31, 50, 900, 0, few ? 2 : 0, true, false, bf16};
         tp_gemm g = problem(&s);
         float *want = floats(s.m * s.n, 5), *got = floats(s.m * s.n, 6);
         for (int64_t i = 0; i < s.m; i++)
             for (int64_t j = 0; j < s.n; j++) want[i * s.n + j] = wanted(&g, i, j, 0);
         for (int v = 0; v < VERSIONS; v++)
             for (int cut = 0; cut < 5 && versions[v].isa <= ctx[2]->isa; cut++) {
+                if (bf16 && cuts[cut] % 2) continue;
                 tp_gemm head = g, tail = g;
+                head.no_dot = tail.no_dot = versions[v].no_dot;
                 head.c = tail.c = got;
                 head.k = cuts[cut], head.bias = NULL;
                 tail.k = s.k - head.k, tail.resume = true;
@@ -270,6 +310,38 @@ static void resumed_chains(void **state) {
         free(want), free(got);
         free_problem(&g);
     }
+}
+
+/* Denormals are zeros to bf16, whatever the machine has: operands, sums, and what lies in C. The
+ * mutant, which keeps them, is told apart. */
+static void bf16_without_denormals(void **state) {
+    tp_ctx **ctx = *state;
+    for (int rows = 3; rows <= 20; rows += 17)
+        for (int v = 0; v < VERSIONS && versions[v].isa <= ctx[1]->isa; v++) {
+            shape s = {rows, 40, 60, 0, 0, true, true, true};
+            tp_gemm g = problem(&s);
+            float *a = (float *)(uintptr_t)g.a, *b = (float *)(uintptr_t)g.b, got[20 * 40];
+            float *bias = (float *)(uintptr_t)g.bias;
+            int kept = 0;
+            for (int i = 0; i < rows * 60; i++) a[i] *= i % 5 ? 0x1p-64f : 0x1p-127f;
+            for (int i = 0; i < 60 * 40; i++) b[i] *= i % 7 ? 0x1p-62f : 0x1p-126f;
+            for (int i = 0; i < 40; i++) bias[i] *= 0x1p-126f;
+            for (int i = 0; i < rows * 40; i++) got[i] = value(4, i) * 0x1p-126f;
+            g.c = got;
+            g.no_dot = versions[v].no_dot;
+            g.work = workspace(&g, 1);
+            versions[v].one(&g);
+            for (int i = 0; i < rows * 40; i++) {
+                float sum =
+                    flushed(flushed(chain(&g, i / 40, i % 40, 0, 60)) + flushed(bias[i % 40]));
+                float want = flushed(flushed(value(4, i) * 0x1p-126f) + sum);
+                assert_memory_equal(&got[i], &want, sizeof want);
+                kept += want != value(4, i) * 0x1p-126f + (sum + bias[i % 40]);
+            }
+            assert_true(kept > 0);
+            free(g.work);
+            free_problem(&g);
+        }
 }
 
 /* Mutants that the comparison must notice: a pairwise sum, and products rounded before adding. */
@@ -290,6 +362,17 @@ static void oracle_can_fail(void **state) {
             merged += tree(&g, i, j) != one_by_one;
         }
     assert_true(pairwise > 0 && unfused > 0 && merged > 0);
+    int even_first = 0, unrounded = 0;
+    for (int64_t i = 0; i < s.m; i++)
+        for (int64_t j = 0; j < s.n; j++) {
+            g.bf16 = true;
+            float right = chain(&g, i, j, 0, 300), acc = 0.0f;
+            for (int64_t k = 0; k < 300; k++) acc = step_of_two(&g, i, j, k, true, acc);
+            even_first += right != acc;
+            g.bf16 = false;
+            unrounded += right != chain(&g, i, j, 0, 300);
+        }
+    assert_true(even_first > 0 && unrounded > 0);
     free_problem(&g);
 }
 
@@ -426,6 +509,7 @@ int main(void) {
         cmocka_unit_test(trees),
         cmocka_unit_test(parts_of_a_whole),
         cmocka_unit_test(resumed_chains),
+        cmocka_unit_test(bf16_without_denormals),
         cmocka_unit_test(oracle_can_fail),
         cmocka_unit_test(split_batches),
         cmocka_unit_test(samples_are_dimension_0),

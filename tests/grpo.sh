@@ -71,9 +71,10 @@ keys_of() { # KIND
     drawing) echo $drawing ;;
     routed) echo $routed ;;
     shared) echo $shared ;;
+    medium) echo rl.beta=0.05 float32_matmul_precision=medium ;;
     esac
 }
-kinds="plain everything truncated drawing routed shared"
+kinds="plain everything truncated drawing routed shared medium"
 splits="threads=1 train.micro_batches=4 rl.lanes=3"
 pauses="0.1 0.3 0.5 0.8"
 counts="2 4"

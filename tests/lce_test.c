@@ -47,10 +47,12 @@ static void head(result *r, const problem *p) {
     }
 }
 
+static bool bf16_products;
+
 static result run(const problem *p) {
     result r = {0};
-    assert_int_equal(tp_ctx_new(&r.c, &(tp_ctx_opts){.threads = p->threads ? p->threads : 2}),
-                     TP_OK);
+    tp_ctx_opts how = {.threads = p->threads ? p->threads : 2, .bf16_products = bf16_products};
+    assert_int_equal(tp_ctx_new(&r.c, &how), TP_OK);
     r.x = tp_require_grad(tp_tensor_keep(r.c, TP_F32, TP_SHAPE(p->b, p->t, p->c)));
     r.w = tp_require_grad(tp_tensor_keep(
         r.c, TP_F32, 2, p->o.trans_w ? (int64_t[]){p->c, p->v} : (int64_t[]){p->v, p->c}));
@@ -168,6 +170,23 @@ static void test_halves_are_subtrees(void **state) {
     }
 }
 
+/* A chunk that cut a pair of tokens in two would show here. */
+static void test_the_same_in_bf16(void **state) {
+    problem p = {.b = 2, .t = 9, .c = 40, .v = 77};
+    result exact = run(&p);
+    bf16_products = true;
+    result rounded = run(&p);
+    assert_memory_not_equal(exact.logprob->data, rounded.logprob->data, 2 * 9 * sizeof(float));
+    test_train_and_recompute_agree(state);
+    test_no_cut_shows(state);
+    test_layouts_of_w_agree(state);
+    test_rows_stand_alone(state);
+    test_halves_are_subtrees(state);
+    bf16_products = false;
+    tp_ctx_free(exact.c);
+    tp_ctx_free(rounded.c);
+}
+
 static void test_all_ignored(void **state) {
     (void)state;
     for (int train = 0; train < 2; train++) {
@@ -265,6 +284,7 @@ int main(void) {
         cmocka_unit_test(test_layouts_of_w_agree),
         cmocka_unit_test(test_rows_stand_alone),
         cmocka_unit_test(test_halves_are_subtrees),
+        cmocka_unit_test(test_the_same_in_bf16),
         cmocka_unit_test(test_all_ignored),
         cmocka_unit_test(test_nan_shows),
         cmocka_unit_test(test_huge_logits),

@@ -118,6 +118,22 @@ for family in "model.family=gpt2" "model.family=llama train.optimizer=adamw mode
         }
     done
 done
+# products in bf16 promise the same; the mutant is f32, which must give another hash
+family="model.family=llama float32_matmul_precision=medium"
+rm -rf "$tmp/reference"
+(launch "$tapir" 1 "$config" run.dir="$tmp/reference" $family threads=1)
+want=$(weights "$tmp/reference")
+for split in "1 2 4 0" "1 1 2 0" "2 1 1 0" "4 1 2 2"; do
+    set -- $split
+    [ "$1" = 1 ] || [ $have_mpi = yes ] || continue
+    rm -rf "$tmp/run"
+    (launch "$tapir" "$1" "$config" run.dir="$tmp/run" $family threads="$2" train.micro_batches="$3" dist.zero_stage="$4") || :
+    expect "$family, $1 ranks, $2 threads, $3 micro-batches, ZeRO $4" "$(weights "$tmp/run")"
+done
+killed 1 1 "threads=2" "threads=1 train.micro_batches=4"
+rm -rf "$tmp/run"
+(launch "$tapir" 1 "$config" run.dir="$tmp/run" model.family=llama threads=1)
+[ "$(weights "$tmp/run")" != "$want" ] || { echo "float32_matmul_precision=medium changes nothing"; bad=1; }
 [ $have_mpi = yes ] || echo "built without MPI, or no mpirun: ranks were not tried"
 echo "$runs runs, $([ $bad = 0 ] && echo one hash each family || echo NOT one hash)"
 exit $bad

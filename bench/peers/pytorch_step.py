@@ -1,6 +1,6 @@
 """The training step of `tapir bench step` in PyTorch, at its best settings on a CPU.
 
-    python3 bench/peers/pytorch_step.py {gpt2-124m,small} [--compile] [--threads 2] [--steps 10]
+    python3 bench/peers/pytorch_step.py {gpt2-124m,small} [--bf16] [--compile] [--threads 2] [--steps 10]
 
 Scaled-dot-product attention, fused AdamW, tied head, tanh GELU, float32, random tokens, gradients clipped. Prints one
 JSON line. docs/peers.md says which environment is fair to PyTorch; the line records what of it was in force, and the
@@ -57,6 +57,7 @@ def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("shape", choices=SHAPES)
     a.add_argument("--compile", action="store_true")
+    a.add_argument("--bf16", action="store_true", help="autocast to bf16, as float32_matmul_precision: medium is for Tapir")
     a.add_argument("--threads", type=int, default=2)
     a.add_argument("--steps", type=int, default=10)
     a = a.parse_args()
@@ -73,14 +74,16 @@ def main():
     for i in range(a.steps + 3):
         start = time.perf_counter()
         opt.zero_grad(set_to_none=True)
-        step(ids, targets).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=a.bf16):
+            loss = step(ids, targets)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         opt.step()
         if i >= 3:
             times.append(time.perf_counter() - start)
     median = statistics.median(times)
     print(json.dumps({
-        "peer": f"pytorch {torch.__version__}", "shape": a.shape, "compile": a.compile,
+        "peer": f"pytorch {torch.__version__}", "shape": a.shape, "compile": a.compile, "bf16": a.bf16,
         "tokens_per_s": round(batch * context / median, 1), "ms_per_step": round(1e3 * median, 1),
         "ms_min": round(1e3 * min(times), 1), "ms_max": round(1e3 * max(times), 1), "threads": a.threads, **used,
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1),

@@ -34,6 +34,7 @@ static inline lce_cut lce_cut_rows(const lce_dims *d, int64_t want, int64_t auto
         u.rows = lce_min(u.group * d->t, d->n);
         u.chunks = u.leaves = (d->samples + u.group - 1) / u.group;
     } else {
+        u.rows += u.rows % 2; /* products in bf16 take two steps at a time (gemm.h, resume) */
         u.parts = (d->t + u.rows - 1) / u.rows;
         u.chunks = d->samples * u.parts;
         u.leaves = d->samples;

@@ -2,6 +2,7 @@
  * is in the caches. Three kernels: forward and backward keep a block of some rows by some of the
  * vocabulary; train keeps some whole rows and gets forward and backward from one product. All of
  * them give a token, a row of dx and an entry of dw the same bits. */
+#include "core/ctx.h"
 #include "ops/linear_cross_entropy/lce_cut.h"
 #include "ops/linear_cross_entropy/lce_row.h"
 #include "ops/linear_cross_entropy/lce_tree.h"
@@ -36,6 +37,7 @@ static tp_gemm logits_gemm(const work *w, int64_t rows, int64_t nv) {
                      .b_rs = d->w_cs,
                      .b_cs = d->w_vs,
                      .ldc = w->u.ld,
+                     .bf16 = w->k->ctx->bf16_products,
                      .work = w->gemm};
 }
 
@@ -49,6 +51,7 @@ static tp_gemm dx_gemm(const work *w, int64_t rows, int64_t nv) {
                      .b_rs = d->w_vs,
                      .b_cs = d->w_cs,
                      .ldc = d->c,
+                     .bf16 = w->k->ctx->bf16_products,
                      .work = w->gemm};
 }
 
@@ -56,6 +59,7 @@ static tp_gemm dx_gemm(const work *w, int64_t rows, int64_t nv) {
 static tp_gemm dw_gemm(const work *w, int64_t rows, int64_t nv, int64_t ld) {
     const lce_dims *d = &w->d;
     tp_gemm g = {.k = rows, .ldc = ld, .work = w->gemm};
+    g.bf16 = w->k->ctx->bf16_products;
     if (d->trans_w) {
         g.m = d->c, g.a_rs = 1, g.a_cs = d->c;
         g.n = nv, g.b_rs = w->u.ld, g.b_cs = 1;

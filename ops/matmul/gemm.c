@@ -2,6 +2,14 @@
  * The arithmetic is in gemm_cpu.c. */
 #include "ops/matmul/gemm_plan.h"
 
+bool tp_gemm_has_dot(void) {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
 static size_t round_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 /* Finds the grid of tasks whose largest task is cheapest. Costs are in multiply-adds per k step;
@@ -32,8 +40,12 @@ static int bits_of(int64_t x) {
 }
 
 static void choose_stages(gemm_plan *p, const tp_gemm *g) {
-    p->leaf = g->leaf > 0 && g->leaf < g->k ? g->leaf : g->k;
-    p->leaves = p->leaf > 0 ? gemm_ceil_div(g->k, p->leaf) : 1;
+    const int64_t unit = g->bf16 ? 2 : 1; /* steps */
+    p->leaf_steps = g->leaf > 0 && g->leaf < g->k ? g->leaf : g->k;
+    p->leaves = p->leaf_steps > 0 ? gemm_ceil_div(g->k, p->leaf_steps) : 1;
+    p->leaf = gemm_ceil_div(p->leaf_steps, unit);
+    int64_t before = p->leaves - 1; /* whole leaves */
+    p->k = before * p->leaf + gemm_ceil_div(g->k - before * p->leaf_steps, unit);
     int64_t most = p->nr == 32 ? GEMM_KC_V4 : GEMM_KC;
     p->levels = bits_of(p->leaves - 1);
     if (p->leaf > most) { /* equal parts, whole blocks of 16 for the transposing packer */

@@ -3,10 +3,12 @@
  * A block of A and a panel of B are copied ("packed") into the order in which the tile
  * function reads them, and the tile function keeps MR x NR elements of C in registers for a whole
  * stage of k: for all the samples in it, one after the other. A chain longer than a stage is put
- * down in C and taken up again, which does not change it. */
+ * down in C and taken up again, which does not change it.
+ *
+ * In bf16 a packed element is a pair of steps, as large as a float. So everything is the same with
+ * half as many steps ("units"), but for packing and for what a step of the tile does. */
 #include "ops/matmul/gemm_gelu.h"
-#include "ops/matmul/gemm_plan.h"
-#include "ops/simd.h"
+#include "ops/matmul/gemm_pack.h"
 
 /* One tile: MR rows of NV vectors. 14 x 2 accumulators, 2 vectors of B and a broadcast of A fill 31
  * of AVX-512's 32 registers; AVX2 has 16 of half the width, so 6 x 2 there. */
@@ -42,13 +44,20 @@ static ahead ahead_of(const float *src, int64_t s_i, int64_t s_k, int64_t count,
 }
 
 /* ---- the tile ------------------------------------------------------------------------------- */
+enum {
+    F32,
+    BF16,
+    DOT,
+    KINDS
+}; /* of products: gemm.h; bf16 by FMAs, and by the instruction for it */
+
 /* A stage of k for MR x NR elements: the end of a chain, whole chains, or the start of one. */
 typedef struct tile {
     const float *a;    /* packed: a[k*MR + i] */
     const float *b;    /* packed: b[k*NR + j], or rows of B where they lie */
     int64_t b_ld;      /* such rows' distance */
     float *b_packed;   /* where to pack them while they pass */
-    int64_t k, leaf;   /* steps; of them, steps per leaf (the last leaf may be shorter) */
+    int64_t k, leaf;   /* units; of them, units per leaf (the last leaf may be shorter) */
     uint64_t number;   /* of the first leaf */
     bool starts, ends; /* the first step starts a leaf; the last step ends one */
     bool last;         /* the last step ends all of k */
@@ -139,10 +148,10 @@ INLINE void ask_next(asking *q, const tile *t) {
     q->now.runs -= runs;
 }
 
-INLINE void tile_rows(const int mr, const bool direct, const tile *t) {
+INLINE void tile_rows(const int mr, const bool direct, const int kind, const tile *t) {
     v16 acc[MR][NV];
     const float *a = t->a, *b = t->b, *from = t->starts ? NULL : t->part;
-    const int64_t b_ld = direct ? t->b_ld : NR;
+    const int64_t b_ld = direct ? t->b_ld : NR, b_step = direct && kind != F32 ? 2 * b_ld : b_ld;
     float *packed = t->b_packed;
     asking q = {0};
     int64_t k = t->k;
@@ -161,23 +170,31 @@ INLINE void tile_rows(const int mr, const bool direct, const tile *t) {
         from = NULL;
         while (rest > 0) {
             if (q.left <= 0) ask_next(&q, t);
-            int64_t steps = gemm_min(rest, q.left);
+            int64_t steps = gemm_min(rest, kind == F32 ? q.left : q.left / 2 + q.left % 2);
             rest -= steps;
-            q.left -= steps;
-            for (; steps > 0; steps--, a += MR, b += b_ld, q.line += q.d, q.d = q.sum - q.d) {
+            q.left -= kind == F32 ? steps : 2 * steps;
+            for (; steps > 0; steps--, a += MR, b += b_step, q.line += q.d, q.d = q.sum - q.d) {
                 v16 bk[NV];
 #pragma GCC unroll 2
                 for (int v = 0; v < NV; v++) {
                     bk[v] = v16_load(b + v * TP_LANES);
+                    if (direct && kind != F32)
+                        bk[v] = v16_pairs(kind == DOT, bk[v], v16_load(b + b_ld + v * TP_LANES));
                     if (direct) v16_store(packed + v * TP_LANES, bk[v]);
                 }
                 packed += direct ? NR : 0;
                 __builtin_prefetch(q.line, 0, 2);
+                if (kind != F32) {
+                    q.line += q.d, q.d = q.sum - q.d;
+                    __builtin_prefetch(q.line, 0, 2);
+                }
 #pragma GCC unroll 14
                 for (int i = 0; i < mr; i++) {
                     v16 ai = v16_set1(a[i]);
 #pragma GCC unroll 2
-                    for (int v = 0; v < NV; v++) acc[i][v] = v16_fma(ai, bk[v], acc[i][v]);
+                    for (int v = 0; v < NV; v++)
+                        acc[i][v] = kind == F32 ? v16_fma(ai, bk[v], acc[i][v])
+                                                : v16_dot2(kind == DOT, ai, bk[v], acc[i][v]);
                 }
             }
         }
@@ -207,11 +224,18 @@ INLINE void tile_rows(const int mr, const bool direct, const tile *t) {
     put(acc, mr, t->to, t->to_ld, t->cols);
 }
 
-/* One function per number of rows, so that a matrix of any height is cut without waste; and one
- * more each that reads B where it lies and packs it in passing, which costs next to nothing. */
-#define TILE(r)                                                                                    \
-    static void tile_##r(const tile *t) { tile_rows(r, false, t); }                                \
-    static void first_##r(const tile *t) { tile_rows(r, true, t); }
+/* One function per kind and number of rows, so that a matrix of any height is cut without waste;
+ * and one more each that reads B where it lies and packs it in passing, which costs next to
+ * nothing.
+ */
+#if TP_ISA >= 4
+#define TILE(r) TILE_OF(F32, r) TILE_OF(BF16, r) TILE_OF(DOT, r)
+#else
+#define TILE(r) TILE_OF(F32, r) TILE_OF(BF16, r)
+#endif
+#define TILE_OF(kind, r)                                                                           \
+    static void tile_##kind##_##r(const tile *t) { tile_rows(r, false, kind, t); }                 \
+    static void first_##kind##_##r(const tile *t) { tile_rows(r, true, kind, t); }
 #if TP_ISA >= 4
 #define EACH_HEIGHT(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14)
 #elif TP_ISA == 3
@@ -220,81 +244,34 @@ INLINE void tile_rows(const int mr, const bool direct, const tile *t) {
 #define EACH_HEIGHT(X) X(1) X(2) X(3) X(4)
 #endif
 EACH_HEIGHT(TILE)
-#define PAIR(r) {tile_##r, first_##r},
-static void (*const tiles[MR + 1][2])(const tile *) = {{NULL, NULL}, EACH_HEIGHT(PAIR)};
+#define F32_(r) {tile_F32_##r, first_F32_##r},
+#define BF16_(r) {tile_BF16_##r, first_BF16_##r},
+#define DOT_(r) {tile_DOT_##r, first_DOT_##r},
+static void (*const tiles[KINDS][MR + 1][2])(const tile *) = {
+    [F32] = {{NULL, NULL}, EACH_HEIGHT(F32_)},
+    [BF16] = {{NULL, NULL}, EACH_HEIGHT(BF16_)},
+#if TP_ISA >= 4
+    [DOT] = {{NULL, NULL}, EACH_HEIGHT(DOT_)},
+#endif
+};
 
-/* ---- packing -------------------------------------------------------------------------------- */
-/* dst[k*width + i] = src[i*s_i + k*s_k] for i < count, 0 for count <= i < width. */
-INLINE void store_width(float *dst, v16 x, const int width, const int v) {
-    const int n = width - v * TP_LANES;
-    if (n >= TP_LANES) {
-        v16_store(dst + v * TP_LANES, x);
-    } else if (TP_ISA >= 4) {
-        v16_store_n(dst + v * TP_LANES, x, n);
-    } else { /* narrower masked stores are slow; a copy of constant size is not */
-        float f[TP_LANES];
-        v16_store(f, x);
-        memcpy(dst + v * TP_LANES, f, (size_t)n * sizeof(float));
+/* Rows of the tile, and whether it is the first of its panel: in bf16 without denormals, as the
+ * instruction for it has none; neither have then the sums over leaves and with what lies in C. */
+static void run_tile(int kind, int64_t rows, bool first, const tile *t) {
+    if (kind == F32) {
+        tiles[F32][rows][first](t);
+        return;
     }
-}
-
-INLINE void pack_panel(float *dst, const int width, int count, int64_t kc, const float *src,
-                       int64_t s_i, int64_t s_k) {
-    const int nv = (width + TP_LANES - 1) / TP_LANES;
-    if (s_i == 1 && count == width && width % TP_LANES == 0) { /* the usual panel of B */
-#pragma GCC unroll 4
-        for (int64_t k = 0; k < kc; k++)
-            for (int v = 0; v < nv; v++)
-                v16_store(dst + k * width + v * TP_LANES, v16_load(src + k * s_k + v * TP_LANES));
-    } else if (s_i == 1) {
-        for (int64_t k = 0; k < kc; k++)
-#pragma GCC unroll 2
-            for (int v = 0; v < nv; v++) {
-                const float *q = src + k * s_k + v * TP_LANES;
-                int n = v16_lanes(count, v);
-                store_width(dst + k * width, n == TP_LANES ? v16_load(q) : v16_load_n(q, n), width,
-                            v);
-            }
-    } else if (s_k == 1) {
-        for (int64_t k = 0; k < kc; k += TP_LANES)
-            for (int v = 0; v < nv; v++) {
-                int kn = (int)gemm_min(kc - k, TP_LANES), n = v16_lanes(count, v);
-                const float *q = src + v * TP_LANES * s_i + k;
-                v16 r[TP_LANES];
-                if (kn == TP_LANES && n == TP_LANES) {
-#pragma GCC unroll 16
-                    for (int i = 0; i < TP_LANES; i++) r[i] = v16_load(q + i * s_i);
-                } else {
-                    for (int i = 0; i < TP_LANES; i++)
-                        r[i] = i < n ? v16_load_n(q + i * s_i, kn) : v16_zero();
-                }
-                v16_transpose(r);
-                if (kn == TP_LANES) {
-#pragma GCC unroll 16
-                    for (int j = 0; j < TP_LANES; j++)
-                        store_width(dst + (k + j) * width, r[j], width, v);
-                } else {
-                    for (int j = 0; j < kn; j++) store_width(dst + (k + j) * width, r[j], width, v);
-                }
-            }
-    } else {
-        for (int64_t k = 0; k < kc; k++)
-            for (int i = 0; i < width; i++)
-                dst[k * width + i] = i < count ? src[i * s_i + k * s_k] : 0.0f;
-    }
-}
-
-static void pack_a(float *dst, int count, int64_t kc, const float *src, int64_t rs, int64_t cs) {
-    pack_panel(dst, MR, count, kc, src, rs, cs);
-}
-static void pack_b(float *dst, int count, int64_t kc, const float *src, int64_t rs, int64_t cs) {
-    pack_panel(dst, NR, count, kc, src, cs, rs);
+    unsigned was = gemm_no_denormals();
+    tiles[kind][rows][first](t);
+    gemm_denormals(was);
 }
 
 /* ---- blocks and tasks ----------------------------------------------------------------------- */
 typedef struct block { /* a part of C with its packed operands and buffers */
     const tp_gemm *g;
     const gemm_plan *p;
+    int kind;
     int64_t row, rows;
     int64_t row_panels, few, taller; /* row panels hold `few` rows, the first `taller` one more */
     int64_t col, cols, col_panels;
@@ -302,30 +279,68 @@ typedef struct block { /* a part of C with its packed operands and buffers */
                                              carried chain */
 } block;
 
-/* A panel of B: columns NR*j and on, the steps [k0, k0+kc) of a stage. */
+/* A panel of B: columns NR*j and on, the units [k0, k0+kc) of a stage. */
 typedef struct panel {
     int64_t j, k0, kc;
 } panel;
 
 static int64_t panel_row(const block *x, int64_t i) { return i * x->few + gemm_min(i, x->taller); }
 
-static const float *a_at(const block *x, int64_t i, int64_t k) {
-    return x->g->a + (x->row + panel_row(x, i)) * x->g->a_rs + k * x->g->a_cs;
+/* Steps of k before a unit: in bf16 a unit is two of them, but one at the end of an odd leaf. */
+static int64_t step_at(const block *x, int64_t unit) {
+    const gemm_plan *p = x->p;
+    if (x->kind == F32) return unit;
+    return gemm_min(unit / p->leaf * p->leaf_steps + unit % p->leaf * 2, x->g->k);
 }
-static const float *b_at(const block *x, int64_t j, int64_t k) {
-    return x->g->b + k * x->g->b_rs + (x->col + j * NR) * x->g->b_cs;
+static int64_t steps_in(const block *x, int64_t unit, int64_t units) {
+    return step_at(x, unit + units) - step_at(x, unit);
+}
+
+/* At a unit of k. */
+static const float *a_at(const block *x, int64_t i, int64_t unit) {
+    return x->g->a + (x->row + panel_row(x, i)) * x->g->a_rs + step_at(x, unit) * x->g->a_cs;
+}
+static const float *b_at(const block *x, int64_t j, int64_t unit) {
+    return x->g->b + step_at(x, unit) * x->g->b_rs + (x->col + j * NR) * x->g->b_cs;
+}
+
+/* Packs `width` rows of A or columns of B, of which `count` are there: units [k0, k0+kc) of k. */
+INLINE void pack(const block *x, float *dst, const int width, int count, int64_t k0, int64_t kc,
+                 const float *src, int64_t s_i, int64_t s_k) {
+    if (x->kind == F32) {
+        pack_panel(dst, width, count, kc, src, s_i, s_k);
+        return;
+    }
+    /* leaf by leaf, where one ends in half a unit */
+    int64_t end = k0 + kc, leaf = x->p->leaf_steps % 2 ? x->p->leaf : end;
+    for (int64_t u = k0, next; u < end; u = next) {
+        next = gemm_min((u / leaf + 1) * leaf, end);
+        int64_t steps = steps_in(x, u, next - u);
+        if (x->kind == DOT)
+            pack_pairs(true, dst, width, count, steps, src, s_i, s_k);
+        else
+            pack_pairs(false, dst, width, count, steps, src, s_i, s_k);
+        dst += (next - u) * width;
+        src += steps * s_k;
+    }
+}
+static void pack_a(const block *x, float *dst, int count, const panel *v, const float *src) {
+    pack(x, dst, MR, count, v->k0, v->kc, src, x->g->a_rs, x->g->a_cs);
+}
+static void pack_b(const block *x, float *dst, int count, const panel *v, const float *src) {
+    pack(x, dst, NR, count, v->k0, v->kc, src, x->g->b_cs, x->g->b_rs);
 }
 
 /* The first panel of the stage at k0 (kc 0: there is none). A stage ends where its leaves do. */
 static panel stage_at(const block *x, int64_t k0) {
     const gemm_plan *p = x->p;
     int64_t group = p->leaf * p->leaves_per_stage;
-    int64_t end = gemm_min((k0 / group + 1) * group, x->g->k);
+    int64_t end = gemm_min((k0 / group + 1) * group, p->k);
     return (panel){0, k0, gemm_min(p->kc, end - k0)};
 }
 static panel panel_after(const block *x, panel v) {
     if (++v.j < x->col_panels) return v;
-    return v.k0 + v.kc < x->g->k ? stage_at(x, v.k0 + v.kc) : (panel){0};
+    return v.k0 + v.kc < x->p->k ? stage_at(x, v.k0 + v.kc) : (panel){0};
 }
 
 /* Everything of a panel's tiles that is the same for all of them and not about speed. */
@@ -340,8 +355,8 @@ static tile tile_of(const block *x, const panel *v) {
                   .leaf = p->leaf,
                   .number = (uint64_t)(v->k0 / p->leaf),
                   .starts = v->k0 % p->leaf == 0 && !g->resume,
-                  .ends = end == g->k || end % p->leaf == 0,
-                  .last = end == g->k,
+                  .ends = end == p->k || end % p->leaf == 0,
+                  .last = end == p->k,
                   .part_ld = p->carry ? NR : g->ldc,
                   .part_cols = p->carry ? NR : cols,
                   .small = x->small,
@@ -374,10 +389,9 @@ static void pack_rows(const block *x, const panel *v, int64_t i, int64_t n) {
     int64_t step = MR * x->p->kc, row[A_GROUP + 1];
     float *to = x->a + i * step;
     for (int64_t r = 0; r <= n; r++) row[r] = panel_row(x, i + r);
-    if (TP_ISA < 4 || g->a_rs != 1) {
+    if (TP_ISA < 4 || g->a_rs != 1 || x->kind != F32) {
         for (int64_t r = 0; r < n; r++)
-            pack_a(to + r * step, (int)(row[r + 1] - row[r]), v->kc, a_at(x, i + r, v->k0), g->a_rs,
-                   g->a_cs);
+            pack_a(x, to + r * step, (int)(row[r + 1] - row[r]), v, a_at(x, i + r, v->k0));
         return;
     }
     const float *from = a_at(x, i, v->k0);
@@ -398,15 +412,15 @@ static void pack_group(const block *x, const panel *now, int64_t i, tile *t) {
     if (next >= n) return;
     int64_t k = now->kc * at / size, steps = now->kc * (at + 1) / size - k;
     t->want[0] = ahead_of(a_at(x, next, now->k0 + k), g->a_rs, g->a_cs,
-                          panel_row(x, end) - panel_row(x, next), steps);
+                          panel_row(x, end) - panel_row(x, next), steps_in(x, now->k0 + k, steps));
 }
 
-/* Gives the tile its share of the lines of the next panel of B. */
-static void ask_panel(tile *t, ahead *next) {
-    int64_t steps = t->k - t->want[0].runs * t->want[0].lines;
-    if (next->runs <= 0 || steps <= 0) return;
+/* Gives the tile its share of the lines of the next panel of B, of as many as it asks for. */
+static void ask_panel(tile *t, ahead *next, int64_t lines) {
+    lines -= t->want[0].runs * t->want[0].lines;
+    if (next->runs <= 0 || lines <= 0) return;
     t->want[1] = *next;
-    t->want[1].runs = gemm_min(next->runs, gemm_ceil_div(steps, next->lines));
+    t->want[1].runs = gemm_min(next->runs, gemm_ceil_div(lines, next->lines));
     next->run += next->stride * t->want[1].runs;
     next->runs -= t->want[1].runs;
 }
@@ -416,19 +430,20 @@ static void ask_panel(tile *t, ahead *next) {
 static void run_panel(const block *x, const panel *v, const panel *after) {
     const tp_gemm *g = x->g;
     int64_t cols = gemm_min(NR, x->cols - v->j * NR);
-    bool direct = g->b_cs == 1 && cols == NR;
-    if (!direct) pack_b(x->b, (int)cols, v->kc, b_at(x, v->j, v->k0), g->b_rs, g->b_cs);
+    bool whole_units = x->kind == F32 || (x->p->leaf_steps % 2 == 0 && g->k % 2 == 0);
+    bool direct = g->b_cs == 1 && cols == NR && whole_units;
+    if (!direct) pack_b(x, x->b, (int)cols, v, b_at(x, v->j, v->k0));
     ahead next = ahead_of(b_at(x, after->j, after->k0), g->b_cs, g->b_rs,
-                          gemm_min(NR, x->cols - after->j * NR), after->kc);
+                          gemm_min(NR, x->cols - after->j * NR), steps_in(x, after->k0, after->kc));
     tile t = tile_of(x, v);
     for (int64_t i = 0; i < x->row_panels; i++) {
         place_tile(x, v, i, &t);
         if (v->j == 0) pack_group(x, v, i, &t);
-        ask_panel(&t, &next);
+        ask_panel(&t, &next, x->kind == F32 ? t.k : 2 * t.k);
         if (direct && i == 0) t.b = b_at(x, v->j, v->k0);
         if (g->gelu && t.last)
             gemm_gelu_soon(g, t.to - g->c, panel_row(x, i + 1) - panel_row(x, i));
-        tiles[x->few + (i < x->taller)][direct && i == 0](&t);
+        run_tile(x->kind, x->few + (i < x->taller), direct && i == 0, &t);
         if (g->gelu && t.last) {
             int64_t row = panel_row(x, i);
             gemm_gelu(g, x->row + row, panel_row(x, i + 1) - row, x->col + v->j * NR, cols);
@@ -466,6 +481,9 @@ static void run_task(const tp_gemm *g, const gemm_plan *p, int64_t t) {
     char *work = (char *)g->work + (size_t)t * gemm_task_bytes(p);
     block x = {.g = g,
                .p = p,
+               .kind = !g->bf16                                         ? F32
+                       : TP_ISA >= 4 && !g->no_dot && tp_gemm_has_dot() ? DOT
+                                                                        : BF16,
                .a = (float *)work,
                .b = (float *)(work + p->a_bytes),
                .small = (float *)(work + p->a_bytes + p->b_bytes)};

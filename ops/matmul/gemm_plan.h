@@ -1,6 +1,7 @@
 /* gemm_plan: how a gemm is cut into tasks, blocks and stages. Private to ops/matmul.
  *
- * The cut decides speed and workspace, never a result: see gemm.h for why. */
+ * The cut decides speed and workspace, never a result: see gemm.h for why. It counts k in units:
+ * steps, or in bf16 pairs of steps, which take as much room. */
 #ifndef TP_GEMM_PLAN_H
 #define TP_GEMM_PLAN_H
 #include "ops/matmul/gemm.h"
@@ -26,8 +27,9 @@ typedef struct gemm_plan {
     bool few; /* no blocks at all: gemm_few_cpu.c */
     int64_t tasks_m, tasks_n;
     int64_t mc, nc;
-    int64_t leaf, leaves;     /* k = leaf * leaves */
-    int64_t kc;               /* steps per stage: whole leaves, or a part of one */
+    int64_t k, leaf, leaves;  /* units; of a leaf (the last may be shorter); leaves */
+    int64_t leaf_steps;       /* a leaf's steps of k */
+    int64_t kc;               /* units per stage: whole leaves, or a part of one */
     int64_t stages_per_leaf;  /* > 1: a chain is carried from stage to stage */
     int64_t leaves_per_stage; /* > 1 only where stages_per_leaf is 1 */
     /* Subtrees that can wait to be merged: the small ones begin and end in a stage, so a buffer of

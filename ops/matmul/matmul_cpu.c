@@ -33,6 +33,7 @@ static product describe(const tp_call *k) {
                     .ldc = y->shape[col],
                     .bias = k->in[2] ? tp_f32(k->in[2]) : NULL,
                     .gelu = k->nout > 1 ? tp_f32(k->out[0]) : NULL,
+                    .bf16 = k->ctx->bf16_products,
                     .work = k->workspace};
     int64_t stride;
     if (b->ndim == 2 && !attr->trans_a && even_rows(a, &stride)) {
@@ -156,6 +157,7 @@ static tp_gemm weight_gemm(const tp_call *k) {
                  .c = dw ? tp_f32(dw) : NULL,
                  .ldc = b->shape[last],
                  .leaf = tp_sample_rows(x),
+                 .bf16 = k->ctx->bf16_products,
                  .work = k->workspace};
     even_rows(a, &g.a_cs);
     even_rows(b, &g.b_rs);

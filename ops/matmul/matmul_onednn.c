@@ -27,6 +27,7 @@ static bool side_of(side *s, int64_t rows, int64_t cols, int64_t rs, int64_t cs)
 const char *tp_gemm_onednn_declines(const tp_ctx *c, const tp_gemm *g) {
     side s;
     if (!c->fast) return "numerics: exact";
+    if (c->bf16_products) return "products in bf16";
 #ifndef TAPIR_ONEDNN
     return "this build has no oneDNN";
 #endif

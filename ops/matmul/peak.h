@@ -7,4 +7,6 @@ enum { TP_FMA_LOOP_FLOPS = 12 * 16 * 2 }; /* per iteration */
 void tp_fma_loop_v1(int64_t n, float *out);
 void tp_fma_loop_v3(int64_t n, float *out);
 void tp_fma_loop_v4(int64_t n, float *out);
+/* Twice as many, of bf16: where tp_gemm_has_dot (gemm.h). */
+void tp_dot_loop_v4(int64_t n, float *out);
 #endif
