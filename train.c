@@ -18,7 +18,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 
 typedef struct run {
@@ -121,23 +120,14 @@ static tp_status open_rows(run *r) {
 
 static tp_status open_folder(run *r, bool resume) {
     int64_t left; /* files that a killed run had half written */
-    char path[TP_CONFIG_TEXT + 64];
     snprintf(r->checkpoints, sizeof r->checkpoints, "%s/checkpoints", r->cfg.run.dir);
     if (!r->root) return tp_comm_barrier(r->comm, r->c);
     tp_status st = tp_make_folder(r->c, r->cfg.run.dir);
     if (!st) st = tp_make_folder(r->c, r->checkpoints);
     if (!st) st = tp_lock_folder(&r->lock, r->c, r->cfg.run.dir);
     if (!st) st = tp_checkpoint_clean(r->c, r->checkpoints, &left);
-    if (st) return st;
-    snprintf(path, sizeof path, "%s/metrics.jsonl", r->cfg.run.dir);
-    struct stat s;
-    if (!resume && !stat(path, &s) && s.st_size > 0)
-        return tp_fail(
-            r->c, TP_EARG,
-            "%s holds a run already: --resume goes on with it, another run.dir=… begins a "
-            "new one",
-            r->cfg.run.dir);
-    return tp_comm_barrier(r->comm, r->c);
+    if (!st && !resume) st = tp_holds_no_run(r->c, r->cfg.run.dir);
+    return st ? st : tp_comm_barrier(r->comm, r->c);
 }
 
 /* ---- checkpoints ---------------------------------------------------------------------------- */

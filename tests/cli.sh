@@ -187,6 +187,9 @@ says 1 'model.vocab' $train model.vocab=100
 works $train
 works $tapir hash run
 says 1 'holds a run already' $train
+mv run/metrics.jsonl metrics.jsonl # killed before its first line, but with a checkpoint
+says 1 'holds a run already' $train
+mv metrics.jsonl run/
 works $train --resume
 says 1 'another config' $train --resume train.learning_rate=0.5
 works $train --resume rl.task=parity
