@@ -208,6 +208,20 @@ echo "line 1" | $tapir generate run - --max-new-tokens 5 >piped
 works cmp asked piped
 printf 'a\0b' >zero
 says 1 'has a byte 0' sh -c "$tapir generate run - <zero"
+mkfifo slow # more than fits into it: once that is written, somebody reads
+(yes word | head -c 200000; : >reading; exec sleep 12) >slow &
+$tapir generate run - <slow >out 2>err &
+pid=$!
+while [ ! -e reading ] && kill -0 $pid 2>/dev/null; do sleep 0.05; done
+from=$(date +%s)
+kill -s INT $pid
+wait $pid
+code=$? took=$(($(date +%s) - from))
+checks=$((checks + 1))
+[ $code = 130 ] && [ $took -lt 8 ] || {
+    failed=$((failed + 1))
+    echo "FAILED: a signal while generate waits for its prompt: exit $code after $took s"
+}
 $tapir train --help >asked
 $tapir help train >piped
 works cmp asked piped
