@@ -273,6 +273,16 @@ works $train run.dir=tuned model.init_from=routed run.steps=1
 has 'capacity: 0.5' tuned/config.yaml
 has 'gate: sigmoid' tuned/config.yaml
 says 1 'the model of routed has another value' $train run.dir=tuned2 model.init_from=routed mod.capacity=0.25 mod.every=1
+# samples.txt holds each sample once, whether the run was killed after one or stopped before it
+sampled="$train run.dir=sampled sample.every=1 sample.tokens=4 checkpoint.every=2 checkpoint.keep=0"
+works $sampled
+for upto in 6 4; do
+    rm -f sampled/checkpoints/step-00000006.h5
+    cp sampled/samples.txt all.txt
+    sed "/^=== step $upto\$/,\$d" all.txt >sampled/samples.txt
+    works $sampled --resume
+    works cmp all.txt sampled/samples.txt
+done
 # a vocabulary that is wider than the tokenizer's: what the tokenizer lacks may be drawn, and is shown as U+FFFD
 works $train run.dir=padded model.vocab=2000 sample.every=1 sample.tokens=40
 has "$(printf '\357\277\275')" padded/samples.txt
