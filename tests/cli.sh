@@ -273,6 +273,10 @@ works $train run.dir=tuned model.init_from=routed run.steps=1
 has 'capacity: 0.5' tuned/config.yaml
 has 'gate: sigmoid' tuned/config.yaml
 says 1 'the model of routed has another value' $train run.dir=tuned2 model.init_from=routed mod.capacity=0.25 mod.every=1
+works $train run.dir=learned model.family=gpt2 run.steps=1
+says 1 'model.context: the model of learned has another value' $train run.dir=tuned3 model.family=gpt2 model.init_from=learned model.context=20
+works test ! -e tuned3
+works $train run.dir=tuned4 model.init_from=run model.context=20 run.steps=1
 # samples.txt holds each sample once, whether the run was killed after one or stopped before it
 sampled="$train run.dir=sampled sample.every=1 sample.tokens=4 checkpoint.every=2 checkpoint.keep=0"
 works $sampled
