@@ -18,8 +18,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 typedef struct run {
     tp_ctx *c;
@@ -40,6 +40,7 @@ typedef struct run {
     void *whole;         /* one tensor of the optimizer's state, between ranks and a checkpoint */
     int64_t step, steps; /* steps done; steps in all */
     int64_t validated;   /* the step after which the last validation was */
+    int64_t sampled;     /* that of the last sample in samples.txt */
     /* since the last line in metrics.jsonl */
     double nll;
     int64_t targets, bytes;
@@ -127,23 +128,14 @@ static tp_status open_rows(run *r) {
 
 static tp_status open_folder(run *r, bool resume) {
     int64_t left; /* files that a killed run had half written */
-    char path[TP_CONFIG_TEXT + 64];
     snprintf(r->checkpoints, sizeof r->checkpoints, "%s/checkpoints", r->cfg.run.dir);
     if (!r->root) return tp_comm_barrier(r->comm, r->c);
     tp_status st = tp_make_folder(r->c, r->cfg.run.dir);
     if (!st) st = tp_make_folder(r->c, r->checkpoints);
     if (!st) st = tp_lock_folder(&r->lock, r->c, r->cfg.run.dir);
     if (!st) st = tp_checkpoint_clean(r->c, r->checkpoints, &left);
-    if (st) return st;
-    snprintf(path, sizeof path, "%s/metrics.jsonl", r->cfg.run.dir);
-    struct stat s;
-    if (!resume && !stat(path, &s) && s.st_size > 0)
-        return tp_fail(
-            r->c, TP_EARG,
-            "%s holds a run already: --resume goes on with it, another run.dir=… begins a "
-            "new one",
-            r->cfg.run.dir);
-    return tp_comm_barrier(r->comm, r->c);
+    if (!st && !resume) st = tp_holds_no_run(r->c, r->cfg.run.dir);
+    return st ? st : tp_comm_barrier(r->comm, r->c);
 }
 
 /* ---- checkpoints ---------------------------------------------------------------------------- */
@@ -242,7 +234,33 @@ static tp_status resume(run *r) {
     return st;
 }
 
-/* After the step is known: metrics are cut back to it, the loader moves to its first sample. */
+/* What a killed run wrote after the step that it goes on from comes again. */
+static tp_status cut_samples(run *r) {
+    char path[TP_CONFIG_TEXT + 64], *line = NULL;
+    size_t cap = 0;
+    long long step;
+    off_t at = 0;
+    r->sampled = -1;
+    snprintf(path, sizeof path, "%s/samples.txt", r->cfg.run.dir);
+    FILE *f = fopen(path, "r+");
+    if (!f && errno == ENOENT) return TP_OK;
+    bool ok = f != NULL;
+    for (ssize_t n; ok && (n = getline(&line, &cap, f)) >= 0; at += n) {
+        if (sscanf(line, "=== step %lld", &step) != 1) continue;
+        if (step > r->step) {
+            ok = !ftruncate(fileno(f), at);
+            break;
+        }
+        r->sampled = step;
+    }
+    if (f && ferror(f)) ok = false;
+    if (f && fclose(f)) ok = false;
+    free(line);
+    return ok ? TP_OK : tp_fail(r->c, TP_EIO, "cannot cut %s: %s", path, strerror(errno));
+}
+
+/* After the step is known: what was written is cut back to it, the loader moves to its first
+ * sample. */
 static tp_status open_logs(run *r) {
     if (!r->root) return tp_rows_seek(&r->rows, r->c, r->step * r->cfg.train.batch);
     char path[TP_CONFIG_TEXT + 64];
@@ -256,6 +274,7 @@ static tp_status open_logs(run *r) {
     if (!st) st = tp_metrics_open(&r->metrics, r->c, path, last);
     if (!st && r->cfg.log.tensorboard)
         st = tp_tfevents_open(&r->events, r->c, r->cfg.run.dir, (double)time(NULL), last);
+    if (!st) st = cut_samples(r);
     return st ? st : tp_rows_seek(&r->rows, r->c, r->step * r->cfg.train.batch);
 }
 
@@ -446,6 +465,7 @@ static tp_status write_sample(run *r) {
         bool ok = out && fprintf(out, "=== step %lld\n%s\n\n", (long long)r->step, text) > 0;
         if (out && fclose(out)) ok = false;
         if (!ok) st = tp_fail(r->c, TP_EIO, "cannot write %s: %s", path, strerror(errno));
+        r->sampled = r->step;
     }
     tp_free(text);
     tp_free(room);
@@ -462,7 +482,8 @@ static tp_status after_step(run *r, const tp_step_out *s, bool *stop) {
     if (s) show(r, s, false);
     if (s && due(r, f->log.every)) st = log_step(r, s);
     if (!st && !*stop && validation_due(r)) st = validate(r, &best);
-    if (!st && s && !*stop && r->root && due(r, f->sample.every)) st = write_sample(r);
+    if (!st && !*stop && r->root && due(r, f->sample.every) && r->sampled != r->step)
+        st = write_sample(r);
     if (st == TP_EINTERRUPT) st = TP_OK, *stop = true; /* while validating: the step is done */
     /* one look for all: a signal after it is the next step's. Ranks have agreed within the step. */
     if (r->ranks == 1 && tp_interrupted()) *stop = true;
@@ -473,8 +494,7 @@ static tp_status after_step(run *r, const tp_step_out *s, bool *stop) {
 
 static tp_status loop(run *r) {
     bool stop = false;
-    tp_status st =
-        r->step ? after_step(r, NULL, &stop) : TP_OK; /* a validation that was left out */
+    tp_status st = r->step ? after_step(r, NULL, &stop) : TP_OK; /* what was left out */
     while (!st && !stop && r->step < r->steps) {
         tp_step_out s;
         if ((st = step(r, &s))) break;

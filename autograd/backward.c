@@ -234,6 +234,11 @@ static void let_go(tp_ctx *c, int at) {
     }
 }
 
+/* What a walk that failed has gathered: the next one would add to it. */
+static void let_go_all(tp_ctx *c, int from, int to) {
+    for (int at = to - 1; at >= from; at--) let_go(c, at);
+}
+
 /* Whether all that the call's vjp makes goes to the sink, which keeps what nobody else holds. */
 static bool all_for_sink(tp_ctx *c, const tp_walk *w, const tp_call *k) {
     tp_tape *tape = c->tape;
@@ -320,7 +325,6 @@ static tp_status check_dropped(tp_ctx *c, const tp_walk *w, int at) {
     bool lost = false;
     for (int i = 0; i < k->nin; i++) lost |= wanted(c, w, k->in[i]);
     if (!lost) return TP_OK;
-    for (int i = at; i >= w->lo; i--) let_go(c, i);
     return tp_fail(c, TP_ESTATE,
                    "%s: an earlier walk of this tape freed what it had saved; walk from several "
                    "tensors at once (tp_backward_from), or keep the saved ones (retain_graph)",
@@ -350,6 +354,7 @@ tp_status tp_tape_walk(tp_ctx *c, const tp_walk *w) {
         if (!w->retain && !w->create_graph) tp_node_drop(c, &tape->node[at]);
     }
     /* end */
+    if (st && !w->create_graph) let_go_all(c, w->lo, w->hi);
     c->recording = was_recording;
     c->backward = was_backward;
     tape->to_grad = was_to_grad;
@@ -397,6 +402,7 @@ tp_status tp_backward_from(tp_ctx *c, int n, tp_tensor *const y[], tp_tensor *co
     for (int i = 0; i < n && !st; i++) st = seed(c, &w, y[i], dy ? dy[i] : NULL);
     c->recording = was;
     c->backward = was_backward;
+    if (st) let_go_all(c, 0, tape->n); /* the tensors before a wrong one were given theirs */
     if (!st) st = tp_tape_walk(c, &w);
     for (int i = 0; i < tape->nleaf && !st; i++) st = flush(c, &tape->leaf[i]);
     tape->nleaf = 0;

@@ -147,6 +147,9 @@ tp_status tp_make_folder(tp_ctx *c, const char *path); /* with those above it */
 /* One process at a time trains in a run's folder: refuses where another does. *out holds the lock
  * until it is closed, or the process ends; NULL where the file system has none. */
 tp_status tp_lock_folder(FILE **out, tp_ctx *c, const char *dir);
+/* Refuses to begin where a run has left metrics or checkpoints: its newest checkpoint may be of a
+ * later step than any of the new run, and would be taken for that one's. */
+tp_status tp_holds_no_run(tp_ctx *c, const char *dir);
 tp_status tp_write_text(tp_ctx *c, const char *path, const char *text);
 /* Refuses a checkpoint to go on from that is of the other program, or past run.steps. */
 tp_status tp_can_go_on(tp_ctx *c, const tp_checkpoint_reader *from, const tp_config *now,

@@ -1,5 +1,6 @@
 /* tapir generate: writes text after a prompt, token by token, to the terminal. */
 #include "cli/cli.h"
+#include "data/input.h"
 #include "infer/engine.h"
 #include <errno.h>
 #include <stdio.h>
@@ -155,22 +156,22 @@ static tp_status write_texts(writer *w, const tp_ids *prompt) {
 }
 
 /* A prompt from a pipe, without the newline that ends its last line. */
-static tp_status read_prompt(tp_ctx *c, char **text) {
-    size_t cap = 0;
-    ssize_t n = getdelim(text, &cap, 0, stdin);
-    if (n < 0 && ferror(stdin))
-        return tp_fail(c, TP_EIO, "cannot read standard input: %s", strerror(errno));
-    if (n > 0 && !(*text)[n - 1])
+static tp_status read_prompt(tp_ctx *c, tp_input *in) {
+    char *text;
+    size_t n;
+    tp_status st = tp_input_rest(in, c, &text, &n);
+    if (st) return st;
+    if (memchr(text, 0, n))
         return tp_fail(c, TP_EFORMAT,
                        "the prompt on standard input has a byte 0, so it is no text");
-    if (n > 0 && (*text)[n - 1] == '\n') (*text)[n - 1] = 0;
-    a.prompt = n > 0 ? *text : NULL;
+    if (n && text[n - 1] == '\n') text[n - 1] = 0;
+    a.prompt = n ? text : NULL;
     return TP_OK;
 }
 
 static tp_status generate(tp_run *r) {
     tp_ctx *c = r->c;
-    char *piped = NULL;
+    tp_input piped = {.fd = STDIN_FILENO, .name = "standard input", .interrupted = tp_interrupted};
     tp_status st = a.prompt && !strcmp(a.prompt, "-") ? read_prompt(c, &piped) : TP_OK;
     tp_encoder *encoder = NULL;
     tp_ids ids = {0};
@@ -198,7 +199,7 @@ static tp_status generate(tp_run *r) {
     tp_free(w.bytes);
     tp_ids_clear(&ids);
     tp_encoder_free(encoder);
-    free(piped);
+    tp_input_clear(&piped);
     return st ? st : tp_interrupted() ? TP_EINTERRUPT : TP_OK;
 }
 

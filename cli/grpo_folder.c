@@ -4,25 +4,17 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 
 tp_status tp_grpo_open_folder(tp_grpo_run *r, bool resume) {
     tp_grpo *g = &r->g;
-    char path[TP_CONFIG_TEXT + 64];
     int64_t left;
-    struct stat s;
     snprintf(r->checkpoints, sizeof r->checkpoints, "%s/checkpoints", g->cfg.run.dir);
     if (!g->root) return tp_comm_barrier(g->comm, g->c);
     tp_status st = tp_make_folder(g->c, r->checkpoints);
     if (!st) st = tp_lock_folder(&r->lock, g->c, g->cfg.run.dir);
     if (!st) st = tp_checkpoint_clean(g->c, r->checkpoints, &left);
-    snprintf(path, sizeof path, "%s/metrics.jsonl", g->cfg.run.dir);
-    if (!st && !resume && !stat(path, &s) && s.st_size > 0)
-        st = tp_fail(g->c, TP_EARG,
-                     "%s holds a run already: --resume goes on with it, another run.dir=… begins a "
-                     "new one",
-                     g->cfg.run.dir);
+    if (!st && !resume) st = tp_holds_no_run(g->c, g->cfg.run.dir);
     return st ? st : tp_comm_barrier(g->comm, g->c);
 }
 

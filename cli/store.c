@@ -41,6 +41,21 @@ tp_status tp_lock_folder(FILE **out, tp_ctx *c, const char *dir) {
     return tp_fail(c, TP_EARG, "%s is in use: process %s trains there", dir, *who ? who : "?");
 }
 
+tp_status tp_holds_no_run(tp_ctx *c, const char *dir) {
+    char path[TP_CONFIG_TEXT + 64];
+    struct stat s;
+    bool any = false;
+    snprintf(path, sizeof path, "%s/checkpoints", dir);
+    tp_status st = tp_checkpoint_any(&any, c, path);
+    if (st) return st;
+    snprintf(path, sizeof path, "%s/metrics.jsonl", dir);
+    if (!any && (stat(path, &s) || s.st_size == 0)) return TP_OK;
+    return tp_fail(c, TP_EARG,
+                   "%s holds a run already: --resume goes on with it, another run.dir=… begins a "
+                   "new one",
+                   dir);
+}
+
 tp_status tp_write_text(tp_ctx *c, const char *path, const char *text) {
     FILE *f = fopen(path, "w");
     bool ok = f && fputs(text, f) >= 0;

@@ -74,6 +74,8 @@ tp_status tp_checkpoint_file(char *out, size_t cap, tp_ctx *c, const char *dir, 
  * and why. TP_EFORMAT where there are some but none is good. */
 tp_status tp_checkpoint_latest(tp_checkpoint_reader **out, tp_ctx *c, const char *dir,
                                char *warning, size_t cap);
+/* Whether dir holds a checkpoint of a step, good or damaged. */
+tp_status tp_checkpoint_any(bool *any, tp_ctx *c, const char *dir);
 /* Removes what interrupted writers left. For the one process that writes to dir, at its start. */
 tp_status tp_checkpoint_clean(tp_ctx *c, const char *dir, int64_t *removed);
 /* Keeps the `keep` newest files up to `step`, which was just written; 0 keeps all. Files of later

@@ -104,6 +104,15 @@ tp_status tp_checkpoint_latest(tp_checkpoint_reader **out, tp_ctx *c, const char
     return st;
 }
 
+tp_status tp_checkpoint_any(bool *any, tp_ctx *c, const char *dir) {
+    int64_t *steps;
+    size_t n;
+    tp_status st = list_steps(&steps, &n, c, dir);
+    *any = n > 0;
+    tp_free(steps);
+    return st;
+}
+
 tp_status tp_checkpoint_clean(tp_ctx *c, const char *dir, int64_t *removed) {
     char name[256], path[PATH_CAP];
     *removed = 0;

@@ -248,6 +248,7 @@ tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from)
                                             "mod.aux_coef",    "model.activation_checkpointing"};
     tp_config mine = *to;
     char at[WHERE];
+    const bool learned = from->model.family == TP_CFG_GPT2; /* positions: one for each of context */
     to->model = from->model;
     to->mod = from->mod;
     to->mod.aux_coef = mine.mod.aux_coef;
@@ -258,10 +259,10 @@ tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from)
     for (int i = 0; i < tp_config_nkeys; i++) {
         const tp_key *k = &tp_config_keys[i];
         bool is_free = strncmp(k->name, "model.", 6) && strncmp(k->name, "mod.", 4);
+        const bool is_context = !strcmp(k->name, "model.context");
         for (size_t j = 0; j < sizeof free_keys / sizeof *free_keys; j++)
-            is_free |= !strcmp(k->name, free_keys[j]);
-        if (!strcmp(k->name, "model.context") && mine.line[i])
-            to->model.context = mine.model.context;
+            is_free |= !strcmp(k->name, free_keys[j]) && !(learned && is_context);
+        if (is_free && is_context && mine.line[i]) to->model.context = mine.model.context;
         if (is_free || !mine.line[i] || same_value(k, &mine, to)) continue;
         return tp_fail(c, TP_EARG, "%s: the model of %s has another value; leave the key out",
                        tp_config_where(at, sizeof at, &mine, k->name), mine.model.init_from);

@@ -61,6 +61,19 @@ tp_status tp_input_line(tp_input *in, tp_ctx *c, char **line) {
     return TP_OK;
 }
 
+tp_status tp_input_rest(tp_input *in, tp_ctx *c, char **text, size_t *n) {
+    tp_status st = TP_OK;
+    *text = NULL;
+    *n = 0;
+    while (!st && !in->ended) st = read_on(in, c);
+    if (st) return st;
+    *text = in->data + in->from;
+    *n = in->to - in->from;
+    in->from = in->to;
+    in->data[in->to] = 0;
+    return TP_OK;
+}
+
 void tp_input_clear(tp_input *in) {
     tp_free(in->data);
     *in = (tp_input){0};

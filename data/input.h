@@ -22,6 +22,8 @@ typedef struct tp_input {
 } tp_input;
 /* The next line, without its end, valid until the next call; NULL after the last. */
 tp_status tp_input_line(tp_input *in, tp_ctx *c, char **line);
+/* All that is left: *n bytes with a NUL behind them, valid until the next call. */
+tp_status tp_input_rest(tp_input *in, tp_ctx *c, char **text, size_t *n);
 void tp_input_clear(tp_input *in);
 
 #ifdef __cplusplus

@@ -142,7 +142,7 @@ static tp_comm *comm_new(tp_ctx *c, const char *name, int size) {
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_mutex_init(&m->lock, NULL);
     pthread_cond_init(&m->work, &monotonic);
-    pthread_cond_init(&m->done, NULL);
+    pthread_cond_init(&m->done, &monotonic);
     pthread_condattr_destroy(&monotonic);
     return m;
 }

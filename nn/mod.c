@@ -16,6 +16,7 @@
 #include "ops/add/add.h"
 #include "ops/binary_cross_entropy/binary_cross_entropy.h"
 #include "ops/cast/cast.h"
+#include "ops/expand/expand.h"
 #include "ops/fill/fill.h"
 #include "ops/gelu/gelu.h"
 #include "ops/matmul/matmul.h"
@@ -91,9 +92,10 @@ static known look(tp_ctx *c, const tp_model *m, int layer, tp_tensor *x, const t
         k.decision = predict(c, m, b, still, k.logit);
     } else if (wanted) {
         /* a step moves it by the learning rate, and a logit by that times many channels: in units
-         * of sqrt(C) it keeps up */
-        k.decision =
-            tp_sub(c, k.logit, tp_scale(c, b->threshold, sqrt((double)m->cfg.channels), 0));
+         * of sqrt(C) it keeps up. Scaled for each token: so the parts of its gradient are before
+         * they are added up, and no split of a batch changes the sum's bits */
+        tp_tensor *each = tp_expand(c, b->threshold, k.logit->ndim, k.logit->shape);
+        k.decision = tp_sub(c, k.logit, tp_scale(c, each, sqrt((double)m->cfg.channels), 0));
     }
     return k;
 }

@@ -117,6 +117,20 @@ static tp_status too_much(tp_pipe *p, tp_ctx *c) {
                    p->command);
 }
 
+/* poll, for a while, until the time is over. Time in which this process itself did not run (a job
+ * may be stopped as a whole, and goes on later) says nothing about the program. */
+static int look(struct pollfd fd[2], double *until) {
+    enum { WHILE_MS = 500 };
+    double begin = tp_now(), left = *until - begin;
+    if (left <= 0) return 0;
+    int ms = left < 1e-3 * WHILE_MS ? (int)(left * 1000) + 1 : WHILE_MS;
+    int ready = poll(fd, 2, ms), error = errno;
+    double gap = tp_now() - begin - 1e-3 * ms;
+    if (gap > 1) *until += gap;
+    errno = error;
+    return ready;
+}
+
 tp_status tp_pipe_ask(tp_pipe *p, tp_ctx *c, const char *text, size_t n, int64_t lines,
                       double timeout, char **answer) {
     double until = tp_now() + timeout;
@@ -129,9 +143,9 @@ tp_status tp_pipe_ask(tp_pipe *p, tp_ctx *c, const char *text, size_t n, int64_t
     if (!st && poll(&early, 1, 0) > 0 && (early.revents & POLLIN)) st = too_much(p, c);
     for (int64_t seen = 0; (seen < lines || sent < n) && !st;) {
         struct pollfd fd[2] = {{p->out, POLLIN, 0}, {sent < n ? p->in : -1, POLLOUT, 0}};
-        double left = until - tp_now();
-        int ready = left > 0 ? poll(fd, 2, (int)(left * 1000) + 1) : 0;
+        int ready = look(fd, &until);
         if (ready < 0 && errno == EINTR) continue;
+        if (ready == 0 && tp_now() < until) continue;
         if (ready <= 0) {
             int status;
             end(p, &status);

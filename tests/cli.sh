@@ -189,6 +189,9 @@ says 1 'model.vocab' $train model.vocab=100
 works $train
 works $tapir hash run
 says 1 'holds a run already' $train
+mv run/metrics.jsonl metrics.jsonl # killed before its first line, but with a checkpoint
+says 1 'holds a run already' $train
+mv metrics.jsonl run/
 works $train --resume
 says 1 'another config' $train --resume train.learning_rate=0.5
 works $train --resume rl.task=parity
@@ -207,6 +210,20 @@ echo "line 1" | $tapir generate run - --max-new-tokens 5 >piped
 works cmp asked piped
 printf 'a\0b' >zero
 says 1 'has a byte 0' sh -c "$tapir generate run - <zero"
+mkfifo slow # more than fits into it: once that is written, somebody reads
+(yes word | head -c 200000; : >reading; exec sleep 12) >slow &
+$tapir generate run - <slow >out 2>err &
+pid=$!
+while [ ! -e reading ] && kill -0 $pid 2>/dev/null; do sleep 0.05; done
+from=$(date +%s)
+kill -s INT $pid
+wait $pid
+code=$? took=$(($(date +%s) - from))
+checks=$((checks + 1))
+[ $code = 130 ] && [ $took -lt 8 ] || {
+    failed=$((failed + 1))
+    echo "FAILED: a signal while generate waits for its prompt: exit $code after $took s"
+}
 $tapir train --help >asked
 $tapir help train >piped
 works cmp asked piped
@@ -270,6 +287,20 @@ works $train run.dir=tuned model.init_from=routed run.steps=1
 has 'capacity: 0.5' tuned/config.yaml
 has 'gate: sigmoid' tuned/config.yaml
 says 1 'the model of routed has another value' $train run.dir=tuned2 model.init_from=routed mod.capacity=0.25 mod.every=1
+works $train run.dir=learned model.family=gpt2 run.steps=1
+says 1 'model.context: the model of learned has another value' $train run.dir=tuned3 model.family=gpt2 model.init_from=learned model.context=20
+works test ! -e tuned3
+works $train run.dir=tuned4 model.init_from=run model.context=20 run.steps=1
+# samples.txt holds each sample once, whether the run was killed after one or stopped before it
+sampled="$train run.dir=sampled sample.every=1 sample.tokens=4 checkpoint.every=2 checkpoint.keep=0"
+works $sampled
+for upto in 6 4; do
+    rm -f sampled/checkpoints/step-00000006.h5
+    cp sampled/samples.txt all.txt
+    sed "/^=== step $upto\$/,\$d" all.txt >sampled/samples.txt
+    works $sampled --resume
+    works cmp all.txt sampled/samples.txt
+done
 # a vocabulary that is wider than the tokenizer's: what the tokenizer lacks may be drawn, and is shown as U+FFFD
 works $train run.dir=padded model.vocab=2000 sample.every=1 sample.tokens=40
 has "$(printf '\357\277\275')" padded/samples.txt

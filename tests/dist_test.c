@@ -5,6 +5,7 @@
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -394,6 +395,63 @@ static void test_failures(void **state) {
         for (int s = 1; s < 4; s++) run_bad(&cases[i], world_sizes[s]);
 }
 
+/* Rank 1's data cannot leave, so rank 0 has to take back a receive into the caller's memory, which
+ * takes a while: the failed call returns after that. */
+static bool (*plain_send)(tp_transport *, int, int, const void *, size_t, tp_request *);
+static void (*plain_cancel)(tp_transport *, tp_request *);
+static bool send_no_data(tp_transport *t, int to, int tag, const void *data, size_t bytes,
+                         tp_request *r) {
+    if (tag != TP_TAG_DATA) return plain_send(t, to, tag, data, bytes, r);
+    snprintf(t->error, sizeof t->error, "the cable is out");
+    return false;
+}
+static atomic_bool taken_back;
+static void cancel_slowly(tp_transport *t, tp_request *r) {
+    nanosleep(&(struct timespec){.tv_nsec = 300000000}, NULL);
+    plain_cancel(t, r);
+    atomic_store(&taken_back, true);
+}
+typedef struct broken_end {
+    local_world *w;
+    int rank;
+    bool failed, taken_back;
+} broken_end;
+static void *run_broken_end(void *arg) {
+    broken_end *e = arg;
+    tp_ctx *c;
+    tp_comm *m;
+    float data[8000] = {0};
+    tp_piece piece = {data, {8000, 1, -1}};
+    tp_transport *t = local_transport(e->w, e->rank);
+    if (e->rank) {
+        plain_send = t->send;
+        t->send = send_no_data;
+    } else {
+        plain_cancel = t->cancel;
+        t->cancel = cancel_slowly;
+    }
+    if (tp_ctx_new(&c, &(tp_ctx_opts){.threads = 1, .memory_limit = 1 << 20})) return NULL;
+    if (!tp_comm_open_on(&m, c, 20, t)) {
+        e->failed = tp_comm_wait(m, c, tp_comm_start(m, c, TP_ALLREDUCE, &piece, 1)) != 0;
+        e->taken_back = atomic_load(&taken_back);
+        tp_comm_close(m, tp_error(c));
+    }
+    tp_ctx_free(c);
+    return NULL;
+}
+static void test_memory_is_free_after_a_failure(void **state) {
+    (void)state;
+    local_world *w = local_world_new(2);
+    broken_end end[2] = {{.w = w, .rank = 0}, {.w = w, .rank = 1}};
+    pthread_t thread[2];
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(pthread_create(&thread[i], NULL, run_broken_end, &end[i]), 0);
+    for (int i = 0; i < 2; i++) pthread_join(thread[i], NULL);
+    assert_true(end[0].failed && end[1].failed);
+    assert_true(end[0].taken_back);
+    local_world_free(w);
+}
+
 static void test_silence(void **state) {
     (void)state;
     bad_case b = {
@@ -496,13 +554,21 @@ static void test_launcher(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_cuts),          cmocka_unit_test(test_shards),
-        cmocka_unit_test(test_moves),         cmocka_unit_test(test_long_moves),
-        cmocka_unit_test(test_order_matters), cmocka_unit_test(test_traffic),
-        cmocka_unit_test(test_small_calls),   cmocka_unit_test(test_barrier),
-        cmocka_unit_test(test_disagreements), cmocka_unit_test(test_failures),
-        cmocka_unit_test(test_silence),       cmocka_unit_test(test_self),
-        cmocka_unit_test(test_out_of_memory), cmocka_unit_test(test_launcher),
+        cmocka_unit_test(test_cuts),
+        cmocka_unit_test(test_shards),
+        cmocka_unit_test(test_moves),
+        cmocka_unit_test(test_long_moves),
+        cmocka_unit_test(test_order_matters),
+        cmocka_unit_test(test_traffic),
+        cmocka_unit_test(test_small_calls),
+        cmocka_unit_test(test_barrier),
+        cmocka_unit_test(test_disagreements),
+        cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_memory_is_free_after_a_failure),
+        cmocka_unit_test(test_silence),
+        cmocka_unit_test(test_self),
+        cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_launcher),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

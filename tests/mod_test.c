@@ -531,6 +531,19 @@ static void test_refusals(void **state) {
     net_free(&n);
 }
 
+/* The threshold is in units of sqrt(channels). Where that is no power of two, as it is above, a sum
+ * that is scaled has other bits than a sum of what was scaled. */
+static void test_splits_of_the_threshold(void **state) {
+    (void)state;
+    for (int64_t channels = 17; channels < 33; channels += 2) {
+        tp_model_cfg f = routed(TP_FAMILY_LLAMA);
+        f.channels = channels;
+        f.mod.causal = TP_MOD_THRESHOLD;
+        step_bits whole = one_step(&f, 1, 1, false), parts = one_step(&f, 1, 2, false);
+        assert_true(whole.hash == parts.hash);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradients),
@@ -544,6 +557,7 @@ int main(void) {
         cmocka_unit_test(test_batches_change_nothing),
         cmocka_unit_test(test_documents),
         cmocka_unit_test(test_splits),
+        cmocka_unit_test(test_splits_of_the_threshold),
         cmocka_unit_test(test_f64),
         cmocka_unit_test(test_refusals),
     };

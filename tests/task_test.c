@@ -6,11 +6,13 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include "rl/advantage.h"
+#include "rl/pipe.h"
 #include "rl/reward.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static tp_ctx *c;
@@ -232,12 +234,33 @@ static void test_nul_in_a_file(void **state) {
     unlink(path);
 }
 
+/* A program that stops who asks it for twice the time that it has. Asked by a child of this one:
+ * the shell that has started this one would take it for stopped. */
+static void test_stopped(void **state) {
+    (void)state;
+    static const char program[] =
+        "read x; kill -STOP $PPID; sleep 3; kill -CONT $PPID; sleep 0.2; echo 1";
+    tp_pipe *p = NULL;
+    char *answer = NULL;
+    int status;
+    fflush(NULL);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (!pid) {
+        tp_status st = tp_pipe_open(&p, c, program);
+        if (!st) st = tp_pipe_ask(p, c, "x\n", 2, 1, 1.5, &answer);
+        if (st) fprintf(stderr, "%s\n", tp_error(c));
+        _exit(st || strcmp(answer, "1\n"));
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tasks),
-        cmocka_unit_test(test_rewards),
-        cmocka_unit_test(test_countdown),
-        cmocka_unit_test(test_nul_in_a_file),
+        cmocka_unit_test(test_tasks),     cmocka_unit_test(test_rewards),
+        cmocka_unit_test(test_countdown), cmocka_unit_test(test_nul_in_a_file),
+        cmocka_unit_test(test_stopped),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -7,6 +7,8 @@
 #include <cmocka.h>
 #include "autograd/autograd.h"
 #include "core/ctx.h"
+#include "ops/add/add.h"
+#include "ops/fill/fill.h"
 #include "ops/mul/mul.h"
 #include "ops/scale/scale.h"
 #include "ops/sum/sum.h"
@@ -100,6 +102,22 @@ static void test_grad_up_to_a_walked_call(void **state) {
     tp_ctx_free(r.c);
 }
 
+/* What a walk had gathered before it failed is no part of the next one's. */
+static void test_failed_walk(void **state) {
+    (void)state;
+    rig r = open();
+    tp_tensor *b = tp_require_grad(tp_full_like(r.c, r.a, 2));
+    tp_tensor *wrong = tp_sum(r.c, tp_add(r.c, r.square, tp_mul(r.c, b, b)), TP_ALL_DIMS, false);
+    tp_tape_off(r.c);
+    tp_add_(r.c, b, r.a);
+    tp_tape_on(r.c);
+    refused(&r, tp_backward(r.c, wrong), TP_ESTATE, "was changed in place");
+    tp_tensor *more = tp_sum(r.c, tp_scale(r.c, r.square, 5, 0), TP_ALL_DIMS, false);
+    assert_int_equal(tp_backward(r.c, more), 0);
+    is(r.a->grad, 10);
+    tp_ctx_free(r.c);
+}
+
 static void test_wrong_dy(void **state) {
     (void)state;
     rig r = open();
@@ -109,6 +127,8 @@ static void test_wrong_dy(void **state) {
             "grad: dy is f32[4] for a tensor of f32[]");
     refused(&r, tp_grad(r.c, r.one, twice, 1, &r.a, &g, NULL), TP_EDTYPE, "dy is f64[]");
     refused(&r, tp_backward_from(r.c, 1, &r.one, &wide), TP_ESHAPE, "backward: dy is");
+    tp_tensor *y[] = {r.ten, r.one}, *dy[] = {tp_full_like(r.c, r.ten, 1), wide};
+    refused(&r, tp_backward_from(r.c, 2, y, dy), TP_ESHAPE, "backward: dy is");
     assert_int_equal(tp_backward(r.c, r.one), 0); /* nothing was lost */
     is(r.a->grad, 2);
     tp_ctx_free(r.c);
@@ -118,7 +138,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_second_walk), cmocka_unit_test(test_several_losses),
         cmocka_unit_test(test_second_grad), cmocka_unit_test(test_grad_up_to_a_walked_call),
-        cmocka_unit_test(test_wrong_dy),
+        cmocka_unit_test(test_failed_walk), cmocka_unit_test(test_wrong_dy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
