@@ -26,6 +26,7 @@ int cmd_tape(int argc, char **argv);
 int cmd_plan(int argc, char **argv);
 int cmd_ops(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
+int cmd_export(int argc, char **argv);
 int cmd_hash(int argc, char **argv);
 int cmd_plot(int argc, char **argv);
 int cmd_routes(int argc, char **argv);
@@ -107,7 +108,8 @@ typedef struct tp_run {
 } tp_run;
 /* Opens a run's folder (its newest checkpoint), or a checkpoint file. best: DIR's best.h5. */
 tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best);
-tp_status tp_run_peek(tp_run *r, tp_ctx *c, const char *path); /* config and tokenizer only */
+/* Config and tokenizer only. */
+tp_status tp_run_peek(tp_run *r, tp_ctx *c, const char *path, bool best);
 tp_status tp_run_texts(tp_run *r); /* these two of r->from, which is open */
 void tp_run_close(tp_run *r);
 /* Opens a run, does fn, closes it, says what failed. Exit code. */

@@ -143,7 +143,7 @@ tp_status tp_run_texts(tp_run *r) {
     return st;
 }
 
-static tp_status open_texts(tp_run *r, tp_ctx *c, const char *path, bool best) {
+tp_status tp_run_peek(tp_run *r, tp_ctx *c, const char *path, bool best) {
     *r = (tp_run){.c = c};
     tp_status st = open_checkpoint(r, path, best);
     if (st) return st;
@@ -151,12 +151,8 @@ static tp_status open_texts(tp_run *r, tp_ctx *c, const char *path, bool best) {
     return tp_run_texts(r);
 }
 
-tp_status tp_run_peek(tp_run *r, tp_ctx *c, const char *path) {
-    return open_texts(r, c, path, false);
-}
-
 tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best) {
-    tp_status st = open_texts(r, c, path, best);
+    tp_status st = tp_run_peek(r, c, path, best);
     c->seed = (uint64_t)r->cfg.seed; /* of choices at random in the model */
     /* as it was trained, its losses have the same bits */
     c->bf16_products = c->device == TP_CPU && tp_config_bf16_products(&r->cfg);

@@ -150,7 +150,7 @@ tp_status tp_begin_tokenizer(tp_tokenizer **out, tp_ctx *c, tp_config *f,
         return tp_fail(c, TP_EARG,
                        "model.init_from: %s is neither the folder of a run nor a checkpoint file",
                        f->model.init_from);
-    st = tp_run_peek(&r, c, f->model.init_from);
+    st = tp_run_peek(&r, c, f->model.init_from, false);
     if (!st) st = adopt(out, c, f, &r);
     tp_run_close(&r);
     return st;
@@ -159,7 +159,7 @@ tp_status tp_begin_tokenizer(tp_tokenizer **out, tp_ctx *c, tp_config *f,
 tp_status tp_begin_weights(tp_ctx *c, const tp_config *f, tp_params *p) {
     if (!*f->model.init_from) return TP_OK;
     tp_run r;
-    tp_status st = tp_run_peek(&r, c, f->model.init_from);
+    tp_status st = tp_run_peek(&r, c, f->model.init_from, false);
     if (!st) st = tp_load_weights(c, r.from, p, "weights");
     tp_run_close(&r);
     return st;

@@ -53,6 +53,19 @@ tp_status tp_commit_file(tp_ctx *c, const char *tmp, const char *path) {
     return TP_OK;
 }
 
+bool tp_write_all(int fd, const void *bytes, size_t n) {
+    const char *at = bytes;
+    while (n) {
+        ssize_t put = write(fd, at, n);
+        if (put < 0 && errno == EINTR) continue;
+        if (put == 0) errno = ENOSPC; /* no file system should, but there would be no end */
+        if (put <= 0) return false;
+        at += put;
+        n -= (size_t)put;
+    }
+    return true;
+}
+
 static bool same_inode(const struct stat *a, const struct stat *b) {
     return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }

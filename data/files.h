@@ -13,6 +13,8 @@ tp_status tp_may_replace(tp_ctx *c, const char *path);
  * new one, whole. What tp_may_replace refuses stays. On failure tmp is left for the caller to
  * remove. */
 tp_status tp_commit_file(tp_ctx *c, const char *tmp, const char *path);
+/* All n bytes, however many writes that takes; false: errno says why not. */
+bool tp_write_all(int fd, const void *bytes, size_t n);
 /* Whether writing to one would write to the other, however they are spelt; they need not exist. */
 bool tp_same_place(const char *a, const char *b);
 

@@ -257,14 +257,7 @@ tp_status tp_write_file(tp_ctx *c, const char *path, const void *bytes, size_t n
         return st;
     }
     int fd = open(tmp.at, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    bool good = fd >= 0;
-    for (size_t done = 0; good && done < n;) {
-        ssize_t got = write(fd, (const char *)bytes + done, n - done);
-        if (got > 0)
-            done += (size_t)got;
-        else
-            good = got < 0 && errno == EINTR;
-    }
+    bool good = fd >= 0 && tp_write_all(fd, bytes, n);
     if (!good) st = tp_fail(c, TP_EIO, "%s: cannot write: %s", path, strerror(errno));
     if (fd >= 0 && close(fd) && good)
         st = tp_fail(c, TP_EIO, "%s: cannot write: %s", path, strerror(errno));

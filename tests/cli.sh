@@ -433,7 +433,7 @@ fi
 $tapir ops | head -1 >/dev/null
 $tapir generate run --max-new-tokens 50 2>/dev/null | head -c 3 >/dev/null
 # help
-for c in prepare train grpo replay generate chat eval tape plan ops bench plot routes task hash version; do works $tapir $c --help; done
+for c in prepare train grpo replay generate chat eval tape plan ops bench plot routes task export hash version; do works $tapir $c --help; done
 works $tapir --help
 works $tapir tape $src/configs/tests/tiny.yaml model.vocab=300
 grep -q '(backward)' out || { echo "FAILED: the tape has no backward pass"; failed=$((failed + 1)); }

@@ -1,0 +1,308 @@
+/* tapir export: a run as a folder that Hugging Face's transformers loads. A checkpoint has weights
+ * by their names and in their layouts, and a tokenizer.json; what is left to say is which of their
+ * models computes the same: GPT-2, Llama, or Qwen3 for model.qk_norm. */
+#include "cli/cli.h"
+#include "data/safetensors.h"
+#include "data/text.h"
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static char *run_path, *folder;
+static bool best;
+static const struct argp_option options[] = {
+    {"best", 'b', NULL, 0, "Use the checkpoint with the best validation loss", 0}, {0}};
+
+static error_t parse(int key, char *arg, struct argp_state *s) {
+    switch (key) {
+    case 'b':
+        best = true;
+        break;
+    case ARGP_KEY_ARG:
+        if (!run_path)
+            run_path = arg;
+        else if (!folder)
+            folder = arg;
+        else
+            argp_error(s, "one run, one folder");
+        break;
+    case ARGP_KEY_END:
+        if (!run_path) argp_error(s, "which run?");
+        if (!folder || !*folder) argp_error(s, "into which folder?");
+        if (strlen(folder) >= TP_CONFIG_TEXT) argp_error(s, "the name of FOLDER is too long");
+        break;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+    return 0;
+}
+
+/* ---- the model, in their words -------------------------------------------------------------- */
+/* Why none of their models computes this one; NULL: one does. */
+static const char *none_computes(const tp_config *cfg) {
+    const bool biases =
+        cfg->model.attention_bias == TP_CFG_TRUE && cfg->model.mlp_bias == TP_CFG_TRUE;
+    if (cfg->mod.capacity > 0) return "its blocks are routed (mod.capacity)";
+    if (cfg->model.logit_softcap > 0) return "it has a model.logit_softcap";
+    if (cfg->model.attn_softcap > 0) return "it has a model.attn_softcap";
+    if (cfg->model.sliding_window > 0) return "it has a model.sliding_window";
+    if (cfg->model.family == TP_CFG_LLAMA)
+        return cfg->model.qk_norm && cfg->model.mlp_bias == TP_CFG_TRUE
+                   ? "it has both model.qk_norm and model.mlp_bias"
+                   : NULL;
+    if (cfg->model.qk_norm) return "it is a GPT-2 with model.qk_norm";
+    if (!biases) return "it is a GPT-2 without biases";
+    if (cfg->model.head_dim * cfg->model.heads != cfg->model.channels)
+        return "it is a GPT-2 with a model.head_dim of its own";
+    return NULL;
+}
+
+static const char *class_of(const tp_config *cfg) {
+    if (cfg->model.family == TP_CFG_GPT2) return "GPT2LMHeadModel";
+    return cfg->model.qk_norm ? "Qwen3ForCausalLM" : "LlamaForCausalLM";
+}
+
+static void put_int(tp_str *t, const char *key, int64_t v) {
+    tp_str_printf(t, ",\n  \"%s\": %lld", key, (long long)v);
+}
+
+/* A number that they want to be no integer: 10000 would be one. */
+static void put_real(tp_str *t, const char *key, double v) {
+    char text[TP_F64_TEXT];
+    tp_f64_print(text, v);
+    tp_str_printf(t, ",\n  \"%s\": %s%s", key, text, text[strcspn(text, ".e")] ? "" : ".0");
+}
+
+static void put_word(tp_str *t, const char *key, const char *word) { /* true, null or "text" */
+    tp_str_printf(t, ",\n  \"%s\": %s", key, word);
+}
+
+static void put_bool(tp_str *t, const char *key, bool v) { put_word(t, key, v ? "true" : "false"); }
+
+static void put_gpt2(tp_str *t, const tp_config *cfg) {
+    put_word(t, "model_type", "\"gpt2\"");
+    put_int(t, "n_layer", cfg->model.layers);
+    put_int(t, "n_head", cfg->model.heads);
+    put_int(t, "n_embd", cfg->model.channels);
+    put_int(t, "n_inner", cfg->model.ffn);
+    put_int(t, "n_positions", cfg->model.context);
+    put_word(t, "activation_function", "\"gelu_new\"");
+    put_real(t, "layer_norm_epsilon", cfg->model.norm_eps);
+}
+
+static void put_llama(tp_str *t, const tp_config *cfg) {
+    put_word(t, "model_type", cfg->model.qk_norm ? "\"qwen3\"" : "\"llama\"");
+    put_int(t, "num_hidden_layers", cfg->model.layers);
+    put_int(t, "num_attention_heads", cfg->model.heads);
+    put_int(t, "num_key_value_heads", cfg->model.kv_heads);
+    put_int(t, "head_dim", cfg->model.head_dim);
+    put_int(t, "hidden_size", cfg->model.channels);
+    put_int(t, "intermediate_size", cfg->model.ffn);
+    put_int(t, "max_position_embeddings", cfg->model.context);
+    put_real(t, "rope_theta", cfg->model.rope_theta);
+    put_real(t, "rms_norm_eps", cfg->model.norm_eps);
+    put_word(t, "hidden_act", "\"silu\"");
+    put_bool(t, "attention_bias", cfg->model.attention_bias == TP_CFG_TRUE);
+    put_bool(t, "mlp_bias", cfg->model.mlp_bias == TP_CFG_TRUE);
+}
+
+static void put_config(tp_str *t, const tp_run *r) {
+    const tp_config *cfg = &r->cfg;
+    tp_str_printf(t, "{\n  \"architectures\": [\"%s\"]", class_of(cfg));
+    (cfg->model.family == TP_CFG_GPT2 ? put_gpt2 : put_llama)(t, cfg);
+    put_int(t, "vocab_size", cfg->model.vocab);
+    put_bool(t, "tie_word_embeddings", cfg->model.tie_embeddings);
+    put_word(t, "dtype", "\"float32\"");
+    put_word(t, "bos_token_id", "null"); /* said, as their defaults are ids of other tokenizers */
+    int32_t eos = tp_tokenizer_eos(r->tokenizer);
+    if (eos < 0)
+        put_word(t, "eos_token_id", "null");
+    else
+        put_int(t, "eos_token_id", eos);
+    tp_str_puts(t, "\n}\n");
+}
+
+static void put_tokenizer_config(tp_str *t, const tp_run *r) {
+    size_t n;
+    const uint8_t *eos = tp_tokenizer_token(r->tokenizer, tp_tokenizer_eos(r->tokenizer), &n);
+    tp_str_puts(t, "{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\"");
+    put_int(t, "model_max_length", r->cfg.model.context);
+    if (eos) {
+        tp_str_puts(t, ",\n  \"eos_token\": ");
+        tp_str_json_n(t, (const char *)eos, n);
+    }
+    tp_str_puts(t, "\n}\n");
+}
+
+/* ---- the weights ---------------------------------------------------------------------------- */
+/* With biases of attention, theirs have one behind it, too: zeros add nothing. */
+static bool lacks_bias(const tp_config *cfg) {
+    return cfg->model.family == TP_CFG_LLAMA && cfg->model.attention_bias == TP_CFG_TRUE;
+}
+
+/* The i-th weight of the file, or NULL if that entry is none. */
+static const tp_checkpoint_entry *weight_at(const tp_run *r, int64_t i) {
+    const tp_checkpoint_entry *e = tp_checkpoint_at(r->from, i);
+    return strncmp(e->name, "weights/", 8) ? NULL : e;
+}
+
+static tp_status declare(tp_run *r, tp_safetensors_writer *w, int64_t *tensors, int64_t *most) {
+    const int64_t channels = r->cfg.model.channels;
+    tp_status st = TP_OK;
+    *tensors = 0;
+    *most = channels; /* values of the largest */
+    for (int64_t i = 0; i < tp_checkpoint_count(r->from) && !st; i++) {
+        const tp_checkpoint_entry *e = weight_at(r, i);
+        if (!e) continue;
+        if (e->dtype != TP_F32)
+            st = tp_fail(r->c, TP_EDTYPE, "%s: %s must be f32, got %s", tp_checkpoint_path(r->from),
+                         e->name, tp_dtype_name(e->dtype));
+        if (!st) st = tp_safetensors_declare(w, e->name + 8, e->ndim, e->shape);
+        int64_t n = (int64_t)(e->bytes / sizeof(float));
+        if (n > *most) *most = n;
+        ++*tensors;
+    }
+    for (int64_t l = 0; l < r->cfg.model.layers && lacks_bias(&r->cfg) && !st; l++) {
+        char name[TP_CHECKPOINT_NAME];
+        snprintf(name, sizeof name, "model.layers.%lld.self_attn.o_proj.bias", (long long)l);
+        st = tp_safetensors_declare(w, name, 1, &channels);
+        ++*tensors;
+    }
+    return st;
+}
+
+/* One at a time through x, so that a model larger than memory can be exported. */
+static tp_status put_weights(tp_run *r, tp_safetensors_writer *w, float *x) {
+    const int64_t n = tp_checkpoint_count(r->from);
+    tp_status st = TP_OK;
+    for (int64_t i = 0; i < n && !st; i++) {
+        const tp_checkpoint_entry *e = weight_at(r, i);
+        if (!e) continue;
+        if (tp_interrupted()) return TP_EINTERRUPT;
+        tp_progress(false, "writing weights  %3.0f %%", 100.0 * (double)i / (double)n);
+        st = tp_checkpoint_get(r->from, e->name, e->dtype, e->ndim, e->shape, x, e->bytes);
+        if (!st) st = tp_safetensors_put(w, x, (int64_t)(e->bytes / sizeof *x));
+    }
+    const int64_t channels = r->cfg.model.channels;
+    memset(x, 0, (size_t)channels * sizeof *x);
+    for (int64_t l = 0; l < r->cfg.model.layers && lacks_bias(&r->cfg) && !st; l++)
+        st = tp_safetensors_put(w, x, channels);
+    return st;
+}
+
+static tp_status write_weights(tp_run *r, const char *path, bool *begun, int64_t *tensors) {
+    tp_safetensors_writer *w;
+    float *x = NULL;
+    int64_t most;
+    tp_status st = tp_safetensors_create(&w, r->c, path);
+    if (st) return st;
+    *begun = true;
+    st = declare(r, w, tensors, &most);
+    if (!st && !(x = tp_malloc(r->c, (size_t)most * sizeof *x))) st = tp_error_status(r->c);
+    if (!st) st = put_weights(r, w, x);
+    tp_progress_clear();
+    tp_free(x);
+    if (!st) return tp_safetensors_finish(w);
+    tp_safetensors_abandon(w);
+    return st;
+}
+
+/* ---- the folder ----------------------------------------------------------------------------- */
+/* config.json is the last: without it nobody takes the folder for a model. */
+static const char *const files[] = {"model.safetensors", "tokenizer.json", "tokenizer_config.json",
+                                    "config.json"};
+enum { WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, CONFIG, FILES };
+
+static void name_file(char out[TP_CONFIG_TEXT + 32], int i) {
+    snprintf(out, TP_CONFIG_TEXT + 32, "%s/%s", folder, files[i]);
+}
+
+/* Only an empty folder or a new one: nothing in it is replaced, and what is removed after a failure
+ * is known to be ours. *there: it exists. */
+static tp_status may_fill(tp_ctx *c, bool *there) {
+    DIR *d = opendir(folder);
+    *there = d != NULL;
+    if (!d && errno == ENOENT) return TP_OK;
+    if (!d && errno == ENOTDIR)
+        return tp_fail(c, TP_EARG, "%s is no folder: name a new one, or one that is empty", folder);
+    if (!d) return tp_fail(c, TP_EIO, "%s: cannot open the folder: %s", folder, strerror(errno));
+    bool empty = true;
+    for (struct dirent *e; empty && (e = readdir(d));)
+        empty = !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..");
+    closedir(d);
+    if (empty) return TP_OK;
+    return tp_fail(c, TP_EARG, "%s is not empty: name a new folder, or one that is empty", folder);
+}
+
+static tp_status write_texts(tp_run *r) {
+    tp_status st = TP_OK;
+    for (int i = TOKENIZER; i < FILES && !st; i++) {
+        char path[TP_CONFIG_TEXT + 32];
+        tp_str t;
+        size_t n;
+        const char *tokenizer = tp_tokenizer_json(r->tokenizer, &n);
+        tp_str_init(&t, r->c);
+        if (i == TOKENIZER)
+            tp_str_add(&t, tokenizer, n);
+        else
+            (i == CONFIG ? put_config : put_tokenizer_config)(&t, r);
+        name_file(path, i);
+        st = t.failed ? tp_error_status(r->c) : tp_write_file(r->c, path, t.at, t.len);
+        tp_str_clear(&t);
+    }
+    return st;
+}
+
+/* there: the folder is, and is empty. */
+static tp_status export_run(tp_run *r, bool there) {
+    char path[TP_CONFIG_TEXT + 32];
+    const char *why = none_computes(&r->cfg), *from = tp_checkpoint_path(r->from);
+    int64_t tensors = 0;
+    bool begun = false;
+    if (why)
+        return tp_fail(r->c, TP_EARG, "no model of transformers computes what %s does: %s", from,
+                       why);
+    tp_status st = there ? TP_OK : tp_make_folder(r->c, folder);
+    if (st) return st;
+    name_file(path, WEIGHTS);
+    st = write_weights(r, path, &begun, &tensors);
+    if (!st) st = write_texts(r);
+    for (int i = 0; i < FILES && st && begun; i++) { /* half a model helps nobody */
+        name_file(path, i);
+        unlink(path);
+    }
+    if (st && !there) rmdir(folder);
+    if (!st)
+        printf("%s: %lld tensors of %s, as %s\n", folder, (long long)tensors, from,
+               class_of(&r->cfg));
+    return st;
+}
+
+int cmd_export(int argc, char **argv) {
+    const struct argp argp = {
+        .options = options,
+        .parser = parse,
+        .args_doc = "RUN FOLDER",
+        .doc = "Writes a run's newest checkpoint (or the checkpoint file given) as a folder that "
+               "Hugging Face's transformers loads: AutoModelForCausalLM.from_pretrained(FOLDER) "
+               "and AutoTokenizer.from_pretrained(FOLDER). It is a GPT-2, a Llama, or a Qwen3 for "
+               "model.qk_norm, in f32, with the loss of tapir eval but for the rounding of sums. "
+               "What no model of theirs computes is refused, and so is a FOLDER with something in "
+               "it."};
+    argp_parse(&argp, argc, argv, 0, NULL, NULL);
+    tp_catch_signals();
+    tp_ctx *c;
+    bool there;
+    tp_status st = tp_ctx_new(&c, NULL);
+    if (st) return tp_say_failure(argv[0], NULL, st);
+    tp_run r = {.c = c};
+    st = may_fill(c, &there); /* before a checkpoint of gigabytes is read and checked */
+    if (!st) st = tp_run_peek(&r, c, run_path, best);
+    if (!st) st = export_run(&r, there);
+    int code = st ? tp_say_failure(argv[0], c, st) : EXIT_DONE;
+    tp_run_close(&r);
+    tp_ctx_free(c);
+    return code;
+}
