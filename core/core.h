@@ -1,7 +1,6 @@
-/* core: errors, memory, tensors, randomness, threads. No mathematics lives here.
- * One tp_ctx per thread of control; there are no mutable globals. Every call that can fail returns
- * a tp_status (0 is success) and leaves one sentence in the ctx, or returns a pointer that is NULL
- * on failure. The first failure's sentence is kept until tp_clear. */
+/* core: errors, memory, tensors, randomness, threads. No mathematics lives here. One tp_ctx per
+ * thread of control, no mutable globals. Every call that can fail returns a tp_status (0: success)
+ * or NULL, and leaves one sentence in the ctx; the first failure's is kept until tp_clear. */
 #ifndef TP_CORE_H
 #define TP_CORE_H
 #include <stdarg.h>
