@@ -24,7 +24,8 @@ enum { A_GROUP = 4 }; /* row panels of A packed at a time, where that pays */
 
 /* ---- what is wanted soon -------------------------------------------------------------------- */
 /* Operands are packed in short runs from many rows, which the hardware does not foresee. So while
- * a tile is multiplied, the lines that are packed after it are asked for, one in each step of k. */
+ * a tile is multiplied, the lines that are packed after it are asked for, one for each step of k.
+ */
 enum { WANTS = 2 };
 typedef struct ahead {
     const char *run;
@@ -226,8 +227,7 @@ INLINE void tile_rows(const int mr, const bool direct, const int kind, const til
 
 /* One function per kind and number of rows, so that a matrix of any height is cut without waste;
  * and one more each that reads B where it lies and packs it in passing, which costs next to
- * nothing.
- */
+ * nothing. */
 #if TP_ISA >= 4
 #define TILE(r) TILE_OF(F32, r) TILE_OF(BF16, r) TILE_OF(DOT, r)
 #else
