@@ -3,7 +3,6 @@
  * One table (config_schema.c) has a row per key: its type, default, allowed values, unit and
  * meaning. Reading, overriding, checking, writing back and the printed help all walk that table, so
  * adding a key is adding a member here and a row there.
- *
  * A tp_config is a plain value without pointers: copy it by assignment; nothing is to be freed. */
 #ifndef TP_CONFIG_H
 #define TP_CONFIG_H
@@ -103,8 +102,7 @@ typedef struct tp_config {
     int32_t line[TP_CONFIG_KEYS];
 } tp_config;
 
-/* Every key at its default. */
-void tp_config_defaults(tp_config *cfg);
+void tp_config_defaults(tp_config *cfg); /* every key at its default */
 
 /* Reads a YAML file over cfg. TP_EIO: it cannot be read; TP_EFORMAT: not YAML, or YAML that configs
  * do not use (sequences, anchors, aliases, tags, several documents); TP_EARG: an unknown or
@@ -118,8 +116,7 @@ tp_status tp_config_set(tp_ctx *c, tp_config *cfg, const char *word);
 
 /* Whether train.decay_steps is what resolving takes where the config says nothing. */
 bool tp_config_chose_decay(const tp_config *cfg);
-/* tp_ctx_opts' field of that name. */
-bool tp_config_bf16_products(const tp_config *cfg);
+bool tp_config_bf16_products(const tp_config *cfg); /* tp_ctx_opts' field of that name */
 /* What no single key can tell: heads divide channels, micro-batches divide the batch, … */
 tp_status tp_config_check(tp_ctx *c, const tp_config *cfg);
 /* TP_EARG where the text key (e.g. "data.train") is empty: for commands that cannot do without. */
