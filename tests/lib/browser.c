@@ -254,10 +254,14 @@ static void mouse(browser *b, const char *type, double x, double y) {
 }
 
 void browser_click(browser *b, const char *selector) {
-    char js[512];
+    char js[640]; /* where it stays for two frames: a click on a slow machine met what had moved */
     snprintf(js, sizeof js,
-             "(() => { const r = document.querySelector('%s').getBoundingClientRect();"
-             " return [r.left + r.width / 2, r.top + r.height / 2]; })()",
+             "(async () => { const at = () => { const r = document.querySelector('%s')"
+             ".getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2]; };"
+             " const frame = () => new Promise(done => requestAnimationFrame(done));"
+             " for (let was = '', same = 0; same < 2;) { await frame(); const now = String(at());"
+             " same = now === was ? same + 1 : 0; was = now; }"
+             " return at(); })()",
              selector);
     cJSON *at = browser_value(b, js);
     double x = cJSON_GetArrayItem(at, 0)->valuedouble, y = cJSON_GetArrayItem(at, 1)->valuedouble;
