@@ -42,21 +42,6 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
     case 'n':
         a.tokens = tp_integer_arg(s, "--max-new-tokens", arg, 1, 1000000000);
         break;
-    case 't':
-        a.how.temperature = tp_number_arg(s, "--temperature", arg, 0, 1e6);
-        break;
-    case 'k':
-        a.how.top_k = tp_integer_arg(s, "--top-k", arg, 0, 1000000000);
-        break;
-    case 'm':
-        a.how.min_p = tp_number_arg(s, "--min-p", arg, 0, 1);
-        break;
-    case 'r':
-        a.how.repetition_penalty = tp_number_arg(s, "--repetition-penalty", arg, 1e-6, 1e6);
-        break;
-    case 'p':
-        a.how.top_p = tp_number_arg(s, "--top-p", arg, 1e-9, 1);
-        break;
     case 'S':
         a.how.seed = (uint64_t)tp_integer_arg(s, "--seed", arg, 0, TP_MOST_SEED);
         break;
@@ -68,7 +53,7 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
         argp_error(s, "which run?");
         break;
     default:
-        return tp_run_option(&a.run, key, arg, s);
+        return tp_sampling_option(&a.how, key, arg, s) ? tp_run_option(&a.run, key, arg, s) : 0;
     }
     return 0;
 }

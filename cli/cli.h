@@ -5,6 +5,7 @@
 #include "data/checkpoint.h"
 #include "data/corpus.h"
 #include "data/tokenizer.h"
+#include "infer/infer.h"
 #include <argp.h>
 #include <stdio.h>
 
@@ -128,6 +129,8 @@ int tp_with_run(const char *command, const tp_run_args *a, tp_status (*fn)(tp_ru
         "threads", 'j', "N", 0, "Threads (all cores)", 0                                           \
     }
 error_t tp_run_option(tp_run_args *a, int key, const char *arg, struct argp_state *s);
+/* The same for how tokens are chosen: temperature t, top-k k, top-p p, min-p m, penalty r. */
+error_t tp_sampling_option(tp_sampling *how, int key, const char *arg, struct argp_state *s);
 /* Parameter NAME is under/NAME of the file: "weights" are the model's. */
 tp_status tp_load_weights(tp_ctx *c, tp_checkpoint_reader *from, tp_params *p, const char *under);
 tp_status tp_save_weights(tp_ctx *c, tp_checkpoint_writer *w, const tp_params *p,

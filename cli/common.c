@@ -166,13 +166,10 @@ double tp_peak_rss_mb(void) {
  * ------------------------------------------------------------------------------------------------
  */
 static tp_status open_ctx(tp_ctx **c, const tp_config *cfg, int threads, char why[TP_WHY_BYTES]) {
-    return tp_ctx_new(c, &(tp_ctx_opts){.device = cfg->device,
-                                        .threads = threads,
-                                        .fast = cfg->numerics == TP_CFG_FAST,
-                                        .bf16_products = tp_config_bf16_products(cfg),
-                                        .gemm = cfg->gemm,
-                                        .seed = (uint64_t)cfg->seed,
-                                        .why = why});
+    tp_ctx_opts o = tp_ctx_opts_of(cfg);
+    o.threads = threads;
+    o.why = why;
+    return tp_ctx_new(c, &o);
 }
 
 static int say_why(const char *command, const char *why) {
@@ -200,7 +197,7 @@ int tp_open_config(const char *command, tp_config *cfg, tp_ctx **c, char *const 
     if (code) return code;
     char why[TP_WHY_BYTES];
     tp_status st = open_ctx(c, cfg, (int)cfg->threads, why);
-    if (!st && tp_config_bf16_products(cfg) && !tp_gemm_has_dot())
+    if (!st && (*c)->bf16_products && !tp_gemm_has_dot())
         tp_progress(true, "warning: float32_matmul_precision: medium is no faster here, as this "
                           "processor has no instruction for products in bf16 (avx512_bf16)");
     return st ? say_why(command, why) : EXIT_DONE;

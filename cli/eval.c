@@ -185,11 +185,11 @@ int cmd_eval(int argc, char **argv) {
     tp_catch_signals();
     tp_ctx *c;
     tp_comm *comm;
-    tp_config alone; /* what ranks of their own need to know; the run's config is not read yet */
-    tp_config_defaults(&alone);
-    alone.device = device;
+    tp_config defaults; /* for the ranks: the run's own config is read by each of them */
+    tp_config_defaults(&defaults);
+    defaults.device = device;
     int code = tp_open_device(argv[0], &c, device, 0);
-    if (!code) code = tp_open_ranks(argv[0], &alone, &c, &comm);
+    if (!code) code = tp_open_ranks(argv[0], &defaults, &c, &comm);
     if (code) return code;
     tp_run r;
     tp_status st = tp_run_open(&r, c, run_path, best);

@@ -148,9 +148,10 @@ static int open_device(const char *command, tp_grpo *g) {
     if (!code) code = tp_open_device(command, &g->c, g->cfg.device, a.threads);
     if (code) return code;
     g->c->seed = (uint64_t)g->cfg.seed; /* of choices at random in the model */
-    g->c->fast = g->cfg.numerics == TP_CFG_FAST;
-    g->c->bf16_products = tp_config_bf16_products(&g->cfg);
-    g->c->gemm = g->cfg.gemm;
+    tp_ctx_opts o = tp_ctx_opts_of(&g->cfg);
+    g->c->fast = o.fast;
+    g->c->bf16_products = o.bf16_products;
+    g->c->gemm = o.gemm;
     return EXIT_DONE;
 }
 

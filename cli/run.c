@@ -155,7 +155,7 @@ tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best) {
     tp_status st = tp_run_peek(r, c, path, best);
     c->seed = (uint64_t)r->cfg.seed; /* of choices at random in the model */
     /* as it was trained, its losses have the same bits */
-    c->bf16_products = c->device == TP_CPU && tp_config_bf16_products(&r->cfg);
+    c->bf16_products = c->device == TP_CPU && tp_ctx_opts_of(&r->cfg).bf16_products;
     if (!st) st = tp_trainer_model(&r->trainer, c, &r->cfg);
     if (!st) st = tp_load_weights(c, r->from, tp_model_params(r->trainer.model), "weights");
     return st;
@@ -179,6 +179,28 @@ error_t tp_run_option(tp_run_args *a, int key, const char *arg, struct argp_stat
         return 0;
     case 'j':
         a->threads = tp_integer_arg(s, "--threads", arg, 1, TP_MOST_THREADS);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+error_t tp_sampling_option(tp_sampling *how, int key, const char *arg, struct argp_state *s) {
+    switch (key) {
+    case 't':
+        how->temperature = tp_number_arg(s, "--temperature", arg, 0, 1e6);
+        return 0;
+    case 'k':
+        how->top_k = tp_integer_arg(s, "--top-k", arg, 0, 1000000000);
+        return 0;
+    case 'p':
+        how->top_p = tp_number_arg(s, "--top-p", arg, 1e-9, 1);
+        return 0;
+    case 'm':
+        how->min_p = tp_number_arg(s, "--min-p", arg, 0, 1);
+        return 0;
+    case 'r':
+        how->repetition_penalty = tp_number_arg(s, "--repetition-penalty", arg, 1e-6, 1e6);
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;

@@ -115,13 +115,10 @@ typedef struct step {
 } step;
 
 static tp_status begin(step *s, const tp_config *cfg, bool meta) {
-    tp_ctx_opts o = {.meta = meta,
-                     .memory_limit = meta ? (size_t)1 << 50 : 0,
-                     .threads = (int)cfg->threads,
-                     .fast = cfg->numerics == TP_CFG_FAST,
-                     .bf16_products = tp_config_bf16_products(cfg),
-                     .gemm = cfg->gemm,
-                     .seed = (uint64_t)cfg->seed};
+    tp_ctx_opts o = tp_ctx_opts_of(cfg);
+    o.device = TP_CPU; /* where the numbers can be looked at */
+    o.meta = meta;
+    o.memory_limit = meta ? (size_t)1 << 50 : 0;
     tp_status st = tp_ctx_new(&s->c, &o);
     if (!st) st = tp_trainer_check_split(s->c, cfg, 1);
     if (!st) st = tp_trainer_model(&s->t, s->c, cfg);

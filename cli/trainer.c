@@ -58,6 +58,16 @@ static tp_model_cfg model_config(const tp_config *f, bool bf16) {
     };
 }
 
+tp_ctx_opts tp_ctx_opts_of(const tp_config *cfg) {
+    return (tp_ctx_opts){.device = cfg->device,
+                         .threads = (int)cfg->threads,
+                         .fast = cfg->numerics == TP_CFG_FAST,
+                         .bf16_products = cfg->device == TP_CPU &&
+                                          cfg->float32_matmul_precision == TP_CFG_MEDIUM,
+                         .gemm = cfg->gemm,
+                         .seed = (uint64_t)cfg->seed};
+}
+
 tp_status tp_trainer_model(tp_trainer *t, tp_ctx *c, const tp_config *cfg) {
     *t = (tp_trainer){.c = c, .cfg = *cfg, .ranks = 1};
     tp_model_cfg m = model_config(cfg, c->device == TP_CUDA && cfg->dtype == TP_CFG_BF16);
@@ -644,14 +654,11 @@ tp_status tp_plan_make(tp_plan *p, const tp_config *cfg, int ranks, char *error,
     tp_comm *comm = NULL;
     tp_trainer t = {0};
     char why[TP_WHY_BYTES];
-    tp_status st = tp_ctx_new(&c, &(tp_ctx_opts){.why = why,
-                                                 .device = cfg->device,
-                                                 .meta = true,
-                                                 .threads = (int)cfg->threads,
-                                                 .fast = cfg->numerics == TP_CFG_FAST,
-                                                 .bf16_products = tp_config_bf16_products(cfg),
-                                                 .gemm = cfg->gemm,
-                                                 .memory_limit = (size_t)1 << 50});
+    tp_ctx_opts o = tp_ctx_opts_of(cfg);
+    o.meta = true;
+    o.memory_limit = (size_t)1 << 50;
+    o.why = why;
+    tp_status st = tp_ctx_new(&c, &o);
     if (st) {
         if (error && cap) snprintf(error, cap, "%s", why);
         return st;

@@ -86,6 +86,8 @@ typedef struct tp_step_out {
 tp_status tp_trainer_check_split(tp_ctx *c, const tp_config *cfg, int ranks);
 /* comm: the ranks that train together, which must outlive the trainer; NULL: none. */
 tp_status tp_trainer_new(tp_trainer *t, tp_ctx *c, const tp_config *cfg, tp_comm *comm);
+/* Of a ctx that computes as the config says; threads, meta and limits are the caller's. */
+tp_ctx_opts tp_ctx_opts_of(const tp_config *cfg);
 /* Model only, for commands that do not train; evaluations may be shared among ranks afterwards. */
 tp_status tp_trainer_model(tp_trainer *t, tp_ctx *c, const tp_config *cfg);
 tp_status tp_trainer_join(tp_trainer *t, tp_comm *comm);

@@ -110,9 +110,6 @@ static int64_t decay_steps(const tp_config *cfg) {
         return cfg->train.decay_steps;
     return our_decay(cfg);
 }
-bool tp_config_bf16_products(const tp_config *cfg) {
-    return cfg->device == TP_CPU && cfg->float32_matmul_precision == TP_CFG_MEDIUM;
-}
 bool tp_config_chose_decay(const tp_config *cfg) {
     return cfg->train.lr_scheduler_type == TP_CFG_WSD && cfg->train.decay_steps == our_decay(cfg);
 }

@@ -116,7 +116,6 @@ tp_status tp_config_set(tp_ctx *c, tp_config *cfg, const char *word);
 
 /* Whether train.decay_steps is what resolving takes where the config says nothing. */
 bool tp_config_chose_decay(const tp_config *cfg);
-bool tp_config_bf16_products(const tp_config *cfg); /* tp_ctx_opts' field of that name */
 /* What no single key can tell: heads divide channels, micro-batches divide the batch, … */
 tp_status tp_config_check(tp_ctx *c, const tp_config *cfg);
 /* TP_EARG where the text key (e.g. "data.train") is empty: for commands that cannot do without. */

@@ -15,11 +15,14 @@ static inline TP_HD float tp_bf16_to_f32(uint16_t h) {
 }
 
 /* Nearest, ties to even; NaN stays NaN (a plain rounding add could turn it into infinity). */
+static inline TP_HD uint32_t tp_bf16_word(uint32_t bits) { /* in the upper half, zeros below */
+    bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    return (nan ? bits | 0x400000u : bits + 0x7fffu + ((bits >> 16) & 1)) & 0xffff0000u;
+}
 static inline TP_HD uint16_t tp_f32_to_bf16(float f) {
     uint32_t bits;
     memcpy(&bits, &f, sizeof bits);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 0x40);
-    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+    return (uint16_t)(tp_bf16_word(bits) >> 16);
 }
 
 /* One of the two neighbours, the upper with the part of the way that f has gone to it: so the mean

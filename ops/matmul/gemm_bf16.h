@@ -8,12 +8,9 @@
 #define TP_GEMM_BF16_H
 #include "ops/simd.h"
 
-/* Of both operands: nearest, ties to even, denormals to zero. In the upper half of a word. */
+/* An operand's bits, rounded, in the upper half of the word: denormals are zeros before. */
 static inline uint32_t bf16_word(uint32_t x) {
-    uint32_t nan = -(uint32_t)((x & 0x7fffffffu) > 0x7f800000u);
-    uint32_t normal = -(uint32_t)((x & 0x7f800000u) != 0);
-    uint32_t rounded = (x + 0x7fffu + ((x >> 16) & 1)) & normal;
-    return ((nan & (x | 0x400000u)) | (~nan & (rounded | (x & 0x80000000u)))) & 0xffff0000u;
+    return tp_bf16_word(x & 0x7f800000u ? x : x & 0x80000000u);
 }
 
 static inline float bf16_round(float f) {
