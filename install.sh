@@ -2,7 +2,7 @@
 # Installs the Debian packages that Tapir is built, tested and tried with, if any is missing.
 set -eu
 want="cmake ninja-build gcc libc6-dev pkg-config libopenmpi-dev openmpi-bin libhdf5-dev libyaml-dev libcjson-dev libpcre2-dev
-      libprotobuf-c-dev protobuf-c-compiler librandom123-dev bible-kjv"
+      libutf8proc-dev libprotobuf-c-dev protobuf-c-compiler librandom123-dev bible-kjv"
 [ "${1-}" = --tests ] && want="$want libcmocka-dev g++ locales libxml2-utils procps chromium gdb"
 missing=
 for p in $want; do

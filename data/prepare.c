@@ -215,7 +215,8 @@ static tp_status write_text(job *j, int64_t i) {
     tp_status st = j->piece[i].begins ? write_mark(j, to, tp_tokenizer_bos(j->tok)) : TP_OK;
     if (!st) st = tp_corpus_writer_add(to->writer, j->c, j->ids.data + first, n);
     if (st) return st;
-    to->doc_bytes += j->piece[i].n;
+    for (int64_t k = first; k < j->ends[i]; k++) /* not those of the text: it may be normalised */
+        to->doc_bytes += j->id_bytes[j->ids.data[k]];
     to->result->tokens += n;
     if (!j->piece[i].ends) return TP_OK;
     if ((st = write_mark(j, to, j->eos)) ||

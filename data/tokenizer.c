@@ -93,7 +93,9 @@ void tp_tokenizer_free(tp_tokenizer *t) {
     tp_free(t->kind);
     tp_bytemap_clear(&t->text);
     tp_bytemap_clear(&t->added);
-    tp_free(t->added_ids);
+    tp_free(t->nfc);
+    tp_free(t->raw.ids);
+    tp_free(t->found.ids);
     tp_free(t->merges);
     tp_pretok_clear(&t->pretok);
     tp_free(t);

@@ -1,9 +1,10 @@
 /* data: tokenizers. A tokenizer turns bytes into ids and back: a byte tokenizer, a byte-level BPE
  * (Sennrich et al. 2016; Radford et al. 2019) trained here, or one read from a tokenizer.json.
  *
- * Text is any bytes. decode(encode(x)) == x for every byte string x, valid UTF-8 or not. Encoding
- * adds nothing by itself: no begin-of-text (tp_encode_begin does), no end-of-text. A tokenizer never changes once made, so
- * any number of threads may share it; each thread has its own encoder. */
+ * Text is any bytes. decode(encode(x)) == x for every byte string x, valid UTF-8 or not; or it is x
+ * in Unicode's normal form C where the tokenizer.json says NFC, as Qwen's does. Encoding adds
+ * nothing by itself: no begin-of-text (tp_encode_begin does), no end-of-text. A tokenizer never
+ * changes once made, so any number of threads may share it; each thread has its own encoder. */
 #ifndef TP_TOKENIZER_H
 #define TP_TOKENIZER_H
 #include "core/core.h"
@@ -26,8 +27,8 @@ tp_status tp_tokenizer_new_bytes(tp_tokenizer **out, tp_ctx *c, const char *cons
                                  int n_specials);
 
 /* A tokenizer.json text of n bytes; `name` stands in messages. Byte-level BPE only: what cannot be
- * honoured (a normalizer, another model, a lossy split…) is refused by name (TP_EFORMAT). The
- * tokenizer keeps the text, and tp_tokenizer_json gives it back unchanged. */
+ * honoured (a normalizer but NFC, another model, a lossy split…) is refused by name (TP_EFORMAT).
+ * The tokenizer keeps the text, and tp_tokenizer_json gives it back unchanged. */
 tp_status tp_tokenizer_from_json(tp_tokenizer **out, tp_ctx *c, const char *json, size_t n,
                                  const char *name);
 tp_status tp_tokenizer_load(tp_tokenizer **out, tp_ctx *c, const char *path);

@@ -1,6 +1,6 @@
-/* Owns encoding: finding added tokens, cutting texts for the threads, and byte-pair merging of each
- * piece, lowest rank first. Threads share nothing but the tokenizer; a piece's ids depend on the
- * piece only, so neither threads nor the cache can change a result. */
+/* Owns encoding: finding added tokens, normalising, cutting texts for the threads, and byte-pair
+ * merging of each piece, lowest rank first. Threads share nothing but the tokenizer; a piece's ids
+ * depend on the piece only, so neither threads nor the cache can change a result. */
 #include "data/tokenizer_impl.h"
 #include <stdatomic.h>
 #include <string.h>
@@ -55,6 +55,8 @@ struct tp_encoder {
     lane *lanes;
     segment *segments; /* (ROUND_SEGMENTS) */
     int64_t n_segments;
+    uint8_t **normal; /* (ROUND_SEGMENTS + 1) stretches that normalising changed, of this round */
+    int64_t n_normal;
     int32_t *scratch;
     int64_t cap_scratch;
 };
@@ -187,66 +189,117 @@ static void encode_segments(void *arg, int64_t begin, int64_t end) {
     atomic_flag_clear_explicit(&l->busy, memory_order_release);
 }
 
-/* Where we are in the texts. */
+/* A walk over bytes, from one added token to the next. */
+typedef struct walk {
+    const uint8_t *p;
+    int64_t n, at;
+    int64_t stop;  /* next added token, or the end; < at: not yet searched */
+    int32_t added; /* the token there; -1 if none */
+    int64_t added_n;
+} walk;
+
+/* Where we are in the texts. Without a normalizer a text is one stretch. Else it is one for each
+ * token that is found in it as it was given, and one, normalised, for what lies between two. */
 typedef struct cursor {
     const tp_text *texts;
-    int64_t n_texts, text, at; /* at: byte of texts[text] */
-    int64_t stop;              /* next added token, or the end; < at: not yet searched */
-    int32_t added;             /* the token there; -1 if none */
-    size_t added_n;
+    int64_t n_texts, text;
+    bool in_text, in_stretch; /* whether `given` and `stretch` are begun */
+    walk given, stretch;
+    int32_t token; /* that the stretch is; -1: it is text */
 } cursor;
 
 /* The first added token at or after `at`, the longest of those that begin there. */
-static void find_added(const tp_encoder *e, cursor *q) {
+static void find_added(const tp_encoder *e, const tp_added_set *set, walk *w) {
     const tp_tokenizer *t = e->t;
-    const uint8_t *p = q->texts[q->text].bytes;
-    const bool *starts = e->allow_special ? t->starts_any : t->starts_added;
-    size_t n = (size_t)q->texts[q->text].n;
-    q->added = -1;
-    q->stop = (int64_t)n;
-    if (!t->added.n_entries) return;
-    for (size_t i = (size_t)q->at; i < n; i++) {
+    const uint8_t *p = w->p;
+    const bool *starts = e->allow_special ? set->starts_any : set->starts_added;
+    size_t n = (size_t)w->n;
+    w->added = -1;
+    w->stop = w->n;
+    if (!set->at[256]) return;
+    for (size_t i = (size_t)w->at; i < n; i++) {
         if (!starts[p[i]]) continue;
-        for (int32_t k = t->added_at[p[i]]; k < t->added_at[p[i] + 1]; k++) {
-            int32_t id = t->added_ids[k];
+        for (int32_t k = set->at[p[i]]; k < set->at[p[i] + 1]; k++) {
+            int32_t id = set->ids[k];
             size_t len = (size_t)(t->start[id + 1] - t->start[id]);
             if (!e->allow_special && t->kind[id] == TP_TOKEN_SPECIAL) continue;
             if (len > n - i || memcmp(t->bytes + t->start[id], p + i, len)) continue;
-            q->stop = (int64_t)i;
-            q->added = id;
-            q->added_n = len;
+            w->stop = (int64_t)i;
+            w->added = id;
+            w->added_n = (int64_t)len;
             return;
         }
     }
 }
 
-/* Fills e->segments with the next round; returns the bytes of it. */
-static int64_t next_round(tp_encoder *e, cursor *q) {
-    int64_t bytes = 0;
-    e->n_segments = 0;
-    while (q->text < q->n_texts && bytes < ROUND && e->n_segments < ROUND_SEGMENTS) {
-        const tp_text *x = &q->texts[q->text];
-        segment s = {.p = (const uint8_t *)x->bytes + (x->n ? q->at : 0), .added = -1};
-        if (q->stop < q->at) find_added(e, q);
-        if (q->at < q->stop) {
-            size_t left = (size_t)(q->stop - q->at), want = left < SEGMENT ? left : SEGMENT;
+static walk walk_over(const void *p, int64_t n) { return (walk){.p = p, .n = n, .stop = -1}; }
+
+/* The token at given.at, or the text up to the next one; it may be empty, as a text may. */
+static tp_status next_stretch(tp_encoder *e, cursor *q) {
+    walk *g = &q->given;
+    const tp_text *x = &q->texts[q->text];
+    if (!q->in_text) *g = walk_over(x->bytes, x->n);
+    q->in_text = q->in_stretch = true;
+    if (g->stop < g->at) find_added(e, &e->t->raw, g);
+    q->token = g->at == g->stop ? g->added : -1;
+    int64_t n = q->token < 0 ? g->stop - g->at : g->added_n;
+    q->stretch = walk_over(n ? g->p + g->at : g->p, n);
+    g->at += n;
+    if (q->token >= 0) g->stop = -1;
+    if (!e->t->nfc || q->token >= 0) return TP_OK;
+    uint8_t *normal;
+    size_t n_normal;
+    tp_status st = tp_nfc_form(&normal, &n_normal, e->c, e->t->nfc, q->stretch.p, (size_t)n);
+    if (normal) {
+        q->stretch = walk_over(normal, (int64_t)n_normal);
+        e->normal[e->n_normal++] = normal;
+    }
+    return st;
+}
+
+/* Frees what was normalised, but for the stretch at p. */
+static void drop_normal(tp_encoder *e, const uint8_t *p) {
+    int64_t kept = 0;
+    for (int64_t i = 0; i < e->n_normal; i++) {
+        if (e->normal[i] == p)
+            e->normal[kept++] = e->normal[i];
+        else
+            tp_free(e->normal[i]);
+    }
+    e->n_normal = kept;
+}
+
+/* Fills e->segments with the next round of *bytes bytes. */
+static tp_status next_round(tp_encoder *e, cursor *q, int64_t *bytes) {
+    *bytes = e->n_segments = 0;
+    drop_normal(e, q->in_stretch ? q->stretch.p : NULL);
+    while (q->text < q->n_texts && *bytes < ROUND && e->n_segments < ROUND_SEGMENTS) {
+        tp_status st = q->in_stretch ? TP_OK : next_stretch(e, q);
+        if (st) return st;
+        walk *w = &q->stretch;
+        segment s = {.p = w->n ? w->p + w->at : w->p, .added = q->token};
+        if (q->token < 0 && w->stop < w->at) find_added(e, &e->t->found, w);
+        if (q->token >= 0) {
+            s.n = w->n;
+        } else if (w->at < w->stop) {
+            size_t left = (size_t)(w->stop - w->at), want = left < SEGMENT ? left : SEGMENT;
             s.n = (int64_t)(e->bytes_only ? want : tp_pretok_cut(&e->t->pretok, s.p, left, want));
-        } else if (q->added >= 0) {
-            s.n = (int64_t)q->added_n;
-            s.added = q->added;
-            q->stop = -1;
+        } else if (w->added >= 0) {
+            s.n = w->added_n;
+            s.added = w->added;
+            w->stop = -1;
         }
-        bytes += s.n;
-        q->at += s.n;
-        s.last = q->at == x->n;
+        *bytes += s.n;
+        w->at += s.n;
+        q->in_stretch = w->at < w->n;
+        s.last = !q->in_stretch && q->given.at == q->given.n;
         if (s.last) {
             q->text++;
-            q->at = 0;
-            q->stop = -1;
+            q->in_text = false;
         }
         e->segments[e->n_segments++] = s;
     }
-    return bytes;
+    return TP_OK;
 }
 
 static tp_status reserve(tp_ctx *c, int32_t **data, int64_t *cap, int64_t need) {
@@ -287,16 +340,17 @@ static tp_status run_round(tp_encoder *e, tp_ids *out, int64_t **ends, int64_t b
 tp_status tp_encode_batch(tp_ids *out, int64_t *ends, tp_encoder *e, const tp_text *texts,
                           int64_t n_texts) {
     int64_t before = out->n;
-    cursor q = {.texts = texts, .n_texts = n_texts, .stop = -1};
+    cursor q = {.texts = texts, .n_texts = n_texts};
     for (int64_t i = 0; i < n_texts; i++)
         if (texts[i].n < 0 || (texts[i].n && !texts[i].bytes))
             return tp_fail(e->c, TP_EARG, "encode: text %lld has no bytes or a negative length",
                            (long long)i);
     tp_status st = TP_OK;
-    while (!st && q.text < n_texts) {
-        int64_t bytes = next_round(e, &q);
-        st = run_round(e, out, &ends, bytes);
+    for (int64_t bytes; !st && q.text < n_texts;) {
+        st = next_round(e, &q, &bytes);
+        if (!st) st = run_round(e, out, &ends, bytes);
     }
+    drop_normal(e, NULL);
     if (st) out->n = before;
     return st;
 }
@@ -334,7 +388,8 @@ tp_status tp_encoder_new(tp_encoder **out, tp_ctx *c, const tp_tokenizer *t,
     e->n_lanes = tp_threads(c) > 1 ? tp_threads(c) : 1;
     e->segments = tp_malloc(c, ROUND_SEGMENTS * sizeof *e->segments);
     e->lanes = tp_calloc(c, (size_t)e->n_lanes, sizeof *e->lanes);
-    if (!e->segments || !e->lanes) goto failed;
+    if (t->nfc) e->normal = tp_malloc(c, (ROUND_SEGMENTS + 1) * sizeof *e->normal);
+    if (!e->segments || !e->lanes || (t->nfc && !e->normal)) goto failed;
     for (int k = 0; k < e->n_lanes; k++) {
         lane *l = &e->lanes[k];
         atomic_flag_clear(&l->busy);
@@ -362,6 +417,7 @@ void tp_encoder_free(tp_encoder *e) {
     }
     tp_free(e->lanes);
     tp_free(e->segments);
+    tp_free(e->normal);
     tp_free(e->scratch);
     tp_free(e);
 }

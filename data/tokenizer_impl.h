@@ -66,7 +66,24 @@ tp_status tp_pretok_fail(tp_ctx *c, int pcre2_error);
 size_t tp_pretok_cut(const tp_pretokenizer *p, const uint8_t *text, size_t n, size_t want);
 size_t tp_utf8_char(const uint8_t *p, size_t n); /* bytes of the valid character at p; 0: invalid */
 
+/* ---- tokenizer_nfc.c: Unicode's normal form C ------------------------------------------------ */
+typedef struct tp_nfc tp_nfc; /* what is known of characters; tp_free ends it */
+tp_status tp_nfc_new(tp_nfc **out, tp_ctx *c);
+/* *out: the text in normal form C, *n_out bytes, to be freed; NULL where it is so already. Bytes
+ * that are not UTF-8 stay, and what stands between them is normalised alone. */
+tp_status tp_nfc_form(uint8_t **out, size_t *n_out, tp_ctx *c, const tp_nfc *f, const uint8_t *text,
+                      size_t n);
+enum { TP_NFC_GROWTH = 3 }; /* times as many bytes at most (U+1D160) */
+
 /* ---- tokenizer.c ---------------------------------------------------------------------------- */
+/* Added tokens that are searched for together. */
+typedef struct tp_added_set {
+    int32_t *ids;    /* sorted by first byte, then longest first */
+    int32_t at[257]; /* those that start with byte b: ids[at[b] .. at[b+1]) */
+    bool starts_added[256],
+        starts_any[256]; /* some ADDED (any added) token starts with this byte */
+} tp_added_set;
+
 typedef struct tp_merge {
     uint64_t key; /* left id << 32 | right id */
     int32_t rank, id;
@@ -82,12 +99,10 @@ struct tp_tokenizer {
     int32_t byte_id[256];
     tp_bytemap text;    /* BYTE and TEXT tokens by their bytes */
     tp_bytemap added;   /* ADDED and SPECIAL tokens by theirs */
-    int32_t *added_ids; /* sorted by first byte, then longest first */
-    int32_t
-        added_at[257]; /* those that start with byte b: added_ids[added_at[b] .. added_at[b+1]) */
-    bool starts_added[256],
-        starts_any[256]; /* some ADDED (any added) token starts with this byte */
-    tp_merge *merges;    /* open addressing on key; rank < 0: free */
+    tp_nfc *nfc;        /* text is normalised, once the tokens in raw are found; NULL: it is not */
+    tp_added_set raw;   /* "normalized": false; none without nfc */
+    tp_added_set found; /* found in what is cut into pieces */
+    tp_merge *merges;   /* open addressing on key; rank < 0: free */
     uint64_t merge_mask;
     int64_t n_merges;
     bool ignore_merges; /* a piece that is itself a token becomes that token at once */

@@ -142,10 +142,11 @@ static tp_status assign_ids(tp_json_reader *r) {
         static const char *const flags[] = {"single_word", "lstrip", "rstrip"};
         const cJSON *i;
         const char *s;
-        bool special = false, flag = false;
+        bool special = false, flag = false, normalized = false;
         tp_status st = tp_json_string(r, a, "content", &s);
         if (st || (st = tp_json_member(r, a, "id", &i)) ||
-            (st = tp_json_bool(r, a, "special", false, &special)))
+            (st = tp_json_bool(r, a, "special", false, &special)) ||
+            (st = tp_json_bool(r, a, "normalized", !special, &normalized)))
             return st;
         int64_t id = (int64_t)i->valuedouble;
         const int64_t *known = tp_bytemap_find(&r->keys, s, strlen(s));
@@ -165,6 +166,7 @@ static tp_status assign_ids(tp_json_reader *r) {
         }
         r->content[id] = s;
         r->literal[id] = true;
+        r->raw[id] = t->nfc && !normalized;
         t->kind[id] = special ? TP_TOKEN_SPECIAL : TP_TOKEN_ADDED;
     }
     return TP_OK;
@@ -210,8 +212,14 @@ static tp_status fill_token(tp_json_reader *r, int64_t id) {
     else
         r->plain[id] = n >= 0;
     if (n < 0 || r->literal[id]) {
+        uint8_t *normal = NULL;
+        if (t->nfc && r->literal[id] && !r->raw[id]) { /* it stands in normalised text */
+            tp_status st = tp_nfc_form(&normal, &len, r->c, t->nfc, (const uint8_t *)s, len);
+            if (st) return st;
+        }
         n = (int64_t)len;
-        memcpy(to, s, len);
+        memcpy(to, normal ? (const char *)normal : s, len);
+        tp_free(normal);
     }
     if (n == 1 && !r->literal[id]) t->kind[id] = TP_TOKEN_BYTE;
     t->longest = n > t->longest ? n : t->longest;
@@ -223,7 +231,8 @@ static tp_status fill_token(tp_json_reader *r, int64_t id) {
 static tp_status fill_bytes(tp_json_reader *r) {
     tp_tokenizer *t = r->t;
     size_t room = 1;
-    for (int64_t id = 0; id < t->n_vocab; id++) room += r->content[id] ? strlen(r->content[id]) : 0;
+    for (int64_t id = 0; id < t->n_vocab; id++)
+        room += r->content[id] ? strlen(r->content[id]) * (r->literal[id] ? TP_NFC_GROWTH : 1) : 0;
     if (!(t->bytes = tp_malloc(r->c, room))) return TP_ENOMEM;
     for (int64_t id = 0; id < t->n_vocab; id++) {
         t->start[id + 1] = t->start[id];
@@ -256,9 +265,11 @@ static tp_status build_vocab(tp_json_reader *r) {
     r->content = tp_calloc(r->c, ids + 1, sizeof *r->content);
     r->literal = tp_calloc(r->c, ids + 1, sizeof *r->literal);
     r->plain = tp_calloc(r->c, ids + 1, sizeof *r->plain);
+    r->raw = tp_calloc(r->c, ids + 1, sizeof *r->raw);
     t->kind = tp_calloc(r->c, ids + 1, sizeof *t->kind);
     t->start = tp_calloc(r->c, ids + 1, sizeof *t->start);
-    if (!r->content || !r->literal || !r->plain || !t->kind || !t->start) return TP_ENOMEM;
+    if (!r->content || !r->literal || !r->plain || !r->raw || !t->kind || !t->start)
+        return TP_ENOMEM;
     if ((st = assign_ids(r))) return st;
     return fill_bytes(r);
 }
@@ -356,29 +367,40 @@ static int cmp_start(const void *x, const void *y) {
     return a->id < b->id ? -1 : a->id > b->id;
 }
 
-static tp_status index_added(tp_json_reader *r) {
-    tp_tokenizer *t = r->t;
-    uint32_t n = t->added.n_entries;
-    by_start *list = tp_calloc(r->c, (size_t)n + 1, sizeof *list);
-    t->added_ids = tp_calloc(r->c, (size_t)n + 1, sizeof *t->added_ids);
-    if (!list || !t->added_ids) {
+/* Those added tokens that are raw, or those that are not. */
+static tp_status index_set(const tp_json_reader *r, tp_added_set *set, bool raw) {
+    const tp_tokenizer *t = r->t;
+    size_t room = (size_t)t->added.n_entries + 1;
+    int32_t n = 0;
+    by_start *list = tp_calloc(r->c, room, sizeof *list);
+    set->ids = tp_calloc(r->c, room, sizeof *set->ids);
+    if (!list || !set->ids) {
         tp_free(list);
         return TP_ENOMEM;
     }
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < t->added.n_entries; i++) {
         const tp_bytemap_entry *e = &t->added.entries[i];
-        list[i] = (by_start){tp_bytemap_key(&t->added, i), e->n, (int32_t)e->value};
+        if (r->raw[e->value] != raw) continue;
+        list[n++] = (by_start){tp_bytemap_key(&t->added, i), e->n, (int32_t)e->value};
     }
-    qsort(list, n, sizeof *list, cmp_start);
-    for (uint32_t i = 0; i < n; i++) {
-        t->added_ids[i] = list[i].id;
-        t->added_at[list[i].p[0] + 1] = (int32_t)i + 1;
-        t->starts_any[list[i].p[0]] = true;
-        if (t->kind[list[i].id] == TP_TOKEN_ADDED) t->starts_added[list[i].p[0]] = true;
+    qsort(list, (size_t)n, sizeof *list, cmp_start);
+    for (int32_t i = 0; i < n; i++) {
+        uint8_t first = list[i].p[0];
+        set->ids[i] = list[i].id;
+        set->at[first + 1] = i + 1;
+        set->starts_any[first] = true;
+        if (t->kind[list[i].id] == TP_TOKEN_ADDED) set->starts_added[first] = true;
     }
     for (int b = 1; b <= 256; b++)
-        if (t->added_at[b] < t->added_at[b - 1]) t->added_at[b] = t->added_at[b - 1];
+        if (set->at[b] < set->at[b - 1]) set->at[b] = set->at[b - 1];
     tp_free(list);
+    return TP_OK;
+}
+
+static tp_status index_added(tp_json_reader *r) {
+    tp_tokenizer *t = r->t;
+    tp_status st = index_set(r, &t->found, false);
+    if (st || (st = index_set(r, &t->raw, true))) return st;
     static const char *const ends[] = {"<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>",
                                        "</s>", "<eos>"};
     for (int i = 0; i < 5 && t->eos < 0; i++) {
@@ -418,8 +440,9 @@ tp_status tp_tokenizer_from_json(tp_tokenizer **out, tp_ctx *c, const char *json
     if (!r.t) return TP_ENOMEM;
     r.t->eos = r.t->bos = -1;
     tp_status st = parse(&r, json, n, &tree);
-    if (st || (st = check_model(&r)) || (st = build_vocab(&r)) || (st = read_merges(&r)) ||
-        (st = tp_json_read_steps(&r)) || (st = index_added(&r)))
+    if (st || (st = check_model(&r)) || (st = tp_json_read_normalizer(&r)) ||
+        (st = build_vocab(&r)) || (st = read_merges(&r)) || (st = tp_json_read_steps(&r)) ||
+        (st = index_added(&r)))
         goto done;
     if (!(r.t->json = tp_malloc(c, n + 1))) {
         st = TP_ENOMEM;
@@ -434,6 +457,7 @@ done:
     tp_free(r.content);
     tp_free(r.literal);
     tp_free(r.plain);
+    tp_free(r.raw);
     if (st)
         tp_tokenizer_free(r.t);
     else

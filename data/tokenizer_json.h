@@ -14,6 +14,7 @@ typedef struct tp_json_reader {
     const char **content; /* (n_vocab) key or added token of each id, in the JSON tree */
     bool *literal;        /* (n_vocab) content is text itself, not the byte-level alphabet */
     bool *plain;          /* (n_vocab) its bytes are what merges make: it is in t->text */
+    bool *raw;            /* (n_vocab) an added token that is found before text is normalised */
     const cJSON *model, *vocab, *added;
 } tp_json_reader;
 
@@ -27,6 +28,7 @@ tp_status tp_json_bool(const tp_json_reader *r, const cJSON *obj, const char *ke
                        bool *out);
 tp_status tp_json_string(const tp_json_reader *r, const cJSON *obj, const char *key,
                          const char **out);
-/* normalizer, truncation, padding; pre_tokenizer; decoder; post_processor (needs t->added) */
+tp_status tp_json_read_normalizer(tp_json_reader *r);
+/* truncation, padding; pre_tokenizer; decoder; post_processor (needs t->added) */
 tp_status tp_json_read_steps(tp_json_reader *r);
 #endif

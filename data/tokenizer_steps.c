@@ -5,23 +5,35 @@
 
 /* ---- the parts that must be absent or plain ------------------------------------------------- */
 static tp_status check_absent(const tp_json_reader *r) {
-    const cJSON *i, *list;
-    const char *type;
-    tp_status st = TP_OK;
+    const cJSON *i;
     static const char *const cuts[] = {"truncation", "padding"};
     for (int k = 0; k < 2; k++) {
-        if ((st = tp_json_member(r, r->root, cuts[k], &i))) return st;
+        tp_status st = tp_json_member(r, r->root, cuts[k], &i);
+        if (st) return st;
         if (i) return tp_fail(r->c, TP_EFORMAT, "%s: \"%s\" is set, wanted null", r->name, cuts[k]);
     }
-    if ((st = tp_json_member(r, r->root, "normalizer", &i)) || !i) return st;
-    if ((st = tp_json_string(r, i, "type", &type)) ||
+    return TP_OK;
+}
+
+/* ---- normalizer ----------------------------------------------------------------------------- */
+static tp_status read_form(tp_json_reader *r, const cJSON *i) {
+    const char *type;
+    tp_status st = tp_json_string(r, i, "type", &type);
+    if (st) return st;
+    if (strcmp(type, "NFC")) return tp_json_refuse(r, "normalizer", type);
+    return r->t->nfc ? TP_OK : tp_nfc_new(&r->t->nfc, r->c);
+}
+
+tp_status tp_json_read_normalizer(tp_json_reader *r) {
+    const cJSON *i, *list;
+    const char *type;
+    tp_status st = tp_json_member(r, r->root, "normalizer", &i);
+    if (st || !i || (st = tp_json_string(r, i, "type", &type)) ||
         (st = tp_json_member(r, i, "normalizers", &list)))
         return st;
-    if (!strcmp(type, "Sequence") && cJSON_IsArray(list)) {
-        if (!list->child) return TP_OK;
-        if ((st = tp_json_string(r, list->child, "type", &type))) return st;
-    }
-    return tp_json_refuse(r, "normalizer", type);
+    if (strcmp(type, "Sequence") || !cJSON_IsArray(list)) return read_form(r, i);
+    for (i = list->child; i && !st; i = i->next) st = read_form(r, i);
+    return st;
 }
 
 /* ---- pre-tokenizer, decoder, post-processor ------------------------------------------------- */

@@ -205,9 +205,44 @@ static void the_same_file_in_any_pieces(void **state) {
     free(text);
 }
 
+/* Bits per byte are of the text that the tokens stand for, and so is the corpus' own count. */
+static void normalised_bytes_count(void **state) {
+    (void)state;
+    static const char form[] = "\"normalizer\": {\"type\": \"NFC\"}",
+                      none[] = "\"normalizer\": null";
+    tp_tokenizer *bytes, *tok;
+    assert_int_equal(tp_tokenizer_new_bytes(&bytes, ctx, NULL, 0), TP_OK);
+    const char *json = tp_tokenizer_json(bytes, NULL), *at = strstr(json, none);
+    char *edited = malloc(strlen(json) + sizeof form), first[65] = "";
+    int n = sprintf(edited, "%.*s%s%s", (int)(at - json), json, form, at + sizeof none - 1);
+    if (tp_tokenizer_from_json(&tok, ctx, edited, (size_t)n, "nfc")) fail_msg("%s", tp_error(ctx));
+    char text[3000] = "", want[3000] = "[";
+    for (int i = 0; i < 100; i++) {
+        strcat(text, "cafe\u0301 \u212B.\n");
+        strcat(want, "caf\u00E9 \u00C5.\n");
+    }
+    strcat(want, "]");
+    for (int64_t piece = 8; piece < 1 << 12; piece *= 7) {
+        tp_text_source *src = source(text, &(tp_text_opts){.piece_bytes = piece});
+        tp_prepare_result r;
+        tp_prepare_opts o = {.tokenizer = tok};
+        if (tp_prepare(&r, ctx, src, train_path, NULL, &o)) fail_msg("%s", tp_error(ctx));
+        expect_corpus(train_path, want); /* which verifies the count of each document */
+        assert_int_equal(r.train.bytes, strlen(want) - 2);
+        assert_int_equal(r.train.tokens, strlen(want) - 1);
+        if (!first[0]) memcpy(first, r.train.sha256, 65);
+        assert_string_equal(r.train.sha256, first);
+        tp_text_close(src);
+    }
+    free(edited);
+    tp_tokenizer_free(tok);
+    tp_tokenizer_free(bytes);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_end_is_held_out), cmocka_unit_test(held_out_text_is_not_learnt),
-        cmocka_unit_test(failures_leave_nothing), cmocka_unit_test(the_same_file_in_any_pieces)};
+        cmocka_unit_test(failures_leave_nothing), cmocka_unit_test(the_same_file_in_any_pieces),
+        cmocka_unit_test(normalised_bytes_count)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -399,7 +399,7 @@ static void files(void **state) {
 
 static const char *const refused[][3] = {
     /* replace, by, and the message must contain */
-    {"\"normalizer\": null", "\"normalizer\": {\"type\":\"NFC\"}", "NFC"},
+    {"\"normalizer\": null", "\"normalizer\": {\"type\":\"NFD\"}", "NFD"},
     {"\"normalizer\": null",
      "\"normalizer\": {\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Lowercase\"}]}",
      "Lowercase"},

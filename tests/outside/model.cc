@@ -1,5 +1,6 @@
 // A program outside of Tapir, in C++17: a small Llama learns one sequence by heart. It also calls
-// what needs each library that Tapir stands on: YAML, PCRE2 and JSON, HDF5, protobuf, threads.
+// what needs each library that Tapir stands on: YAML, PCRE2, utf8proc and JSON, HDF5, protobuf,
+// threads.
 #include <tapir/ops.h>
 #include <tapir/tapir.h>
 #include <cstdio>
