@@ -96,7 +96,9 @@ tp_status tp_read_file(char **out, size_t *n, tp_ctx *c, const char *path, size_
     if (!st && size > most)
         st = tp_fail(c, TP_EFORMAT, "%s: has %llu bytes, more than the %zu that it may have", path,
                      (unsigned long long)size, most);
+    tp_scope name = tp_scope_open(c, "%s", path);
     if (!st && !(*out = tp_malloc(c, (size_t)size + 1))) st = tp_error_status(c);
+    tp_scope_close(c, name, NULL);
     if (!st) st = tp_read_at(c, fd, path, 0, *out, (size_t)size);
     if (fd >= 0) close(fd);
     if (!st) {

@@ -1,12 +1,9 @@
 /* Owns the tokenizer object: asking it about ids, decoding, and its file. */
+#include "data/files.h"
 #include "data/text.h"
 #include "data/tokenizer_impl.h"
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 /* The byte-level alphabet. Printable Latin-1 stands for itself; the other 68 bytes, in order, are
  * U+0100 to U+0143. */
@@ -152,37 +149,11 @@ tp_status tp_tokenizer_new_bytes(tp_tokenizer **out, tp_ctx *c, const char *cons
 }
 
 tp_status tp_tokenizer_load(tp_tokenizer **out, tp_ctx *c, const char *path) {
+    char *text;
+    size_t n;
     *out = NULL;
-    tp_status st = TP_OK;
-    char *text = NULL;
-    FILE *f = fopen(path, "rb");
-    struct stat s;
-    if (!f || fstat(fileno(f), &s)) {
-        st = tp_fail(c, TP_EIO, "%s: cannot open the tokenizer: %s", path, strerror(errno));
-        goto done;
-    }
-    if (!S_ISREG(s.st_mode) || s.st_size > INT64_C(1) << 30) {
-        st =
-            tp_fail(c, TP_EFORMAT, "%s: a tokenizer.json is a regular file of at most 1 GiB", path);
-        goto done;
-    }
-    size_t n = (size_t)s.st_size;
-    tp_scope name = tp_scope_open(c, "%s", path);
-    text = tp_malloc(c, n + 1);
-    tp_scope_close(c, name, NULL);
-    if (!text) {
-        st = TP_ENOMEM;
-        goto done;
-    }
-    size_t got = fread(text, 1, n, f);
-    if (got != n || ferror(f)) {
-        st = tp_fail(c, TP_EIO, "%s: read %zu of %zu bytes of the tokenizer: %s", path, got, n,
-                     ferror(f) ? strerror(errno) : "the file became shorter");
-        goto done;
-    }
-    st = tp_tokenizer_from_json(out, c, text, n, path);
-done:
-    if (f) fclose(f);
+    tp_status st = tp_read_file(&text, &n, c, path, (size_t)1 << 30);
+    if (!st) st = tp_tokenizer_from_json(out, c, text, n, path);
     tp_free(text);
     return st;
 }
