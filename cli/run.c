@@ -115,8 +115,12 @@ static tp_status open_checkpoint(tp_run *r, const char *path, bool best) {
         return tp_checkpoint_open(&r->from, c, dir);
     }
     snprintf(dir, sizeof dir, "%s/checkpoints", path);
-    if (stat(dir, &s))
-        return tp_fail(c, TP_EIO, "%s is no run: it has no folder \"checkpoints\"", path);
+    if (stat(dir, &s)) {
+        snprintf(dir, sizeof dir, "%s/config.json", path);
+        return tp_fail(
+            c, TP_EIO, "%s is no run: it has no folder \"checkpoints\"%s", path,
+            stat(dir, &s) ? "" : " (tapir import makes a run of a model in Hugging Face's format)");
+    }
     tp_status st = tp_checkpoint_latest(&r->from, c, dir, warning, sizeof warning);
     if (*warning) tp_progress(true, "warning: %s", warning);
     if (!st && !r->from) st = tp_fail(c, TP_EIO, "%s has no checkpoint yet", path);

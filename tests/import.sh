@@ -112,6 +112,7 @@ says 1 'back-gpt2 holds a run already' "$tapir" import to-gpt2 back-gpt2
 says 1 '--context 8: the model has learned its 16 positions' "$tapir" import --context 8 to-gpt2 r
 says 1 '--context 17: the model has 16 positions' "$tapir" import --context 17 to-llama r
 gone r
+says 1 'to-llama is no run: .*tapir import makes a run' "$tapir" generate to-llama
 copy to-gpt2
 rm x/tokenizer.json
 refuses 'x has no tokenizer.json: AutoTokenizer'
