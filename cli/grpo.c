@@ -134,6 +134,7 @@ static tp_status open_weights(const tp_grpo *g, const tp_config *f, tp_checkpoin
 
 tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load) {
     tp_status st = check(g);
+    if (!st) st = tp_begin_check(g->c, &g->cfg);
     g->c->as_decoded = true; /* log-probs are compared with those of decoding */
     if (!st) st = tp_begin_tokenizer(&g->tokenizer, g->c, &g->cfg, load);
     if (!st && load) st = tp_same_config(g->c, load, &g->cfg);

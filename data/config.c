@@ -249,20 +249,27 @@ tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from)
     to->model = from->model;
     to->mod = from->mod;
     to->mod.aux_coef = mine.mod.aux_coef;
+    const bool adapters = from->lora.r > 0;
+    if (adapters) to->lora = from->lora;
     memcpy(to->model.init_from, mine.model.init_from, sizeof to->model.init_from);
     to->model.dropout = mine.model.dropout;
     to->model.init_std = mine.model.init_std;
     to->model.activation_checkpointing = mine.model.activation_checkpointing;
     for (int i = 0; i < tp_config_nkeys; i++) {
         const tp_key *k = &tp_config_keys[i];
-        bool is_free = strncmp(k->name, "model.", 6) && strncmp(k->name, "mod.", 4);
+        const bool is_lora = adapters && !strncmp(k->name, "lora.", 5);
+        bool is_free = strncmp(k->name, "model.", 6) && strncmp(k->name, "mod.", 4) && !is_lora;
         const bool is_context = !strcmp(k->name, "model.context");
         for (size_t j = 0; j < sizeof free_keys / sizeof *free_keys; j++)
             is_free |= !strcmp(k->name, free_keys[j]) && !(learned && is_context);
         if (is_free && is_context && mine.line[i]) to->model.context = mine.model.context;
         if (is_free || !mine.line[i] || same_value(k, &mine, to)) continue;
-        return tp_fail(c, TP_EARG, "%s: the model of %s has another value; leave the key out",
-                       tp_config_where(at, sizeof at, &mine, k->name), mine.model.init_from);
+        return tp_fail(c, TP_EARG, "%s: the model of %s has another value; leave the key out%s",
+                       tp_config_where(at, sizeof at, &mine, k->name), mine.model.init_from,
+                       is_lora
+                           ? ", or merge its adapters into its weights (tapir export) and begin "
+                             "with the run that tapir import makes of these"
+                           : "");
     }
     return tp_config_check(c, to); /* what was given may not go with what was taken over */
 }
