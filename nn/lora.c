@@ -94,16 +94,22 @@ typedef struct merge_job {
     const tp_lora_merge_opts *o;
 } merge_job;
 
+enum { RUN = 64 }; /* sums at a time, in registers */
+
 static void merge_rows(void *arg, int64_t begin, int64_t end) { /* rows of B */
     const merge_job *j = arg;
     const tp_lora_merge_opts *o = j->o;
     for (int64_t y = begin; y < end; y++)
-        for (int64_t x = 0; x < o->in; x++) {
-            float *w = j->w + (o->out_first ? y * o->in + x : x * o->out + y);
-            double sum = 0;
+        for (int64_t x = 0; x < o->in; x += RUN) {
+            int64_t n = o->in - x < RUN ? o->in - x : RUN;
+            double sum[RUN] = {0};
             for (int64_t k = 0; k < o->r; k++)
-                sum += (double)j->b[y * o->r + k] * (double)j->a[k * o->in + x];
-            *w = (float)((double)*w + o->scale * sum);
+                for (int64_t i = 0; i < n; i++)
+                    sum[i] += (double)j->b[y * o->r + k] * (double)j->a[k * o->in + x + i];
+            for (int64_t i = 0; i < n; i++) {
+                float *w = j->w + (o->out_first ? y * o->in + x + i : (x + i) * o->out + y);
+                *w = (float)((double)*w + o->scale * sum[i]);
+            }
         }
 }
 
