@@ -30,6 +30,19 @@ static tp_mod_cfg mod_config(const tp_config *f) {
     };
 }
 
+static tp_rope_scaling rope_config(const tp_config *f) {
+    static const tp_rope_type type[] = {[TP_CFG_ROPE_DEFAULT] = TP_ROPE_DEFAULT,
+                                        [TP_CFG_ROPE_LINEAR] = TP_ROPE_LINEAR,
+                                        [TP_CFG_ROPE_LLAMA3] = TP_ROPE_LLAMA3};
+    return (tp_rope_scaling){
+        .type = type[f->rope_scaling.rope_type],
+        .factor = f->rope_scaling.factor,
+        .low_freq_factor = f->rope_scaling.low_freq_factor,
+        .high_freq_factor = f->rope_scaling.high_freq_factor,
+        .original_max_position_embeddings = f->rope_scaling.original_max_position_embeddings,
+    };
+}
+
 static tp_model_cfg model_config(const tp_config *f, bool bf16) {
     return (tp_model_cfg){
         .compute = bf16 ? TP_BF16 : TP_F32,
@@ -44,6 +57,7 @@ static tp_model_cfg model_config(const tp_config *f, bool bf16) {
         .vocab = f->model.vocab,
         .sliding_window = f->model.sliding_window,
         .rope_theta = f->model.rope_theta,
+        .rope_scaling = rope_config(f),
         .norm_eps = f->model.norm_eps,
         .logit_softcap = f->model.logit_softcap,
         .attn_softcap = f->model.attn_softcap,

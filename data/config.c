@@ -82,6 +82,28 @@ static tp_status check_heads(tp_ctx *c, const tp_config *cfg) {
     return TP_OK;
 }
 
+static tp_status check_rope(tp_ctx *c, const tp_config *cfg) {
+    static const char *const keys[] = {"rope_scaling.factor", "rope_scaling.low_freq_factor",
+                                       "rope_scaling.high_freq_factor",
+                                       "rope_scaling.original_max_position_embeddings", NULL};
+    static const int reads[] = {0, 1, 4}; /* of keys, by type */
+    static const char *const names[] = {"default", "linear", "llama3"};
+    const tp_cfg_rope_scaling *r = &cfg->rope_scaling;
+    char at[WHERE], idle[160];
+    if (r->rope_type != TP_CFG_ROPE_DEFAULT && cfg->model.family != TP_CFG_LLAMA)
+        return tp_fail(c, TP_EARG, "%s: needs model.family: llama; gpt2 learns its positions",
+                       tp_config_where(at, sizeof at, cfg, "rope_scaling.rope_type"));
+    if (tp_config_given(idle, sizeof idle, cfg, keys + reads[r->rope_type]))
+        return tp_fail(c, TP_EARG, "%s: %s, so %s would do nothing",
+                       tp_config_where(at, sizeof at, cfg, "rope_scaling.rope_type"),
+                       names[r->rope_type], idle);
+    if (r->rope_type == TP_CFG_ROPE_LLAMA3 && !(r->high_freq_factor > r->low_freq_factor))
+        return tp_fail(c, TP_EARG, "%s: must be above rope_scaling.low_freq_factor = %g, got %g",
+                       tp_config_where(at, sizeof at, cfg, "rope_scaling.high_freq_factor"),
+                       r->low_freq_factor, r->high_freq_factor);
+    return TP_OK;
+}
+
 static tp_status check_model(tp_ctx *c, const tp_config *cfg) {
     static const char *const divisor_key[] = {"model.logit_softcap", "model.attn_softcap",
                                               "sample.temperature"};
@@ -97,7 +119,8 @@ static tp_status check_model(tp_ctx *c, const tp_config *cfg) {
             return tp_fail(c, TP_EARG, "%s must be 0%s or at least 1e-30, got %g",
                            tp_config_where(at, sizeof at, cfg, divisor_key[i]),
                            i < 2 ? " (off)" : "", divisor[i]);
-    return check_heads(c, cfg);
+    tp_status st = check_rope(c, cfg);
+    return st ? st : check_heads(c, cfg);
 }
 
 /* lr_scheduler_type wsd: 0 leaves the length of the decay to us. */
@@ -240,6 +263,7 @@ int tp_config_given(char *out, size_t cap, const tp_config *cfg, const char *con
 }
 
 tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from) {
+    static const char *const shape[] = {"model.", "rope_scaling.", "mod.", NULL};
     static const char *const free_keys[] = {"model.init_from", "model.context",
                                             "model.dropout",   "model.init_std",
                                             "mod.aux_coef",    "model.activation_checkpointing"};
@@ -247,6 +271,7 @@ tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from)
     char at[WHERE];
     const bool learned = from->model.family == TP_CFG_GPT2; /* positions: one for each of context */
     to->model = from->model;
+    to->rope_scaling = from->rope_scaling;
     to->mod = from->mod;
     to->mod.aux_coef = mine.mod.aux_coef;
     const bool adapters = from->lora.r > 0;
@@ -258,7 +283,7 @@ tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from)
     for (int i = 0; i < tp_config_nkeys; i++) {
         const tp_key *k = &tp_config_keys[i];
         const bool is_lora = adapters && !strncmp(k->name, "lora.", 5);
-        bool is_free = strncmp(k->name, "model.", 6) && strncmp(k->name, "mod.", 4) && !is_lora;
+        bool is_free = !is_one_of(k->name, shape) && !is_lora;
         const bool is_context = !strcmp(k->name, "model.context");
         for (size_t j = 0; j < sizeof free_keys / sizeof *free_keys; j++)
             is_free |= !strcmp(k->name, free_keys[j]) && !(learned && is_context);

@@ -40,6 +40,7 @@ typedef struct tp_config {
         bool tie_embeddings, qk_norm, activation_checkpointing;
         tp_cfg_auto attention_bias, mlp_bias;
     } model;
+    tp_cfg_rope_scaling rope_scaling;
     struct { /* Mixture-of-Depths */
         double capacity, aux_coef;
         int64_t every, predictor_channels;
@@ -64,8 +65,7 @@ typedef struct tp_config {
         double bucket_mb, timeout;
     } dist;
     struct { /* reinforcement learning: tapir grpo */
-        char task[TP_CONFIG_TEXT], reward_weights[TP_CONFIG_TEXT];
-        char reward_program[TP_CONFIG_TEXT];
+        char task[TP_CONFIG_TEXT], reward_weights[TP_CONFIG_TEXT], reward_program[TP_CONFIG_TEXT];
         int64_t task_min, task_max, prompts_per_step, num_generations, max_completion_length;
         int64_t num_iterations, steps_per_generation, top_k, lanes, max_draws;
         int64_t overlong_buffer, ref_model_sync_steps, eval_prompts, eval_samples, log_completions;
@@ -134,10 +134,10 @@ tp_status tp_config_write(tp_ctx *c, const tp_config *cfg, const char *path);
 /* A table of every key: type or choices, range, unit, default, meaning. Heap text; NULL on failure.
  */
 char *tp_config_help(tp_ctx *c);
-/* Takes over the model's shape (model.* and mod.* but what only training is about: init_from,
- * context, dropout, init_std, activation_checkpointing, aux_coef; lora.* if `from` has adapters).
- * TP_EARG where a key was given in `to` and says something else. The context is taken over where
- * `to` does not give one. */
+/* Takes over the model's shape (model.*, rope_scaling.* and mod.* but what only training is about:
+ * init_from, context, dropout, init_std, activation_checkpointing, aux_coef; and lora.* where
+ * `from` has adapters). TP_EARG where a key was given in `to` and says something else. The context
+ * is taken over where `to` gives none. */
 tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from);
 /* True where every key has the same value (where the values came from does not matter). */
 bool tp_config_equal(const tp_config *a, const tp_config *b);

@@ -1,5 +1,5 @@
-/* config_choices: the values of the keys that choose by name; config_schema.c has the names, in the
- * same order. And groups of keys that config.h has no room for. */
+/* config_choices: the values of the keys that choose by name, in the order of their names in
+ * config_schema.c; and the groups of keys that are Hugging Face's, of rope_scaling and peft. */
 #ifndef TP_CONFIG_CHOICES_H
 #define TP_CONFIG_CHOICES_H
 #include <stdbool.h>
@@ -20,6 +20,16 @@ typedef enum tp_cfg_backend {
 typedef enum tp_cfg_packing { TP_CFG_STREAM, TP_CFG_DOCUMENTS } tp_cfg_packing;
 typedef enum tp_cfg_chat { TP_CFG_PLAIN, TP_CFG_CHATML, TP_CFG_ALPACA } tp_cfg_chat;
 typedef enum tp_cfg_family { TP_CFG_GPT2, TP_CFG_LLAMA } tp_cfg_family;
+typedef enum tp_cfg_rope {
+    TP_CFG_ROPE_DEFAULT,
+    TP_CFG_ROPE_LINEAR,
+    TP_CFG_ROPE_LLAMA3
+} tp_cfg_rope;
+typedef struct tp_cfg_rope_scaling {
+    tp_cfg_rope rope_type;
+    double factor, low_freq_factor, high_freq_factor;
+    int64_t original_max_position_embeddings;
+} tp_cfg_rope_scaling;
 typedef enum tp_cfg_optimizer { TP_CFG_ADAMW, TP_CFG_MUON, TP_CFG_SGD } tp_cfg_optimizer;
 typedef enum tp_cfg_state { TP_CFG_STATE_F32, TP_CFG_STATE_BF16 } tp_cfg_state;
 typedef enum tp_cfg_schedule {

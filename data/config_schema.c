@@ -12,6 +12,7 @@ static const char *const gemms[] = {"auto", "own", "cublaslt", NULL};
 static const char *const packings[] = {"stream", "documents", NULL};
 static const char *const chats[] = {"plain", "chatml", "alpaca", NULL};
 static const char *const families[] = {"gpt2", "llama", NULL};
+static const char *const rope_types[] = {"default", "linear", "llama3", NULL};
 static const char *const backends[] = {"auto", "self", "mpi", "nccl", NULL};
 static const char *const autos[] = {"auto", "false", "true", NULL};
 static const char *const optimizers[] = {"adamw", "muon", "sgd", NULL};
@@ -140,6 +141,19 @@ const tp_key tp_config_keys[] = {
          "recompute each block in the backward pass: less memory, about a third more work"),
     F64(model.init_std, "0.02", 0, OPEN, HUGE_F32, SHUT, "",
         "standard deviation of the initial weights"),
+
+    CHOICE(rope_scaling.rope_type, tp_cfg_rope, rope_types, "default",
+           "slower rotary frequencies, for a context longer than the one first trained with "
+           "(llama), as Hugging Face computes them; linear: every one through factor; llama3: the "
+           "low ones"),
+    F64(rope_scaling.factor, "1", 1, SHUT, 1e12, SHUT, "", "frequencies are divided by it"),
+    F64(rope_scaling.low_freq_factor, "1", 0, OPEN, 1e12, SHUT, "turns",
+        "llama3: frequencies that turn at most so often in the original context are low"),
+    F64(rope_scaling.high_freq_factor, "4", 0, OPEN, 1e12, SHUT, "turns",
+        "llama3: those that turn at least so often stay as they are; between the two, part of "
+        "each"),
+    I64(rope_scaling.original_max_position_embeddings, "8192", 1, 1 << 24, "tokens",
+        "llama3: the context first trained with"),
 
     F64(mod.capacity, "0", 0, SHUT, 1, SHUT, "",
         "Mixture-of-Depths: part of a row's tokens that a routed block works on, the others pass "

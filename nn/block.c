@@ -58,7 +58,10 @@ static qkv gpt2_qkv(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor *
 static tp_tensor *rotate(tp_ctx *c, const tp_model *m, tp_tensor *x, tp_tensor *norm,
                          const tp_model_in *in) {
     if (norm) x = tp_rmsnorm(c, x, tp_weight(c, m, norm), m->cfg.norm_eps);
-    return tp_rope(c, x, &(tp_rope_opts){.theta = m->cfg.rope_theta, .positions = in->positions});
+    return tp_rope(c, x,
+                   &(tp_rope_opts){.theta = m->cfg.rope_theta,
+                                   .scaling = m->cfg.rope_scaling,
+                                   .positions = in->positions});
 }
 
 static qkv llama_qkv(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor *x,

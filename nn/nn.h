@@ -4,6 +4,7 @@
 #define TP_NN_H
 #include "nn/lora.h"
 #include "nn/param.h"
+#include "ops/rope/rope.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -29,6 +30,7 @@ typedef struct tp_model_cfg {
     int64_t layers, heads, kv_heads, channels, head_dim, ffn, context, vocab;
     int64_t sliding_window; /* 0: none */
     double rope_theta, norm_eps;
+    tp_rope_scaling rope_scaling;
     double logit_softcap, attn_softcap; /* 0: none (Gemma 2) */
     double dropout;                     /* on the embedding and on both branches of a block */
     double init_std;

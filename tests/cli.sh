@@ -136,10 +136,15 @@ says 1 'gemm' $train gemm=best
 says 1 'mod.capacity must be a number >= 0 and <= 1' $train mod.capacity=1.5
 says 1 'mod.every: 2, so none of the 1 blocks' $train mod.capacity=0.5
 says 1 'mod.capacity: does not go with model.sliding_window' $train mod.capacity=0.5 model.sliding_window=4
+says 1 'rope_scaling.factor must be a number >= 1' $train rope_scaling.rope_type=linear rope_scaling.factor=0.5
+says 1 'rope_type: default, so rope_scaling.factor would do nothing' $train rope_scaling.factor=8
+says 1 'rope_scaling.rope_type: needs model.family: llama' $train model.family=gpt2 rope_scaling.rope_type=linear
+says 1 'must be above rope_scaling.low_freq_factor' $train rope_scaling.rope_type=llama3 rope_scaling.high_freq_factor=0.5
 says 1 'numerics' $train numerics=quick
 says 1 'float32_matmul_precision: medium is for device: cpu; on a GPU it is dtype: bf16' $train float32_matmul_precision=medium device=cuda
 # what a key allows is what the operations do: its limits work, and beyond them the key is named
 for limit in model.attn_softcap=1e30 model.logit_softcap=1e30 model.attn_softcap=1e-30 model.logit_softcap=1e-30 model.rope_theta=1 model.rope_theta=1e12 \
+    "rope_scaling.rope_type=linear rope_scaling.factor=1e12" "rope_scaling.rope_type=llama3 rope_scaling.high_freq_factor=1e12" \
     "model.context=1048576 train.batch=1" "model.context=16777216 train.batch=1 model.family=gpt2"; do
     works $tapir plan $src/configs/tests/tiny.yaml model.vocab=300 $limit
 done
@@ -291,6 +296,21 @@ works $train run.dir=learned model.family=gpt2 run.steps=1
 says 1 'model.context: the model of learned has another value' $train run.dir=tuned3 model.family=gpt2 model.init_from=learned model.context=20
 works test ! -e tuned3
 works $train run.dir=tuned4 model.init_from=run model.context=20 run.steps=1
+# so are scaled rotary frequencies, which the tape shows, and only where they are asked for
+llama3="rope_scaling.rope_type=llama3 rope_scaling.factor=8 rope_scaling.original_max_position_embeddings=16"
+works $train run.dir=scaled run.steps=1 $llama3
+works $train run.dir=tuned5 model.init_from=scaled run.steps=1
+has 'rope_type: llama3' tuned5/config.yaml
+has 'factor: 8$' tuned5/config.yaml
+has 'original_max_position_embeddings: 16' tuned5/config.yaml
+says 1 'the model of scaled has another value' $train run.dir=tuned6 model.init_from=scaled rope_scaling.rope_type=linear
+says 1 'another config: "factor: 8" there' $train run.dir=scaled run.steps=2 $llama3 rope_scaling.factor=4 --resume
+works $train run.dir=scaled run.steps=2 $llama3 --resume
+works $tapir tape $src/configs/tests/tiny.yaml model.vocab=300 $llama3
+has 'rope(.*theta=10000, rope_type=2, factor=8, low_freq_factor=1, high_freq_factor=4, original_max_position_embeddings=16)' out
+has 'rope(.*theta=10000, inverse, rope_type=2, factor=8,' out
+works $tapir tape $src/configs/tests/tiny.yaml model.vocab=300 rope_scaling.rope_type=linear rope_scaling.factor=2
+has 'rope(.*theta=10000, rope_type=1, factor=2)' out
 # samples.txt holds each sample once, whether the run was killed after one or stopped before it
 sampled="$train run.dir=sampled sample.every=1 sample.tokens=4 checkpoint.every=2 checkpoint.keep=0"
 works $sampled

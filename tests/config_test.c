@@ -329,6 +329,16 @@ static void test_checks(void **state) {
          "t.yaml:2: mod.capacity: does not go with model.sliding_window"},
         {"mod:\n  capacity: 0.5\n  every: 5\n",
          "t.yaml:3: mod.every: 5, so none of the 4 blocks is routed"},
+        {"rope_scaling:\n  rope_type: linear\n",
+         "t.yaml:2: rope_scaling.rope_type: needs model.family: llama"},
+        {"model: {family: llama}\nrope_scaling:\n  rope_type: llama3\n  low_freq_factor: 4\n",
+         "rope_scaling.high_freq_factor: must be above rope_scaling.low_freq_factor = 4, got 4"},
+        {"rope_scaling:\n  factor: 8\n",
+         "rope_scaling.rope_type: default, so rope_scaling.factor would do nothing"},
+        {"model:\n  family: llama\nrope_scaling:\n  rope_type: linear\n  factor: 8\n"
+         "  low_freq_factor: 2\n  original_max_position_embeddings: 64\n",
+         "t.yaml:4: rope_scaling.rope_type: linear, so rope_scaling.low_freq_factor, "
+         "rope_scaling.original_max_position_embeddings would do nothing"},
         {"train:\n  warmup_steps: 1001\n", "t.yaml:2: train.warmup_steps: 1001 is more"},
         {"train:\n  warmup_steps: 600\n  decay_steps: 600\n  lr_scheduler_type: wsd\n",
          "t.yaml:3: train.decay_steps: a decay of 600"},
@@ -359,8 +369,34 @@ static void test_checks(void **state) {
     tp_ctx_free(c);
 }
 
-/* What a checkpoint's model is, mod.* included, comes with it; what only training is about does
- * not. */
+/* Each type reads its own keys, and a whole config, as a run writes it, says nothing too much. */
+static void test_rope_scaling(void **state) {
+    (void)state;
+    static const char *const good[] = {
+        "model: {family: llama}\n",
+        "model: {family: llama}\nrope_scaling: {rope_type: linear, factor: 4}\n",
+        "model: {family: llama}\n"
+        "rope_scaling: {rope_type: llama3, factor: 32, low_freq_factor: 2, high_freq_factor: 3,\n"
+        "  original_max_position_embeddings: 64}\n"};
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        tp_ctx *c = ctx_new();
+        tp_config cfg, back;
+        tp_config_defaults(&cfg);
+        tp_config_defaults(&back);
+        assert_int_equal(read_yaml(c, &cfg, good[i]), TP_OK);
+        assert_int_equal(tp_config_check(c, &cfg), TP_OK);
+        char *whole = tp_config_text(c, &cfg);
+        assert_non_null(whole);
+        assert_int_equal(read_yaml(c, &back, whole), TP_OK);
+        assert_int_equal(tp_config_check(c, &back), TP_OK);
+        assert_int_equal(back.rope_scaling.rope_type, i);
+        tp_free(whole);
+        tp_ctx_free(c);
+    }
+}
+
+/* What a checkpoint's model is, rope_scaling.* and mod.* included, comes with it; what only
+ * training is about does not. */
 static void test_adopt(void **state) {
     (void)state;
     tp_ctx *c = ctx_new();
@@ -386,6 +422,18 @@ static void test_adopt(void **state) {
     assert_int_equal(tp_config_check(c, &to), TP_OK);
     assert_int_equal(tp_config_adopt_model(c, &to, &from), TP_EARG);
     assert_non_null(strstr(tp_error(c), "command line: model.context: rotary positions"));
+    tp_clear(c);
+    tp_config_defaults(&to);
+    const char *scaled[] = {"rope_scaling.rope_type=llama3", "rope_scaling.factor=8",
+                            "rope_scaling.high_freq_factor=5"};
+    for (size_t i = 0; i < sizeof scaled / sizeof *scaled; i++)
+        assert_int_equal(tp_config_set(c, &from, scaled[i]), TP_OK);
+    assert_int_equal(tp_config_set(c, &to, scaled[1]), TP_OK);
+    assert_int_equal(tp_config_adopt_model(c, &to, &from), TP_OK);
+    assert_memory_equal(&to.rope_scaling, &from.rope_scaling, sizeof to.rope_scaling);
+    assert_int_equal(tp_config_set(c, &to, "rope_scaling.factor=4"), TP_OK);
+    assert_int_equal(tp_config_adopt_model(c, &to, &from), TP_EARG);
+    assert_non_null(strstr(tp_error(c), "rope_scaling.factor: the model of"));
     tp_ctx_free(c);
 }
 
@@ -536,14 +584,14 @@ static void test_locale(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),   cmocka_unit_test(test_read),
-        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_file),
-        cmocka_unit_test(test_refusals),   cmocka_unit_test(test_hostile_sizes),
-        cmocka_unit_test(test_overrides),  cmocka_unit_test(test_checks),
-        cmocka_unit_test(test_adopt),      cmocka_unit_test(test_resolve),
-        cmocka_unit_test(test_help),       cmocka_unit_test(test_given),
-        cmocka_unit_test(test_no_memory),  cmocka_unit_test(test_numbers),
-        cmocka_unit_test(test_locale),
+        cmocka_unit_test(test_defaults),     cmocka_unit_test(test_read),
+        cmocka_unit_test(test_round_trip),   cmocka_unit_test(test_file),
+        cmocka_unit_test(test_refusals),     cmocka_unit_test(test_hostile_sizes),
+        cmocka_unit_test(test_overrides),    cmocka_unit_test(test_checks),
+        cmocka_unit_test(test_rope_scaling), cmocka_unit_test(test_adopt),
+        cmocka_unit_test(test_resolve),      cmocka_unit_test(test_help),
+        cmocka_unit_test(test_given),        cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_numbers),      cmocka_unit_test(test_locale),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -27,6 +27,7 @@ static const family families[] = {
       .norm_eps = 1e-5,
       .init_std = 0.3,
       .rope_theta = 10000,
+      .rope_scaling = {TP_ROPE_LLAMA3, 8, 1, 4, 60},
       .qk_norm = true,
       .logit_softcap = 8,
       .attn_softcap = 10,

@@ -270,6 +270,46 @@ static void test_documents_do_not_see_each_other(void **state) {
     }
 }
 
+/* ---- scaled positions ----------------------------------------------------------------------- */
+/* Log-probs of one row whose tokens lie `gap` positions apart. */
+static void spread(const tp_model_cfg *f, int gap, float out[T]) {
+    net n = net_new(f, 1, TP_OPTIM_ADAMW);
+    tp_model_in in = {.ids = tokens(n.c, 0, 0, 1, 0)};
+    tp_tensor *targets = tokens(n.c, 0, 0, 1, 1);
+    in.positions = tp_tensor_new(n.c, TP_I32, TP_SHAPE(1, T));
+    for (int t = 0; t < T; t++) tp_i32(in.positions)[t] = t * gap;
+    tp_model_out y = tp_model_loss(n.c, n.m, &in, targets, &(tp_model_loss_opts){.scale = 1});
+    if (!y.logprob) fail_msg("%s", tp_error(n.c));
+    memcpy(out, y.logprob->data, T * sizeof(float));
+    net_free(&n);
+}
+
+/* Half the frequency at twice the position is the same angle, to the bit. */
+static void test_scaled_positions(void **state) {
+    (void)state;
+    const tp_rope_scaling halved[] = {{TP_ROPE_LINEAR, 2, 0, 0, 0},
+                                      {TP_ROPE_LLAMA3, 2, 1e6, 2e6, 8192}}; /* all are low */
+    const tp_rope_scaling kept = {TP_ROPE_LLAMA3, 2, 1e-9, 2e-9, 8192};     /* none is */
+    const tp_rope_scaling some = {TP_ROPE_LLAMA3, 8, 1, 4, 20};
+    tp_model_cfg f = small(TP_FAMILY_LLAMA);
+    float plain[T], scaled[T];
+    f.init_std = 0.3;
+    spread(&f, 1, plain);
+    for (int i = 0; i < 2; i++) {
+        f.rope_scaling = halved[i];
+        spread(&f, 2, scaled);
+        assert_memory_equal(scaled, plain, sizeof plain);
+        spread(&f, 1, scaled);
+        assert_memory_not_equal(scaled, plain, sizeof plain);
+    }
+    f.rope_scaling = kept;
+    spread(&f, 1, scaled);
+    assert_memory_equal(scaled, plain, sizeof plain);
+    f.rope_scaling = some;
+    spread(&f, 1, scaled);
+    assert_memory_not_equal(scaled, plain, sizeof plain);
+}
+
 /* ---- names
  * ----------------------------------------------------------------------------------------------------
  */
@@ -378,6 +418,7 @@ int main(void) {
         cmocka_unit_test(test_curve_llama),
         cmocka_unit_test(test_gradient_bits),
         cmocka_unit_test(test_documents_do_not_see_each_other),
+        cmocka_unit_test(test_scaled_positions),
         cmocka_unit_test(test_names),
         cmocka_unit_test(test_steady_steps_do_not_allocate),
         cmocka_unit_test(test_bad_models),

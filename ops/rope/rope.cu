@@ -108,7 +108,7 @@ template <typename T> static tp_status rope_typed(const tp_call *k) {
     a.offset = attr->offset;
     a.inverse = attr->inverse;
     a.fault = tp_fault_of(k);
-    rope_frequencies(rope_theta(k), a.h, a.frequency);
+    rope_frequencies(rope_theta(k), &attr->scaling, a.h, a.frequency);
     bool vectors = rope_takes(k, a.h, V);
     int items = a.H * (a.D - a.h) / (vectors ? V : 1); /* few heads: several rows fill a block */
     a.per_block = items >= 2 * ROPE_THREADS ? 1 : 2 * ROPE_THREADS / items;

@@ -63,7 +63,7 @@ static tp_status rope_run(const tp_call *k) {
     rope_job j = {.call = k, .h = rope_half(k), .pad = padded_half(k)};
     j.frequency = k->workspace;
     j.turns = (float *)(j.frequency + j.pad);
-    rope_frequencies(rope_theta(k), j.h, j.frequency);
+    rope_frequencies(rope_theta(k), &((const rope_attr *)k->attr)->scaling, j.h, j.frequency);
     int64_t rows = k->in[ROPE_POSITIONS] ? x->shape[0] * x->shape[1] : x->shape[1];
     tp_parallel_for(k->ctx, rows, 8, rope_range, &j);
     return TP_OK;

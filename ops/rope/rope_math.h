@@ -3,12 +3,13 @@
 #ifndef TP_ROPE_MATH_H
 #define TP_ROPE_MATH_H
 #include "ops/math.h"
+#include "ops/rope/rope.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-/* Frequencies theta^(-i/h), i < h (rope.c). */
-void rope_frequencies(double theta, int64_t h, double *frequency);
+/* Frequencies theta^(-i/h), i < h, scaled (rope.c). */
+void rope_frequencies(double theta, const tp_rope_scaling *s, int64_t h, double *frequency);
 #ifdef __cplusplus
 }
 #endif

@@ -1,12 +1,13 @@
 /* What a call of rope asks for; shared by the oracle and the kernels. */
 #ifndef TP_ROPE_PROBLEM_H
 #define TP_ROPE_PROBLEM_H
-#include "ops/op.h"
+#include "ops/rope/rope.h"
 
 typedef struct rope_attr {
     double theta;
     int64_t n_rot, offset;
     bool inverse;
+    tp_rope_scaling scaling; /* what its type does not read is 0 */
 } rope_attr;
 
 enum { ROPE_X, ROPE_POSITIONS };
