@@ -12,8 +12,6 @@
 extern "C" {
 #endif
 
-enum { TP_CONFIG_KEYS = 160 }; /* the most */
-
 /* Meanings, units and ranges: config_schema.c, or tp_config_help. */
 typedef struct tp_config {
     int64_t seed, threads;

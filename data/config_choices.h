@@ -5,7 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { TP_CONFIG_TEXT = 1024 }; /* bytes of a text with its NUL */
+enum { TP_CONFIG_TEXT = 1024, TP_CONFIG_KEYS = 160 }; /* bytes of a text with its NUL; most keys */
 
 typedef enum tp_cfg_auto { TP_CFG_AUTO, TP_CFG_FALSE, TP_CFG_TRUE } tp_cfg_auto;
 typedef enum tp_cfg_dtype { TP_CFG_F32, TP_CFG_BF16 } tp_cfg_dtype;
