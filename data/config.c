@@ -289,12 +289,15 @@ tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from)
             is_free |= !strcmp(k->name, free_keys[j]) && !(learned && is_context);
         if (is_free && is_context && mine.line[i]) to->model.context = mine.model.context;
         if (is_free || !mine.line[i] || same_value(k, &mine, to)) continue;
-        return tp_fail(c, TP_EARG, "%s: the model of %s has another value; leave the key out%s",
-                       tp_config_where(at, sizeof at, &mine, k->name), mine.model.init_from,
-                       is_lora
-                           ? ", or merge its adapters into its weights (tapir export) and begin "
-                             "with the run that tapir import makes of these"
-                           : "");
+        tp_config_where(at, sizeof at, &mine, k->name);
+        if (is_lora)
+            return tp_fail(c, TP_EARG,
+                           "%s: the adapters that there are have another value; leave the key out, "
+                           "or begin with them merged into their weights: tapir export, then tapir "
+                           "import",
+                           at);
+        return tp_fail(c, TP_EARG, "%s: the model of %s has another value; leave the key out", at,
+                       mine.model.init_from);
     }
     return tp_config_check(c, to); /* what was given may not go with what was taken over */
 }
