@@ -9,6 +9,7 @@
 extern "C" {
 #endif
 
+struct tp_model;
 struct tp_model_cfg;
 
 typedef struct tp_lora_cfg {
@@ -23,6 +24,10 @@ typedef struct tp_lora_cfg {
  * mlp.c_proj one of these. TP_EARG, with the right names, where no matrix has such an end. */
 tp_status tp_lora_targets(tp_ctx *c, struct tp_model_cfg *cfg, const char *names);
 double tp_lora_scale(const tp_lora_cfg *f); /* s */
+
+/* Another model over the same frozen weights, in the same ctx, which must outlive it; what is
+ * trained is its own, and begins as a copy. */
+tp_status tp_lora_beside(struct tp_model **out, tp_ctx *c, const struct tp_model *of);
 
 typedef struct tp_lora_merge_opts {
     int64_t in, out, r;

@@ -100,7 +100,15 @@ static tp_tensor *twin(const tp_model *m, const tp_model *of, const tp_tensor *w
     return at < 0 ? NULL : m->params.p[at].t;
 }
 
-static tp_status share_params(tp_model *m, tp_ctx *c, const tp_model *of) {
+static tp_tensor *copy_of(tp_ctx *c, const tp_tensor *t) {
+    tp_tensor *own = tp_tensor_keep(c, t->dtype, t->ndim, t->shape);
+    size_t bytes = (size_t)tp_numel(t) * tp_dtype_size(t->dtype);
+    if (own && t->data && tp_copy_bytes(c, own->data, t->data, bytes)) return NULL;
+    return own;
+}
+
+/* own: copies of what is trained. */
+static tp_status share_params(tp_model *m, tp_ctx *c, const tp_model *of, bool own) {
     int n = of->params.n;
     m->params.p = tp_calloc(c, (size_t)n, sizeof *m->params.p);
     if (!m->params.p) return c->status;
@@ -108,7 +116,7 @@ static tp_status share_params(tp_model *m, tp_ctx *c, const tp_model *of) {
         tp_param *p = &m->params.p[m->params.n];
         *p = of->params.p[m->params.n];
         bool requires_grad = p->t->requires_grad;
-        p->t = tp_tensor_borrow(c, p->t);
+        p->t = own && requires_grad ? copy_of(c, p->t) : tp_tensor_borrow(c, p->t);
         if (p->t) p->t->requires_grad = requires_grad;
         p->name = p->t ? tp_strdup(c, p->name) : NULL;
         if (!p->name) return c->status;
@@ -117,14 +125,14 @@ static tp_status share_params(tp_model *m, tp_ctx *c, const tp_model *of) {
     return TP_OK;
 }
 
-tp_status tp_model_share(tp_model **out, tp_ctx *c, const tp_model *of) {
+static tp_status share(tp_model **out, tp_ctx *c, const tp_model *of, bool own) {
     *out = NULL;
     size_t layers = (size_t)of->cfg.layers, each = sizeof(tp_block) / sizeof(tp_tensor *);
     tp_model *m = tp_calloc(c, 1, sizeof *m);
     if (!m) return c->status;
     m->cfg = of->cfg;
     m->block = tp_calloc(c, layers, sizeof *m->block);
-    if (!m->block || share_params(m, c, of) || find_trained(c, m)) {
+    if (!m->block || share_params(m, c, of, own) || find_trained(c, m)) {
         tp_model_free(m);
         return c->status;
     }
@@ -138,6 +146,14 @@ tp_status tp_model_share(tp_model **out, tp_ctx *c, const tp_model *of) {
     m->head = twin(m, of, of->head);
     *out = m;
     return TP_OK;
+}
+
+tp_status tp_model_share(tp_model **out, tp_ctx *c, const tp_model *of) {
+    return share(out, c, of, false);
+}
+
+tp_status tp_lora_beside(tp_model **out, tp_ctx *c, const tp_model *of) {
+    return share(out, c, of, true);
 }
 
 void tp_model_free(tp_model *m) {

@@ -285,6 +285,26 @@ static void test_share(void **state) {
     net_free(&n);
 }
 
+/* A reference model: the same frozen bytes, adapters of its own that stay. */
+static void test_beside(void **state) {
+    (void)state;
+    tp_model_cfg f = small(TP_FAMILY_GPT2, R);
+    net n = net_new(&f, 1), reference = {0};
+    fill_b(&n);
+    reference.c = n.c;
+    assert_int_equal(tp_lora_beside(&reference.m, n.c, n.m), 0);
+    tp_params *a = tp_model_params(n.m), *b = tp_model_params(reference.m);
+    for (int i = 0; i < a->n; i++)
+        assert_true((a->p[i].t->data == b->p[i].t->data) == !(a->p[i].flags & TP_P_LORA));
+    double loss = part(&n, 0, B, false);
+    assert_true(part(&reference, 0, B, false) == loss);
+    train(&n, tp_model_trainable(n.m));
+    assert_true(part(&reference, 0, B, false) == loss);
+    assert_false(part(&n, 0, B, false) == loss);
+    tp_model_free(reference.m);
+    net_free(&n);
+}
+
 /* ---- merging -------------------------------------------------------------------------------- */
 static tp_param *find(tp_params *p, const char *name) {
     for (int i = 0; i < p->n; i++)
@@ -390,6 +410,7 @@ int main(void) {
         cmocka_unit_test(test_frozen_weights_cost_no_product),
         cmocka_unit_test(test_gradient_bits),
         cmocka_unit_test(test_share),
+        cmocka_unit_test(test_beside),
         cmocka_unit_test(test_merge),
         cmocka_unit_test(test_targets),
     };
