@@ -423,6 +423,7 @@ static tp_status begin_sample(run *r, tp_ids *ids, int32_t *stop) {
         v.ids = (tp_ids){0};
     } else {
         st = tp_encoder_new(&encoder, r->c, r->tokenizer, NULL);
+        if (!st) st = tp_encode_begin(ids, encoder);
         if (!st) st = tp_encode(ids, encoder, text, n);
     }
     tp_conversation_clear(&v);
@@ -439,14 +440,13 @@ static tp_status write_sample(run *r) {
     size_t n_text = 0;
     int32_t *room = NULL;
     tp_status st = begin_sample(r, &ids, &stop);
-    int64_t n = ids.n ? ids.n : 1,
-            from = ids.n ? 0 : 1; /* an end-of-text to begin with is not shown */
+    const int32_t first = ids.n ? ids.data[0] : -1;
+    if (!st && first < 0) st = tp_ids_add(&ids, r->c, eos >= 0 ? eos : 0);
+    /* what a text begins with is not shown */
+    int64_t n = ids.n, from = first < 0 || first == tp_tokenizer_bos(r->tokenizer);
     if (!st && !(room = tp_malloc(r->c, (size_t)(n + f->sample.tokens) * sizeof *room)))
         st = tp_error_status(r->c);
-    if (!st && ids.n)
-        memcpy(room, ids.data, (size_t)n * sizeof *room);
-    else if (!st)
-        room[0] = eos >= 0 ? eos : 0;
+    if (!st) memcpy(room, ids.data, (size_t)n * sizeof *room);
     tp_generate_opts o = {.sampling = {.temperature = f->sample.temperature,
                                        .top_k = f->sample.top_k,
                                        .top_p = f->sample.top_p,

@@ -19,7 +19,7 @@ static struct args {
 
 static const struct argp_option options[] = {
     {"system", 's', "TEXT", 0, "What the model is told before the first turn", 0},
-    {"chat-template", 'c', "NAME", 0, "plain, chatml or alpaca (as the run was trained)", 0},
+    {"chat-template", 'c', "NAME", 0, "plain, chatml, alpaca or llama3 (the run's own)", 0},
     {"max-new-tokens", 'n', "N", 0, "The longest reply (512)", 0},
     {"temperature", 't', "X", 0, "0 takes the most likely token each time (0.8)", 0},
     {"top-k", 'k', "N", 0, "Choose among the N most likely tokens (0: all)", 0},

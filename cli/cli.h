@@ -28,6 +28,7 @@ int cmd_plan(int argc, char **argv);
 int cmd_ops(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_export(int argc, char **argv);
+int cmd_import(int argc, char **argv);
 int cmd_hash(int argc, char **argv);
 int cmd_plot(int argc, char **argv);
 int cmd_routes(int argc, char **argv);

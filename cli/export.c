@@ -1,7 +1,8 @@
 /* tapir export: a run as a folder that Hugging Face's transformers loads. A checkpoint has weights
  * by their names and in their layouts, and a tokenizer.json; what is left to say is which of their
- * models computes the same: GPT-2, Llama, or Qwen3 for model.qk_norm. */
+ * models computes the same (data/hf_config.h). */
 #include "cli/cli.h"
+#include "data/hf_config.h"
 #include "data/safetensors.h"
 #include "data/text.h"
 #include <dirent.h>
@@ -39,96 +40,16 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
     return 0;
 }
 
-/* ---- the model, in their words -------------------------------------------------------------- */
-/* Why none of their models computes this one; NULL: one does. */
-static const char *none_computes(const tp_config *cfg) {
-    const bool biases =
-        cfg->model.attention_bias == TP_CFG_TRUE && cfg->model.mlp_bias == TP_CFG_TRUE;
-    if (cfg->mod.capacity > 0) return "its blocks are routed (mod.capacity)";
-    if (cfg->model.logit_softcap > 0) return "it has a model.logit_softcap";
-    if (cfg->model.attn_softcap > 0) return "it has a model.attn_softcap";
-    if (cfg->model.sliding_window > 0) return "it has a model.sliding_window";
-    if (cfg->model.family == TP_CFG_LLAMA)
-        return cfg->model.qk_norm && cfg->model.mlp_bias == TP_CFG_TRUE
-                   ? "it has both model.qk_norm and model.mlp_bias"
-                   : NULL;
-    if (cfg->model.qk_norm) return "it is a GPT-2 with model.qk_norm";
-    if (!biases) return "it is a GPT-2 without biases";
-    if (cfg->model.head_dim * cfg->model.heads != cfg->model.channels)
-        return "it is a GPT-2 with a model.head_dim of its own";
-    return NULL;
-}
-
-static const char *class_of(const tp_config *cfg) {
-    if (cfg->model.family == TP_CFG_GPT2) return "GPT2LMHeadModel";
-    return cfg->model.qk_norm ? "Qwen3ForCausalLM" : "LlamaForCausalLM";
-}
-
-static void put_int(tp_str *t, const char *key, int64_t v) {
-    tp_str_printf(t, ",\n  \"%s\": %lld", key, (long long)v);
-}
-
-/* A number that they want to be no integer: 10000 would be one. */
-static void put_real(tp_str *t, const char *key, double v) {
-    char text[TP_F64_TEXT];
-    tp_f64_print(text, v);
-    tp_str_printf(t, ",\n  \"%s\": %s%s", key, text, text[strcspn(text, ".e")] ? "" : ".0");
-}
-
-static void put_word(tp_str *t, const char *key, const char *word) { /* true, null or "text" */
-    tp_str_printf(t, ",\n  \"%s\": %s", key, word);
-}
-
-static void put_bool(tp_str *t, const char *key, bool v) { put_word(t, key, v ? "true" : "false"); }
-
-static void put_gpt2(tp_str *t, const tp_config *cfg) {
-    put_word(t, "model_type", "\"gpt2\"");
-    put_int(t, "n_layer", cfg->model.layers);
-    put_int(t, "n_head", cfg->model.heads);
-    put_int(t, "n_embd", cfg->model.channels);
-    put_int(t, "n_inner", cfg->model.ffn);
-    put_int(t, "n_positions", cfg->model.context);
-    put_word(t, "activation_function", "\"gelu_new\"");
-    put_real(t, "layer_norm_epsilon", cfg->model.norm_eps);
-}
-
-static void put_llama(tp_str *t, const tp_config *cfg) {
-    put_word(t, "model_type", cfg->model.qk_norm ? "\"qwen3\"" : "\"llama\"");
-    put_int(t, "num_hidden_layers", cfg->model.layers);
-    put_int(t, "num_attention_heads", cfg->model.heads);
-    put_int(t, "num_key_value_heads", cfg->model.kv_heads);
-    put_int(t, "head_dim", cfg->model.head_dim);
-    put_int(t, "hidden_size", cfg->model.channels);
-    put_int(t, "intermediate_size", cfg->model.ffn);
-    put_int(t, "max_position_embeddings", cfg->model.context);
-    put_real(t, "rope_theta", cfg->model.rope_theta);
-    put_real(t, "rms_norm_eps", cfg->model.norm_eps);
-    put_word(t, "hidden_act", "\"silu\"");
-    put_bool(t, "attention_bias", cfg->model.attention_bias == TP_CFG_TRUE);
-    put_bool(t, "mlp_bias", cfg->model.mlp_bias == TP_CFG_TRUE);
-}
-
+/* ---- what is said of the model --------------------------------------------------------------- */
 static void put_config(tp_str *t, const tp_run *r) {
-    const tp_config *cfg = &r->cfg;
-    tp_str_printf(t, "{\n  \"architectures\": [\"%s\"]", class_of(cfg));
-    (cfg->model.family == TP_CFG_GPT2 ? put_gpt2 : put_llama)(t, cfg);
-    put_int(t, "vocab_size", cfg->model.vocab);
-    put_bool(t, "tie_word_embeddings", cfg->model.tie_embeddings);
-    put_word(t, "dtype", "\"float32\"");
-    put_word(t, "bos_token_id", "null"); /* said, as their defaults are ids of other tokenizers */
-    int32_t eos = tp_tokenizer_eos(r->tokenizer);
-    if (eos < 0)
-        put_word(t, "eos_token_id", "null");
-    else
-        put_int(t, "eos_token_id", eos);
-    tp_str_puts(t, "\n}\n");
+    tp_hf_config_write(t, &r->cfg, tp_tokenizer_eos(r->tokenizer));
 }
 
 static void put_tokenizer_config(tp_str *t, const tp_run *r) {
     size_t n;
     const uint8_t *eos = tp_tokenizer_token(r->tokenizer, tp_tokenizer_eos(r->tokenizer), &n);
     tp_str_puts(t, "{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\"");
-    put_int(t, "model_max_length", r->cfg.model.context);
+    tp_str_printf(t, ",\n  \"model_max_length\": %lld", (long long)r->cfg.model.context);
     if (eos) {
         tp_str_puts(t, ",\n  \"eos_token\": ");
         tp_str_json_n(t, (const char *)eos, n);
@@ -137,11 +58,6 @@ static void put_tokenizer_config(tp_str *t, const tp_run *r) {
 }
 
 /* ---- the weights ---------------------------------------------------------------------------- */
-/* With biases of attention, theirs have one behind it, too: zeros add nothing. */
-static bool lacks_bias(const tp_config *cfg) {
-    return cfg->model.family == TP_CFG_LLAMA && cfg->model.attention_bias == TP_CFG_TRUE;
-}
-
 /* The i-th weight of the file, or NULL if that entry is none. Adapters are none: they become part
  * of their matrices. */
 static const tp_checkpoint_entry *weight_at(const tp_run *r, int64_t i) {
@@ -165,7 +81,7 @@ static tp_status declare(tp_run *r, tp_safetensors_writer *w, int64_t *tensors, 
         if (n > *most) *most = n;
         ++*tensors;
     }
-    for (int64_t l = 0; l < r->cfg.model.layers && lacks_bias(&r->cfg) && !st; l++) {
+    for (int64_t l = 0; l < r->cfg.model.layers && tp_hf_output_bias(&r->cfg) && !st; l++) {
         char name[TP_CHECKPOINT_NAME];
         snprintf(name, sizeof name, "model.layers.%lld.self_attn.o_proj.bias", (long long)l);
         st = tp_safetensors_declare(w, name, 1, &channels);
@@ -224,7 +140,7 @@ static tp_status put_weights(tp_run *r, tp_safetensors_writer *w, float *x) {
     }
     const int64_t channels = r->cfg.model.channels;
     memset(x, 0, (size_t)channels * sizeof *x);
-    for (int64_t l = 0; l < r->cfg.model.layers && lacks_bias(&r->cfg) && !st; l++)
+    for (int64_t l = 0; l < r->cfg.model.layers && tp_hf_output_bias(&r->cfg) && !st; l++)
         st = tp_safetensors_put(w, x, channels);
     return st;
 }
@@ -295,7 +211,7 @@ static tp_status write_texts(tp_run *r) {
 /* there: the folder is, and is empty. */
 static tp_status export_run(tp_run *r, bool there) {
     char path[TP_CONFIG_TEXT + 32];
-    const char *why = none_computes(&r->cfg), *from = tp_checkpoint_path(r->from);
+    const char *why = tp_hf_none_computes(&r->cfg), *from = tp_checkpoint_path(r->from);
     int64_t tensors = 0;
     bool begun = false;
     if (why)
@@ -313,7 +229,7 @@ static tp_status export_run(tp_run *r, bool there) {
     if (st && !there) rmdir(folder);
     if (!st)
         printf("%s: %lld tensors of %s, as %s\n", folder, (long long)tensors, from,
-               class_of(&r->cfg));
+               tp_hf_class(&r->cfg));
     return st;
 }
 
@@ -322,12 +238,14 @@ int cmd_export(int argc, char **argv) {
         .options = options,
         .parser = parse,
         .args_doc = "RUN FOLDER",
-        .doc = "Writes a run's newest checkpoint (or the checkpoint file given) as a folder that "
-               "Hugging Face's transformers loads: AutoModelForCausalLM.from_pretrained(FOLDER) "
-               "and AutoTokenizer.from_pretrained(FOLDER). It is a GPT-2, a Llama, or a Qwen3 for "
-               "model.qk_norm, in f32, with the loss of tapir eval but for the rounding of sums. "
-               "LoRA's adapters are merged into the matrices that they adapt. What no model of "
-               "theirs computes is refused, and so is a FOLDER with something in it."};
+        .doc =
+            "Writes a run's newest checkpoint (or the checkpoint file given) as a folder that "
+            "Hugging Face's transformers loads: AutoModelForCausalLM.from_pretrained(FOLDER) "
+            "and AutoTokenizer.from_pretrained(FOLDER). It is a GPT-2, Llama, Mistral, Qwen2 or "
+            "Qwen3, whichever computes the same, in f32, with the loss of tapir eval but for "
+            "the rounding of sums. LoRA's adapters are merged into the matrices that they adapt. "
+            "What no model of theirs computes is refused, and so is a FOLDER with something in "
+            "it."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_catch_signals();
     tp_ctx *c;

@@ -169,15 +169,12 @@ static tp_status generate(tp_run *r) {
     if (!st)
         st = w.bytes && w.text ? tp_encoder_new(&encoder, c, r->tokenizer, NULL)
                                : tp_error_status(c);
+    if (!st) st = tp_encode_begin(&ids, encoder);
     if (!st) st = tp_encode(&ids, encoder, prompt, (int64_t)strlen(prompt));
     if (!st && !ids.n && eos < 0)
         st = tp_fail(c, TP_EARG,
                      "this tokenizer has no end-of-text token to begin with: give a prompt");
-    if (!st && !ids.n) {
-        ids.data = tp_malloc(c, sizeof *ids.data);
-        if (ids.data) ids.data[ids.n++] = eos;
-        st = tp_error_status(c);
-    }
+    if (!st && !ids.n) st = tp_ids_add(&ids, c, eos);
     if (!st) st = write_texts(&w, &ids);
     for (int64_t i = 0; i < a.samples && w.text; i++) tp_free(w.text[i]);
     tp_free(w.text);

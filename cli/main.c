@@ -20,6 +20,7 @@ const tp_command tp_commands[] = {
     {"plot", "curves of runs as a picture, from their metrics", cmd_plot},
     {"routes", "which tokens the routed layers of a run take, as a picture", cmd_routes},
     {"task", "items of a task with checkable answers, as JSON lines", cmd_task},
+    {"import", "a model of Hugging Face's transformers as a run", cmd_import},
     {"export", "a run as a folder that Hugging Face's transformers loads", cmd_export},
     {"hash", "the sha256 of a run's weights", cmd_hash},
     {"version", "the version and what it was built with", cmd_version},

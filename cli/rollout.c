@@ -70,8 +70,12 @@ static void warn_of_room(tp_grpo *g, int64_t prompt) {
 static tp_status encode_prompt(tp_grpo *g, const char *text, tp_ids *ids) {
     tp_conversation v = {.ids = *ids};
     int64_t n = (int64_t)strlen(text);
-    if (!g->chat) return tp_encode(ids, g->encoder, text, n);
-    tp_status st = tp_chat_turn(g->chat, &v, "user", text, n);
+    tp_status st = TP_OK;
+    if (!g->chat) {
+        st = tp_encode_begin(ids, g->encoder);
+        return st ? st : tp_encode(ids, g->encoder, text, n);
+    }
+    st = tp_chat_turn(g->chat, &v, "user", text, n);
     if (!st) st = tp_chat_reply(g->chat, &v);
     *ids = v.ids;
     v.ids = (tp_ids){0};

@@ -70,6 +70,7 @@ static error_t parse(int key, char *arg, struct argp_state *s) {
 static tp_status encode(tp_ids *ids, tp_run *r, const char *text, int64_t n) {
     tp_encoder *encoder = NULL;
     tp_status st = tp_encoder_new(&encoder, r->c, r->tokenizer, NULL);
+    if (!st) st = tp_encode_begin(ids, encoder);
     if (!st) st = tp_encode(ids, encoder, text, n);
     tp_encoder_free(encoder);
     return st;

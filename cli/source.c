@@ -7,7 +7,8 @@
 tp_chat_template tp_chat_template_of(const tp_config *f) {
     static const tp_chat_template chat[] = {[TP_CFG_PLAIN] = TP_CHAT_PLAIN,
                                             [TP_CFG_CHATML] = TP_CHAT_CHATML,
-                                            [TP_CFG_ALPACA] = TP_CHAT_ALPACA};
+                                            [TP_CFG_ALPACA] = TP_CHAT_ALPACA,
+                                            [TP_CFG_LLAMA3] = TP_CHAT_LLAMA3};
     return chat[f->data.chat_template];
 }
 

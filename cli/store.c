@@ -147,6 +147,11 @@ tp_status tp_can_go_on(tp_ctx *c, const tp_checkpoint_reader *from, const tp_con
     const char *dir = now->run.dir;
     long long step = tp_checkpoint_step(from), steps = now->run.steps;
     bool by_grpo = is_of_grpo(from);
+    if (!tp_checkpoint_find(from, "optimizer/updates"))
+        return tp_fail(c, TP_EARG,
+                       "%s is an imported model, of which there is no training to go on with; to "
+                       "begin with it, set model.init_from=%s and another run.dir",
+                       dir, dir);
     if (by_grpo != grpo)
         return tp_fail(c, TP_EARG,
                        "%s is a run of `tapir %s`, so --resume cannot go on with it here; to begin "

@@ -20,6 +20,12 @@ static const format formats[] = {
                         "\n"},
     [TP_CHAT_ALPACA] =
         {{"", "\n\n"}, {"### Instruction:\n", "\n\n"}, {"### Response:\n", ""}, NULL, ""},
+#define HEADER(role) "<|start_header_id|>" role "<|end_header_id|>\n\n"
+    [TP_CHAT_LLAMA3] = {{HEADER("system"), "<|eot_id|>"},
+                        {HEADER("user"), "<|eot_id|>"},
+                        {HEADER("assistant"), ""},
+                        "<|eot_id|>",
+                        ""},
 };
 
 struct tp_chat {
@@ -29,6 +35,18 @@ struct tp_chat {
     int32_t end;
 };
 
+static bool is_mark(const tp_tokenizer *t, const char *text) {
+    const int32_t id = tp_tokenizer_find(t, text, strlen(text));
+    const tp_token_kind kind = tp_tokenizer_kind(t, id);
+    return kind == TP_TOKEN_SPECIAL || kind == TP_TOKEN_ADDED;
+}
+
+tp_chat_template tp_chat_suits(const tp_tokenizer *t) {
+    if (is_mark(t, "<|im_start|>") && is_mark(t, "<|im_end|>")) return TP_CHAT_CHATML;
+    if (is_mark(t, "<|start_header_id|>") && is_mark(t, "<|eot_id|>")) return TP_CHAT_LLAMA3;
+    return TP_CHAT_PLAIN;
+}
+
 tp_status tp_chat_new(tp_chat **out, tp_ctx *c, const tp_tokenizer *t, tp_chat_template kind) {
     *out = NULL;
     tp_chat *h = tp_calloc(c, 1, sizeof *h);
@@ -37,10 +55,8 @@ tp_status tp_chat_new(tp_chat **out, tp_ctx *c, const tp_tokenizer *t, tp_chat_t
     tp_status st = TP_OK;
     if (h->end < 0)
         st = tp_fail(c, TP_EARG, "this tokenizer has no end-of-text token to end a reply with");
-    if (h->f->end) {
-        int32_t id = tp_tokenizer_find(t, h->f->end, strlen(h->f->end));
-        if (id >= 0 && tp_tokenizer_kind(t, id) != TP_TOKEN_TEXT) h->end = id;
-    }
+    if (h->f->end && is_mark(t, h->f->end))
+        h->end = tp_tokenizer_find(t, h->f->end, strlen(h->f->end));
     if (!st) st = tp_encoder_new(&h->words, c, t, NULL);
     if (!st) st = tp_encoder_new(&h->marks, c, t, &(tp_encoder_opts){.allow_special = true});
     if (st) {
@@ -92,22 +108,16 @@ static tp_status add_mark(tp_chat *h, tp_conversation *v, const char *text) {
 
 static tp_status add_end(tp_chat *h, tp_conversation *v) {
     int64_t from = v->ids.n;
-    if (v->ids.n == v->ids.cap) {
-        int64_t cap = 2 * v->ids.n + 64;
-        int32_t *data = tp_realloc(h->c, v->ids.data, (size_t)cap * sizeof *data);
-        if (!data) return tp_error_status(h->c);
-        v->ids.data = data;
-        v->ids.cap = cap;
-    }
-    v->ids.data[v->ids.n++] = h->end;
-    return tell(h, v, from, 1);
+    tp_status st = tp_ids_add(&v->ids, h->c, h->end);
+    return st ? st : tell(h, v, from, 1);
 }
 
-/* What stands before a turn's words. Only the end of a reply is learnt, so what follows it is told
- * by that. */
+/* What stands before a turn's words, and before the first one what every text begins with. Only the
+ * end of a reply is learnt, so what follows it is told by that. */
 static tp_status begin(tp_chat *h, tp_conversation *v, const marks *m) {
     bool replied = v->ids.n && v->trained.data[v->ids.n - 1];
     tp_status st = replied ? add_mark(h, v, h->f->next) : TP_OK;
+    if (!v->ids.n && !(st = tp_encode_begin(&v->ids, h->marks))) st = tell(h, v, 0, 0);
     return st ? st : add_mark(h, v, m->before);
 }
 

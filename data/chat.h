@@ -3,11 +3,13 @@
  *
  *   plain   the turns one after the other; the assistant's end with the end-of-text token
  *   chatml  <|im_start|>role\n … <|im_end|>\n, nothing after the last reply's   (OpenAI; Qwen)
+ *   llama3  <|start_header_id|>role<|end_header_id|>\n\n … <|eot_id|>             (Meta)
  *   alpaca  ### Instruction:\n … \n\n### Response:\n … , then end-of-text       (Stanford Alpaca)
  *
  * Marks that the tokenizer has as special tokens become those; the same characters in a turn's own
  * text stay text, so that nobody can write a mark into a turn. Where the tokenizer lacks <|im_end|>
- * the end-of-text token ends replies in its place: a reply's end is always one token. */
+ * or <|eot_id|> the end-of-text token ends replies in its place: a reply's end is always one token.
+ * A conversation begins as every text does (tp_encode_begin). */
 #ifndef TP_CHAT_H
 #define TP_CHAT_H
 #include "data/tokenizer.h"
@@ -15,7 +17,14 @@
 extern "C" {
 #endif
 
-typedef enum tp_chat_template { TP_CHAT_PLAIN, TP_CHAT_CHATML, TP_CHAT_ALPACA } tp_chat_template;
+typedef enum tp_chat_template {
+    TP_CHAT_PLAIN,
+    TP_CHAT_CHATML,
+    TP_CHAT_ALPACA,
+    TP_CHAT_LLAMA3
+} tp_chat_template;
+/* The template whose marks are tokens of t; PLAIN where there is none. */
+tp_chat_template tp_chat_suits(const tp_tokenizer *t);
 typedef struct tp_chat tp_chat;
 /* t must outlive it and needs an end-of-text token: TP_EARG where it has none. */
 tp_status tp_chat_new(tp_chat **out, tp_ctx *c, const tp_tokenizer *t, tp_chat_template kind);

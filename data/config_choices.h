@@ -18,7 +18,7 @@ typedef enum tp_cfg_backend {
     TP_CFG_BACKEND_NCCL
 } tp_cfg_backend;
 typedef enum tp_cfg_packing { TP_CFG_STREAM, TP_CFG_DOCUMENTS } tp_cfg_packing;
-typedef enum tp_cfg_chat { TP_CFG_PLAIN, TP_CFG_CHATML, TP_CFG_ALPACA } tp_cfg_chat;
+typedef enum tp_cfg_chat { TP_CFG_PLAIN, TP_CFG_CHATML, TP_CFG_ALPACA, TP_CFG_LLAMA3 } tp_cfg_chat;
 typedef enum tp_cfg_family { TP_CFG_GPT2, TP_CFG_LLAMA } tp_cfg_family;
 typedef enum tp_cfg_rope {
     TP_CFG_ROPE_DEFAULT,

@@ -1,4 +1,4 @@
-/* Owns putting a finished file in its place, and looking first at what stands there. */
+/* Owns putting a finished file in its place, looking first at what stands there, and reading. */
 #include "data/files.h"
 
 #include <errno.h>
@@ -64,6 +64,49 @@ bool tp_write_all(int fd, const void *bytes, size_t n) {
         n -= (size_t)put;
     }
     return true;
+}
+
+tp_status tp_open_file(tp_ctx *c, const char *path, int *fd, uint64_t *size) {
+    struct stat s;
+    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (*fd < 0 || fstat(*fd, &s))
+        return tp_fail(c, TP_EIO, "%s: cannot read: %s", path, strerror(errno));
+    *size = (uint64_t)s.st_size;
+    return S_ISREG(s.st_mode) ? TP_OK : tp_fail(c, TP_EIO, "%s: not a regular file", path);
+}
+
+tp_status tp_read_at(tp_ctx *c, int fd, const char *path, uint64_t at, void *to, size_t n) {
+    for (char *p = to; n;) {
+        ssize_t got = pread(fd, p, n, (off_t)at);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return tp_fail(c, TP_EIO, "%s: cannot read: %s", path, strerror(errno));
+        if (got == 0) return tp_fail(c, TP_EIO, "%s: became shorter while it was being read", path);
+        p += got;
+        at += (uint64_t)got;
+        n -= (size_t)got;
+    }
+    return TP_OK;
+}
+
+tp_status tp_read_file(char **out, size_t *n, tp_ctx *c, const char *path, size_t most) {
+    int fd;
+    uint64_t size;
+    *out = NULL;
+    tp_status st = tp_open_file(c, path, &fd, &size);
+    if (!st && size > most)
+        st = tp_fail(c, TP_EFORMAT, "%s: has %llu bytes, more than the %zu that it may have", path,
+                     (unsigned long long)size, most);
+    if (!st && !(*out = tp_malloc(c, (size_t)size + 1))) st = tp_error_status(c);
+    if (!st) st = tp_read_at(c, fd, path, 0, *out, (size_t)size);
+    if (fd >= 0) close(fd);
+    if (!st) {
+        *n = (size_t)size;
+        (*out)[*n] = 0;
+        return TP_OK;
+    }
+    tp_free(*out);
+    *out = NULL;
+    return st;
 }
 
 static bool same_inode(const struct stat *a, const struct stat *b) {

@@ -202,19 +202,25 @@ static tp_status new_batch(job *j) {
     return tp_encoder_new(&j->encoder, c, j->tok, NULL);
 }
 
+/* What a document begins or ends with, if the tokenizer has such a token. */
+static tp_status write_mark(job *j, part *to, int32_t id) {
+    if (id < 0) return TP_OK;
+    to->result->tokens++;
+    return tp_corpus_writer_add(to->writer, j->c, &id, 1);
+}
+
 static tp_status write_text(job *j, int64_t i) {
     part *to = j->is_val[i] ? &j->val : &j->train;
     int64_t first = i ? j->ends[i - 1] : 0, n = j->ends[i] - first;
-    tp_status st = tp_corpus_writer_add(to->writer, j->c, j->ids.data + first, n);
+    tp_status st = j->piece[i].begins ? write_mark(j, to, tp_tokenizer_bos(j->tok)) : TP_OK;
+    if (!st) st = tp_corpus_writer_add(to->writer, j->c, j->ids.data + first, n);
     if (st) return st;
     to->doc_bytes += j->piece[i].n;
     to->result->tokens += n;
     if (!j->piece[i].ends) return TP_OK;
-    if (j->eos >= 0) {
-        if ((st = tp_corpus_writer_add(to->writer, j->c, &j->eos, 1))) return st;
-        to->result->tokens++;
-    }
-    if ((st = tp_corpus_writer_end_doc(to->writer, j->c, to->doc_bytes))) return st;
+    if ((st = write_mark(j, to, j->eos)) ||
+        (st = tp_corpus_writer_end_doc(to->writer, j->c, to->doc_bytes)))
+        return st;
     to->result->docs++;
     to->result->bytes += to->doc_bytes;
     to->doc_bytes = 0;

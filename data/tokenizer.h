@@ -2,7 +2,7 @@
  * (Sennrich et al. 2016; Radford et al. 2019) trained here, or one read from a tokenizer.json.
  *
  * Text is any bytes. decode(encode(x)) == x for every byte string x, valid UTF-8 or not. Encoding
- * adds nothing by itself: no begin-of-text, no end-of-text. A tokenizer never changes once made, so
+ * adds nothing by itself: no begin-of-text (tp_encode_begin does), no end-of-text. A tokenizer never changes once made, so
  * any number of threads may share it; each thread has its own encoder. */
 #ifndef TP_TOKENIZER_H
 #define TP_TOKENIZER_H
@@ -89,6 +89,7 @@ typedef struct tp_ids {
     int32_t *data;
     int64_t n, cap;
 } tp_ids;
+tp_status tp_ids_add(tp_ids *ids, tp_ctx *c, int32_t id);
 void tp_ids_clear(tp_ids *ids);
 
 typedef struct tp_encoder_opts {
@@ -111,6 +112,8 @@ typedef struct tp_text {
     const void *bytes;
     int64_t n;
 } tp_text;
+/* Appends what a text begins with: the token that tp_tokenizer_bos names, if there is one. */
+tp_status tp_encode_begin(tp_ids *out, tp_encoder *e);
 /* The same for many texts at once, in parallel: the ids of text i end at out->data[ends[i]], so it
  * has ids [ends[i-1], ends[i]), the first from the old out->n on. */
 tp_status tp_encode_batch(tp_ids *out, int64_t *ends, tp_encoder *e, const tp_text *texts,

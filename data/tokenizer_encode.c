@@ -306,6 +306,16 @@ tp_status tp_encode(tp_ids *out, tp_encoder *e, const void *text, int64_t n) {
     return tp_encode_batch(out, NULL, e, &one, 1);
 }
 
+tp_status tp_encode_begin(tp_ids *out, tp_encoder *e) {
+    return e->t->bos < 0 ? TP_OK : tp_ids_add(out, e->c, e->t->bos);
+}
+
+tp_status tp_ids_add(tp_ids *ids, tp_ctx *c, int32_t id) {
+    tp_status st = reserve(c, &ids->data, &ids->cap, ids->n + 1);
+    if (!st) ids->data[ids->n++] = id;
+    return st;
+}
+
 void tp_ids_clear(tp_ids *ids) {
     tp_free(ids->data);
     *ids = (tp_ids){0};

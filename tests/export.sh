@@ -115,7 +115,6 @@ holds to-qwen/config.json <<TEXT
   "rms_norm_eps": 0.001,
   "hidden_act": "silu",
   "attention_bias": true,
-  "mlp_bias": false,
   "vocab_size": 300,
   "tie_word_embeddings": true,
   "dtype": "float32",
@@ -149,7 +148,9 @@ refuses() { # refuses PATTERN WORDS…
 refuses mod.capacity mod.capacity=0.5 model.layers=2
 refuses model.logit_softcap model.logit_softcap=30
 refuses model.attn_softcap model.attn_softcap=50
-refuses model.sliding_window model.sliding_window=8
+refuses 'model.sliding_window, and model.qk_norm' model.sliding_window=8 model.qk_norm=true
+refuses 'model.sliding_window, and model.qk_norm or biases' model.sliding_window=8 model.attention_bias=true
+refuses 'a GPT-2 with a model.sliding_window' model.family=gpt2 model.sliding_window=8
 refuses 'both model.qk_norm and model.mlp_bias' model.qk_norm=true model.mlp_bias=true
 refuses 'a GPT-2 with model.qk_norm' model.family=gpt2 model.qk_norm=true
 refuses 'a GPT-2 without biases' model.family=gpt2 model.attention_bias=false

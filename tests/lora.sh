@@ -72,6 +72,20 @@ for kind in $kinds; do
     expect "$kind: a run from there" train next-$kind model.init_from=$kind $keys
     expect "$kind: which has its adapters" grep -q '^  r: 3' next-$kind/config.yaml
 done
+for kind in $kinds; do
+    [ $kind = routed ] && continue
+    expect "$kind: merged" "$tapir" export $kind to-$kind
+    expect "$kind: and back" "$tapir" import to-$kind back-$kind
+    expect "$kind: it has no adapters" grep -q '^  r: 0' back-$kind/config.yaml
+    for run in $kind back-$kind base-$kind; do
+        expect "$kind: eval of $run" sh -c "'$tapir' eval $run val.h5 --json >loss-$run"
+    done
+    apart() { awk "BEGIN {d = $(number loss loss-$1) - $(number loss loss-$2); print d < 0 ? -d : d}"; }
+    expect "$kind: merged, the same loss" awk "BEGIN {exit !($(apart $kind back-$kind) < 2e-6)}"
+    expect "$kind: which is not the base's" awk "BEGIN {exit !($(apart $kind base-$kind) > 1e-3)}"
+    expect "$kind: other adapters beside the merged ones" train other-$kind $(keys_of $kind) \
+        model.init_from=back-$kind lora.r=2
+done
 expect "another scale" train scale $(keys_of llama) model.init_from=base-llama lora.r=3 lora.lora_alpha=9
 expect "another scale, other bits" other llama scale
 expect "another scale by the rank's root" train root $(keys_of llama) model.init_from=base-llama lora.r=3 \

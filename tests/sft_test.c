@@ -14,8 +14,28 @@
 
 static char path[64];
 static tp_ctx *c;
-static tp_tokenizer *bytes, *marked;
+static tp_tokenizer *bytes, *marked, *begun;
 enum { EOS = 256 };
+
+/* Llama 3's marks, and a token that every text begins with. */
+static int make_begun(void) {
+    static const char *const specials[] = {"<|endoftext|>", "<|start_header_id|>",
+                                           "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"};
+    static const char none[] = "\"post_processor\": null";
+    tp_tokenizer *t;
+    size_t n;
+    if (tp_tokenizer_new_bytes(&t, c, specials, 5)) return 1;
+    const char *json = tp_tokenizer_json(t, &n), *at = strstr(json, none);
+    char *with = malloc(n + 200);
+    int len = sprintf(with,
+                      "%.*s\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{"
+                      "\"SpecialToken\":{\"id\":\"<|begin_of_text|>\",\"type_id\":0}}]}%s",
+                      (int)(at - json), json, at + strlen(none));
+    tp_status st = tp_tokenizer_from_json(&begun, c, with, (size_t)len, "begun");
+    free(with);
+    tp_tokenizer_free(t);
+    return st != TP_OK;
+}
 
 static int setup(void **state) {
     (void)state;
@@ -23,13 +43,14 @@ static int setup(void **state) {
     snprintf(path, sizeof path, "/tmp/tapir-sft-%d.jsonl", (int)getpid());
     return tp_ctx_new(&c, &(tp_ctx_opts){.threads = 1}) ||
            tp_tokenizer_new_bytes(&bytes, c, NULL, 0) ||
-           tp_tokenizer_new_bytes(&marked, c, specials, 3);
+           tp_tokenizer_new_bytes(&marked, c, specials, 3) || make_begun();
 }
 static int teardown(void **state) {
     (void)state;
     unlink(path);
     tp_tokenizer_free(bytes);
     tp_tokenizer_free(marked);
+    tp_tokenizer_free(begun);
     tp_ctx_free(c);
     return 0;
 }
@@ -141,14 +162,35 @@ static void test_templates(void **state) {
                  "\n_ q_ \n_ \n_ #_ #_ #_ ", ":_ \na aE ._");
 }
 
+/* Header, words and the end of a turn; the token that texts begin with stands once, before all. */
+static void test_llama3(void **state) {
+    (void)state;
+    const char *two = "{\"messages\":[{\"role\":\"system\",\"content\":\"s\"},"
+                      "{\"role\":\"user\",\"content\":\"a\"},"
+                      "{\"role\":\"assistant\",\"content\":\"p\"},"
+                      "{\"role\":\"user\",\"content\":\"b\"},"
+                      "{\"role\":\"assistant\",\"content\":\"q\"}]}\n";
+    /* 1 and 2 around the role, 3 the end of a turn, 4 the beginning */
+    expect_spelt(two, begun, TP_CHAT_LLAMA3,
+                 "4_ 1_ s_ y_ s_ t_ e_ m_ 2_ \n_ \n_ s_ 3_ 1_ u_ s_ e_ r_ 2_ \n_ \n_ a_ 3_ 1_ a_ "
+                 "s_ s_ i_ s_ t_ a_ n_ t_ 2_ \n_ \np p3 3_ 1_ u_ s_ e_ r_ 2_ \n_ \n_ b_ 3_ 1_ a_ ",
+                 "2_ \n_ \nq q3 ._ ");
+    expect_spelt("{\"prompt\":\"q\",\"response\":\"a\"}\n", begun, TP_CHAT_PLAIN, "4_ qa aE ._",
+                 "._ ._");
+    assert_int_equal(tp_chat_suits(bytes), TP_CHAT_PLAIN);
+    assert_int_equal(tp_chat_suits(marked), TP_CHAT_CHATML);
+    assert_int_equal(tp_chat_suits(begun), TP_CHAT_LLAMA3);
+}
+
 /* What chat gives the model is what it has learnt to go on from. */
 static void test_chat_is_training(void **state) {
     (void)state;
     static const char *const said[] = {"a", "p", "b", "q"};
-    for (int i = 0; i < 6; i++) {
+    tp_tokenizer *const with[] = {bytes, marked, begun};
+    for (int i = 0; i < 12; i++) {
         tp_chat *h;
         tp_conversation whole = {0}, v = {0};
-        assert_int_equal(tp_chat_new(&h, c, i % 2 ? marked : bytes, (tp_chat_template)(i / 2)), 0);
+        assert_int_equal(tp_chat_new(&h, c, with[i % 3], (tp_chat_template)(i / 3)), 0);
         for (int k = 0; k < 4; k++)
             assert_int_equal(tp_chat_turn(h, &whole, k % 2 ? "assistant" : "user", said[k], 1), 0);
         for (int k = 0; k < 4; k++) {
@@ -359,6 +401,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_what_is_learnt),
         cmocka_unit_test(test_templates),
+        cmocka_unit_test(test_llama3),
         cmocka_unit_test(test_chat_is_training),
         cmocka_unit_test(test_orders),
         cmocka_unit_test(test_packing_keeps_apart),
