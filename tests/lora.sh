@@ -70,6 +70,10 @@ for kind in $kinds; do
     expect "$kind: the loss of eval" grep -q "loss $(awk "BEGIN {printf \"%.4f\", \
         $(number val_loss $kind/metrics.jsonl)}")" said
     expect "$kind: a run from there" train next-$kind model.init_from=$kind $keys
+    expect "$kind: a run from there that stays" train stays-$kind model.init_from=$kind $keys run.steps=1 \
+        train.learning_rate=1e-9
+    expect "$kind: it begins with the adapters learnt" awk "BEGIN {d = $(number val_loss $kind/metrics.jsonl) - \
+        $(number val_loss stays-$kind/metrics.jsonl); exit !(d * d < 1e-10)}"
     expect "$kind: which has its adapters" grep -q '^  r: 3' next-$kind/config.yaml
 done
 for kind in $kinds; do

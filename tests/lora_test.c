@@ -11,6 +11,7 @@
 #include "core/ctx.h"
 #include "nn/nn.h"
 #include "ops/convert.h"
+#include "ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "optim/optim.h"
 #include <math.h>
 #include <stdio.h>
@@ -237,6 +238,38 @@ static void test_frozen_weights_cost_no_product(void **state) {
     }
 }
 
+/* The head, frozen: dx has the same bits, dw is not there, and its product is left out. */
+static double head_flops(bool frozen, uint64_t *dx) {
+    enum { ROWS = 2, C = 8 };
+    tp_ctx *c;
+    assert_int_equal(tp_ctx_new(&c, &(tp_ctx_opts){.threads = 2}), 0);
+    tp_tensor *x = tp_require_grad(tp_tensor_keep(c, TP_F32, TP_SHAPE(ROWS, T, C)));
+    tp_tensor *w = tp_tensor_keep(c, TP_F32, TP_SHAPE(V, C));
+    for (int64_t i = 0; i < tp_numel(x); i++)
+        tp_set(x, i, tp_normal(1, TP_RNG_TEST, 0, (uint64_t)i));
+    for (int64_t i = 0; i < tp_numel(w); i++)
+        tp_set(w, i, tp_normal(1, TP_RNG_TEST, 1, (uint64_t)i));
+    if (!frozen) tp_require_grad(w);
+    tp_tape_on(c);
+    c->flops = 0;
+    tp_lce_sum s = tp_linear_cross_entropy_train(c, x, w, tokens(c, 0, ROWS, 1), NULL, NULL);
+    double flops = c->flops;
+    if (!s.loss || tp_backward(c, s.loss)) fail_msg("%s", tp_error(c));
+    assert_true(!w->grad == frozen);
+    tp_param one = {.name = "x", .t = x};
+    *dx = bits(&(tp_params){&one, 1, 1}, 0, 0, true);
+    tp_ctx_free(c);
+    return flops;
+}
+
+static void test_frozen_head(void **state) {
+    (void)state;
+    uint64_t dx[2];
+    double all = head_flops(false, &dx[0]), less = head_flops(true, &dx[1]);
+    assert_true(dx[0] == dx[1]);
+    assert_true(all - less == 2.0 * 2 * T * V * 8);
+}
+
 /* ---- bit for bit ---------------------------------------------------------------------------- */
 static uint64_t gradient_of(const tp_model_cfg *f, int threads, int parts, size_t *peak) {
     net n = net_new(f, threads);
@@ -408,6 +441,7 @@ int main(void) {
         cmocka_unit_test(test_begins_as_the_base),
         cmocka_unit_test(test_base_is_frozen),
         cmocka_unit_test(test_frozen_weights_cost_no_product),
+        cmocka_unit_test(test_frozen_head),
         cmocka_unit_test(test_gradient_bits),
         cmocka_unit_test(test_share),
         cmocka_unit_test(test_beside),
