@@ -132,6 +132,32 @@ static void put_value(tp_str *t, const tp_config *cfg, const char *ours) {
         tp_str_puts(t, ".0");
 }
 
+/* ---- positions ------------------------------------------------------------------------------ */
+/* Keys of rope_scaling that a type has, the first of these. */
+static const char *const rope_keys[] = {"rope_type", "factor", "low_freq_factor",
+                                        "high_freq_factor", "original_max_position_embeddings"};
+static int rope_keys_of(tp_cfg_rope type) {
+    return type == TP_CFG_ROPE_LLAMA3 ? 5 : type == TP_CFG_ROPE_LINEAR ? 2 : 1;
+}
+
+static const char *rope_name(char out[96], const char *key) {
+    snprintf(out, 96, "rope_scaling.%s", key);
+    return out;
+}
+
+static void put_rope(tp_str *t, const tp_config *cfg) {
+    char name[96];
+    const int n = rope_keys_of(cfg->rope_scaling.rope_type);
+    if (n == 1) return;
+    tp_str_puts(t, ",\n  \"rope_scaling\": {");
+    for (int i = 0; i < n; i++) {
+        tp_str_printf(t, "%s\"%s\": %s", i ? ", " : "", rope_keys[i], i ? "" : "\"");
+        put_value(t, cfg, rope_name(name, rope_keys[i]));
+        if (!i) tp_str_puts(t, "\"");
+    }
+    tp_str_puts(t, "}");
+}
+
 void tp_hf_config_write(tp_str *t, const tp_config *cfg, int32_t eos) {
     const int m = model_of(cfg);
     tp_str_printf(t, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"%s\"", models[m].class,
@@ -144,6 +170,7 @@ void tp_hf_config_write(tp_str *t, const tp_config *cfg, int32_t eos) {
         else
             put_value(t, cfg, p->ours);
     }
+    put_rope(t, cfg);
     if (eos < 0)
         tp_str_puts(t, ",\n  \"eos_token_id\": null\n}\n");
     else
@@ -220,8 +247,7 @@ static tp_status read_rope(const reader *r, const char *key) {
         return tp_fail(r->c, TP_EFORMAT, "%s: \"%s\" must be an object", r->name, key);
     cJSON_ArrayForEach(v, group) {
         char ours[96];
-        const bool type = !strcmp(v->string, "type") || !strcmp(v->string, "rope_type");
-        snprintf(ours, sizeof ours, "rope_scaling.%s", type ? "rope_type" : v->string);
+        rope_name(ours, !strcmp(v->string, "type") ? "rope_type" : v->string);
         if (!strcmp(v->string, "rope_theta")) snprintf(ours, sizeof ours, "model.rope_theta");
         if (!strcmp(v->string, "partial_rotary_factor"))
             st = must_be(r, v, "1");
@@ -230,6 +256,13 @@ static tp_status read_rope(const reader *r, const char *key) {
         else
             st = take(r, v, ours);
         if (st) return st;
+    }
+    /* what the type does not look at stays as it is by default */
+    for (int i = rope_keys_of(r->cfg->rope_scaling.rope_type); i < 5; i++) {
+        char ours[96];
+        rope_name(ours, rope_keys[i]);
+        const char *initial = tp_config_keys[tp_config_find(ours, strlen(ours))].initial;
+        if ((st = set(r, ours, initial, rope_keys[i]))) return st;
     }
     return TP_OK;
 }

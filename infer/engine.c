@@ -102,7 +102,7 @@ tp_status tp_engine_new(tp_engine **out, tp_ctx *c, tp_model *m, const tp_engine
     e->cap = 2 * e->o.lanes + 2;
     if (!st) st = tp_cache_new(&e->cache, c, m, e->o.page, e->o.pages, routed_pages(e));
     e->cache.window = e->o.window;
-    e->cache.sinks = e->o.sinks;
+    e->cache.sinks = e->o.window ? e->o.sinks : 0; /* of a model's own window there are none */
     if (!st) st = tp_sampler_new(&e->sampler, c, f->vocab);
     if (!st) {
         e->active.at = tp_calloc(c, (size_t)e->cap, sizeof(tp_sequence *));

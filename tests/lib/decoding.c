@@ -185,7 +185,7 @@ void parity(const family *f, const tp_sampling *how) {
         {{.lanes = 20}, 0},
         {{.lanes = 1}, 0},
         {{.lanes = 3, .prefill_chunk = 5}, 0},
-        {{.lanes = 7, .page = 32}, 0},
+        {{.lanes = 7, .page = 32, .sinks = 4}, 0}, /* sinks are of `window`, not of a model's own */
         {{.lanes = 20, .page = 64, .prefill_chunk = 33}, 0},
         {{.lanes = 20, .pages = 20}, 0}, /* far too few for all: somebody has to wait */
         {{.lanes = 33}, 2},
