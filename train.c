@@ -533,7 +533,8 @@ static tp_status train(run *r, bool resuming) {
     r->steps = r->cfg.run.steps;
     r->best_val = INFINITY;
     r->train_loss = r->train_bpb = r->val_loss = r->val_bpb = NAN;
-    tp_status st = resuming ? open_folder(r, true) : TP_OK;
+    tp_status st = tp_begin_check(r->c, &r->cfg);
+    if (!st && resuming) st = open_folder(r, true);
     if (!st && resuming) st = find_checkpoint(r);
     if (!st) st = open_sources(r);
     if (!st && !resuming) st = open_folder(r, false);

@@ -58,10 +58,11 @@ static void put_tokenizer_config(tp_str *t, const tp_run *r) {
 }
 
 /* ---- the weights ---------------------------------------------------------------------------- */
-/* The i-th weight of the file, or NULL if that entry is none. */
+/* The i-th weight of the file, or NULL if that entry is none. Adapters are none: they become part
+ * of their matrices. */
 static const tp_checkpoint_entry *weight_at(const tp_run *r, int64_t i) {
     const tp_checkpoint_entry *e = tp_checkpoint_at(r->from, i);
-    return strncmp(e->name, "weights/", 8) ? NULL : e;
+    return strncmp(e->name, "weights/", 8) || strstr(e->name, ".lora_") ? NULL : e;
 }
 
 static tp_status declare(tp_run *r, tp_safetensors_writer *w, int64_t *tensors, int64_t *most) {
@@ -89,6 +90,41 @@ static tp_status declare(tp_run *r, tp_safetensors_writer *w, int64_t *tensors, 
     return st;
 }
 
+/* LoRA's A or B of a matrix, or NULL if it has no adapter. */
+static const tp_checkpoint_entry *adapter_of(const tp_run *r, const tp_checkpoint_entry *e,
+                                             char which) {
+    char name[TP_CHECKPOINT_NAME];
+    int module = (int)(strlen(e->name) - strlen("weight"));
+    snprintf(name, sizeof name, "%.*slora_%c.weight", module > 0 ? module : 0, e->name, which);
+    return tp_checkpoint_find(r->from, name);
+}
+
+/* W + s B A in place of W. */
+static tp_status merge(tp_run *r, const tp_checkpoint_entry *e, float *w) {
+    const tp_checkpoint_entry *part[2] = {adapter_of(r, e, 'A'), adapter_of(r, e, 'B')};
+    tp_lora_cfg f = {
+        .r = r->cfg.lora.r, .alpha = r->cfg.lora.lora_alpha, .rslora = r->cfg.lora.use_rslora};
+    float *x[2] = {NULL, NULL};
+    tp_status st = TP_OK;
+    if (!part[0] || !part[1]) return TP_OK;
+    for (int i = 0; i < 2 && !st; i++) {
+        const tp_checkpoint_entry *p = part[i];
+        if (!(x[i] = tp_malloc(r->c, p->bytes))) st = tp_error_status(r->c);
+        if (!st)
+            st = tp_checkpoint_get(r->from, p->name, TP_F32, p->ndim, p->shape, x[i], p->bytes);
+    }
+    if (!st)
+        tp_lora_merge(r->c, w, x[0], x[1],
+                      &(tp_lora_merge_opts){.in = part[0]->shape[1],
+                                            .out = part[1]->shape[0],
+                                            .r = part[0]->shape[0],
+                                            .out_first = r->cfg.model.family == TP_CFG_LLAMA,
+                                            .scale = tp_lora_scale(&f)});
+    tp_free(x[0]);
+    tp_free(x[1]);
+    return st;
+}
+
 /* One at a time through x, so that a model larger than memory can be exported. */
 static tp_status put_weights(tp_run *r, tp_safetensors_writer *w, float *x) {
     const int64_t n = tp_checkpoint_count(r->from);
@@ -99,6 +135,7 @@ static tp_status put_weights(tp_run *r, tp_safetensors_writer *w, float *x) {
         if (tp_interrupted()) return TP_EINTERRUPT;
         tp_progress(false, "writing weights  %3.0f %%", 100.0 * (double)i / (double)n);
         st = tp_checkpoint_get(r->from, e->name, e->dtype, e->ndim, e->shape, x, e->bytes);
+        if (!st) st = merge(r, e, x);
         if (!st) st = tp_safetensors_put(w, x, (int64_t)(e->bytes / sizeof *x));
     }
     const int64_t channels = r->cfg.model.channels;
@@ -201,14 +238,14 @@ int cmd_export(int argc, char **argv) {
         .options = options,
         .parser = parse,
         .args_doc = "RUN FOLDER",
-        .doc = "Writes a run's newest checkpoint (or the checkpoint file given) as a folder that "
-               "Hugging Face's transformers loads: AutoModelForCausalLM.from_pretrained(FOLDER) "
-               "and AutoTokenizer.from_pretrained(FOLDER). It is a GPT-2, Llama, Mistral, Qwen2 or "
-               "Qwen3, "
-               "whichever computes the same, in f32, with the loss of tapir eval but for the "
-               "rounding of sums. "
-               "What no model of theirs computes is refused, and so is a FOLDER with something in "
-               "it."};
+        .doc =
+            "Writes a run's newest checkpoint (or the checkpoint file given) as a folder that "
+            "Hugging Face's transformers loads: AutoModelForCausalLM.from_pretrained(FOLDER) "
+            "and AutoTokenizer.from_pretrained(FOLDER). It is a GPT-2, Llama, Mistral, Qwen2 or "
+            "Qwen3, whichever computes the same, in f32, with the loss of tapir eval but for "
+            "the rounding of sums. LoRA's adapters are merged into the matrices that they adapt. "
+            "What no model of theirs computes is refused, and so is a FOLDER with something in "
+            "it."};
     argp_parse(&argp, argc, argv, 0, NULL, NULL);
     tp_catch_signals();
     tp_ctx *c;

@@ -124,16 +124,24 @@ static tp_status open_threads(tp_grpo *g) {
 
 /* From the run's own checkpoint where there is one: model.init_from may have been trained on. */
 static tp_status open_weights(const tp_grpo *g, const tp_config *f, tp_checkpoint_reader *load,
-                              tp_model *m, const char *under) {
+                              tp_params *p, const char *under) {
     char first[TP_CHECKPOINT_NAME];
-    tp_params *p = tp_model_params(m);
     snprintf(first, sizeof first, "%s/%s", under, p->p[0].name);
     const bool there = load && tp_checkpoint_find(load, first); /* no reference in older ones */
     return there ? tp_load_weights(g->c, load, p, under) : tp_begin_weights(g->c, f, p);
 }
 
+/* With LoRA the reference is adapters of its own beside the policy's frozen weights. */
+static tp_status open_reference(tp_grpo *g, const tp_config *f, tp_checkpoint_reader *load) {
+    tp_model *policy = g->trainer.model;
+    tp_status st = f->lora.r ? tp_lora_beside(&g->reference, g->c, policy)
+                             : tp_model_new(&g->reference, g->c, tp_model_config(policy));
+    return st ? st : open_weights(g, f, load, tp_model_trainable(g->reference), "reference");
+}
+
 tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load) {
     tp_status st = check(g);
+    if (!st) st = tp_begin_check(g->c, &g->cfg);
     g->c->as_decoded = true; /* log-probs are compared with those of decoding */
     if (!st) st = tp_begin_tokenizer(&g->tokenizer, g->c, &g->cfg, load);
     if (!st && load) st = tp_same_config(g->c, load, &g->cfg);
@@ -155,11 +163,8 @@ tp_status tp_grpo_open(tp_grpo *g, tp_checkpoint_reader *load) {
     g->B = g->cfg.rl.prompts_per_step * g->cfg.rl.num_generations / g->cfg.rl.steps_per_generation;
     tp_config f = update_config(g);
     if (!st) st = tp_trainer_new(&g->trainer, g->c, &f, g->comm);
-    if (!st) st = open_weights(g, &f, load, g->trainer.model, "weights");
-    if (!st && g->cfg.rl.beta > 0) {
-        st = tp_model_new(&g->reference, g->c, tp_model_config(g->trainer.model));
-        if (!st) st = open_weights(g, &f, load, g->reference, "reference");
-    }
+    if (!st) st = open_weights(g, &f, load, tp_model_params(g->trainer.model), "weights");
+    if (!st && g->cfg.rl.beta > 0) st = open_reference(g, &f, load);
     if (!st) st = open_threads(g);
     if (!st) st = tp_rollouts_new(&g->now, g);
     if (!st && g->cfg.rl.dynamic_sampling) st = tp_rollouts_new(&g->draw, g);

@@ -74,7 +74,7 @@ static tp_status put_everything(tp_grpo_run *r, tp_checkpoint_writer *w) {
     for (int i = 0; i < COUNTERS && !st; i++) st = tp_checkpoint_put_i64(w, k[i].name, *k[i].at);
     if (!st) st = tp_save_weights(g->c, w, tp_model_params(g->trainer.model), "weights");
     if (!st && g->reference)
-        st = tp_save_weights(g->c, w, tp_model_params(g->reference), "reference");
+        st = tp_save_weights(g->c, w, tp_model_trainable(g->reference), "reference");
     return st ? st : tp_save_optimizer(&g->trainer, w, &r->whole);
 }
 

@@ -15,6 +15,9 @@ void tp_grpo_describe(const tp_grpo_run *r) {
             tp_count(n, (double)tp_model_numel(g->trainer.model)),
             g->reference ? ", and a reference model" : "", "",
             *f->model.init_from ? f->model.init_from : "random weights");
+    if (f->lora.r)
+        fprintf(stderr, "trained          %s of them   (LoRA, r %lld)\n",
+                tp_count(n, (double)tp_trained(&g->trainer)), (long long)f->lora.r);
     fprintf(stderr,
             "step             %lld prompts of %s, %lld completions each, up to %lld tokens\n",
             (long long)f->rl.prompts_per_step, f->rl.task, (long long)f->rl.num_generations,

@@ -41,7 +41,7 @@ struct tp_passes {
 /* ---- a thread ------------------------------------------------------------------------------- */
 static tp_status take(void *arg, tp_ctx *c, tp_tensor *leaf, int use, tp_tensor *grad) {
     worker *w = arg;
-    int param = tp_params_find(tp_model_params(w->m), leaf, w->last_param);
+    int param = tp_params_find(tp_model_trainable(w->m), leaf, w->last_param);
     if (param < 0)
         return tp_fail(c, TP_ESTATE, "a leaf of %s is not in the parameter table",
                        tp_shape_str(c, leaf));

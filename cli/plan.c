@@ -61,6 +61,10 @@ void tp_plan_print(FILE *f, const tp_config *cfg, const tp_plan *p) {
     if (p->ranks > 1) fprintf(f, "ranks            %d   (memory is that of each)\n", p->ranks);
     fprintf(f, "parameters       %s   (%.1f MB)\n", tp_count(a, (double)p->parameters),
             (double)p->parameter_bytes / mb);
+    if (p->trained < p->parameters)
+        fprintf(f, "trained          %s of %s parameters   (LoRA, r %lld)\n",
+                tp_count(a, (double)p->trained), tp_count(b, (double)p->parameters),
+                (long long)cfg->lora.r);
     fprintf(f, "optimizer state  %.1f MB\n", (double)p->optimizer_bytes / mb);
     fprintf(f, "gradients        %.1f MB\n", (double)p->gradient_bytes / mb);
     double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
@@ -110,15 +114,17 @@ int cmd_plan(int argc, char **argv) {
     if (st)
         code = tp_say_failure(argv[0], c, st);
     else if (json)
-        printf("{\"ranks\":%d,\"parameters\":%lld,\"parameter_mb\":%.3f,\"optimizer_mb\":%.3f,"
+        printf("{\"ranks\":%d,\"parameters\":%lld,\"trained\":%lld,\"parameter_mb\":%.3f,"
+               "\"optimizer_mb\":%.3f,"
                "\"gradient_mb\":%.3f,"
                "\"peak_mb\":%.3f,\"kv_bytes_per_token\":%lld,\"tokens_per_step\":%lld,\"forward_"
                "flops\":%.6g,\"step_flops\":%.6g}"
                "\n",
-               p.ranks, (long long)p.parameters, (double)p.parameter_bytes / 1e6,
-               (double)p.optimizer_bytes / 1e6, (double)p.gradient_bytes / 1e6,
-               (double)p.peak_bytes / 1e6, (long long)p.kv_bytes_per_token,
-               (long long)p.tokens_per_step, p.forward_flops, p.step_flops);
+               p.ranks, (long long)p.parameters, (long long)p.trained,
+               (double)p.parameter_bytes / 1e6, (double)p.optimizer_bytes / 1e6,
+               (double)p.gradient_bytes / 1e6, (double)p.peak_bytes / 1e6,
+               (long long)p.kv_bytes_per_token, (long long)p.tokens_per_step, p.forward_flops,
+               p.step_flops);
     else
         tp_plan_print(stdout, &cfg, &p);
     tp_ctx_free(c);

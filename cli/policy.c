@@ -168,7 +168,8 @@ tp_status tp_grpo_sync(tp_grpo *g) {
     const tp_config *f = &g->cfg;
     if (!g->reference || !f->rl.sync_ref_model || g->step % f->rl.ref_model_sync_steps)
         return TP_OK;
-    const tp_params *a = tp_model_params(g->trainer.model), *b = tp_model_params(g->reference);
+    const tp_params *a = tp_model_trainable(g->trainer.model); /* the others are shared */
+    const tp_params *b = tp_model_trainable(g->reference);
     float alpha = (float)f->rl.ref_model_mixup_alpha;
     tp_status st = TP_OK;
     for (int i = 0; i < a->n && !st; i++) {

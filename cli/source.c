@@ -157,11 +157,31 @@ tp_status tp_begin_tokenizer(tp_tokenizer **out, tp_ctx *c, tp_config *f,
     return st;
 }
 
+/* A run without LoRA has no adapters: they begin as the model made them, adding nothing. */
+static tp_status load_base(tp_ctx *c, tp_checkpoint_reader *from, const tp_params *p) {
+    tp_params base = {.p = tp_calloc(c, (size_t)p->n + 1, sizeof *base.p), .cap = p->n};
+    if (!base.p) return tp_error_status(c);
+    for (int i = 0; i < p->n; i++)
+        if (!(p->p[i].flags & TP_P_LORA)) base.p[base.n++] = p->p[i];
+    tp_status st = tp_load_weights(c, from, &base, "weights");
+    tp_free(base.p);
+    return st;
+}
+
 tp_status tp_begin_weights(tp_ctx *c, const tp_config *f, tp_params *p) {
     if (!*f->model.init_from) return TP_OK;
     tp_run r;
     tp_status st = tp_run_peek(&r, c, f->model.init_from, false);
-    if (!st) st = tp_load_weights(c, r.from, p, "weights");
+    if (!st) st = r.cfg.lora.r ? tp_load_weights(c, r.from, p, "weights") : load_base(c, r.from, p);
     tp_run_close(&r);
     return st;
+}
+
+tp_status tp_begin_check(tp_ctx *c, const tp_config *f) {
+    char at[TP_CONFIG_TEXT + 64];
+    if (!f->lora.r || *f->model.init_from) return TP_OK;
+    return tp_fail(c, TP_EARG,
+                   "%s: adapters learn beside weights that stay as they are, and these would be "
+                   "random: set model.init_from",
+                   tp_config_where(at, sizeof at, f, "lora.r"));
 }

@@ -36,6 +36,8 @@ int64_t tp_rows_count(const tp_rows *r); /* of an epoch */
  * goes on, or NULL: then what it began with may have changed since, or be gone. */
 tp_status tp_begin_tokenizer(tp_tokenizer **out, tp_ctx *c, tp_config *f,
                              tp_checkpoint_reader *from);
-/* The weights of model.init_from. */
+/* Whether weights are named where a run that begins cannot do without: for LoRA. */
+tp_status tp_begin_check(tp_ctx *c, const tp_config *f);
+/* The weights of model.init_from; where it has no adapters, those of p stay as they are. */
 tp_status tp_begin_weights(tp_ctx *c, const tp_config *f, tp_params *p);
 #endif

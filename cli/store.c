@@ -70,7 +70,7 @@ typedef tp_status (*state_fn)(tp_trainer *t, void *file, int i, const char *name
 
 static tp_status each_state(tp_trainer *t, void *file, void **whole, state_fn fn) {
     tp_optim *o = t->optim;
-    const tp_params *p = tp_model_params(t->model);
+    const tp_params *p = tp_optim_params(o);
     int64_t most = 1;
     for (int i = 0; i < p->n; i++)
         if (tp_numel(p->p[i].t) > most) most = tp_numel(p->p[i].t);

@@ -69,6 +69,7 @@ static tp_model_cfg model_config(const tp_config *f, bool bf16) {
         .mlp_bias = f->model.mlp_bias == TP_CFG_TRUE,
         .activation_checkpointing = f->model.activation_checkpointing,
         .mod = mod_config(f),
+        .lora = {.r = f->lora.r, .alpha = f->lora.lora_alpha, .rslora = f->lora.use_rslora},
     };
 }
 
@@ -85,7 +86,8 @@ tp_ctx_opts tp_ctx_opts_of(const tp_config *cfg) {
 tp_status tp_trainer_model(tp_trainer *t, tp_ctx *c, const tp_config *cfg) {
     *t = (tp_trainer){.c = c, .cfg = *cfg, .ranks = 1};
     tp_model_cfg m = model_config(cfg, c->device == TP_CUDA && cfg->dtype == TP_CFG_BF16);
-    return tp_model_new(&t->model, c, &m);
+    tp_status st = tp_lora_targets(c, &m, cfg->lora.target_modules);
+    return st ? st : tp_model_new(&t->model, c, &m);
 }
 
 bool tp_trainer_routes(const tp_trainer *t) {
@@ -137,7 +139,7 @@ static tp_status open_optimizer(tp_trainer *t) {
     tp_optim_opts o = optim_options(f);
     o.comm = t->comm;
     o.zero_stage = (int)f->dist.zero_stage;
-    tp_status st = tp_optim_new(&t->optim, t->c, tp_model_params(t->model), &o);
+    tp_status st = tp_optim_new(&t->optim, t->c, tp_model_trainable(t->model), &o);
     tp_gradients_opts g = {.bucket_bytes = (size_t)(f->dist.bucket_mb * 1e6),
                            .optimizer_in_bwd = f->train.optimizer_in_bwd};
     if (!st) st = tp_gradients_new(&t->gradients, t->c, t->optim, &g);
@@ -606,9 +608,10 @@ tp_status tp_fake_next(void *arg, tp_ctx *c, tp_batch *out) {
     return TP_OK;
 }
 
-static size_t param_bytes(const tp_params *p) {
-    size_t n = 0;
-    for (int i = 0; i < p->n; i++) n += (size_t)tp_numel(p->p[i].t) * sizeof(float);
+int64_t tp_trained(const tp_trainer *t) {
+    const tp_params *p = tp_model_trainable(t->model);
+    int64_t n = 0;
+    for (int i = 0; i < p->n; i++) n += tp_numel(p->p[i].t);
     return n;
 }
 
@@ -624,7 +627,9 @@ static tp_status rehearse(tp_plan *p, tp_ctx *c, tp_trainer *t, const tp_config 
     if (st) return st;
     p->parameters = tp_model_numel(t->model);
     p->kv_bytes_per_token = tp_kv_bytes_per_token(t->model);
-    p->parameter_bytes = p->gradient_bytes = param_bytes(tp_model_params(t->model));
+    p->trained = tp_trained(t);
+    p->parameter_bytes = (size_t)p->parameters * sizeof(float);
+    p->gradient_bytes = (size_t)p->trained * sizeof(float);
     p->optimizer_bytes = tp_memory_used(c) - p->parameter_bytes;
     p->tokens_per_step = in.targets;
     st = tp_trainer_step(t, &in, &out);

@@ -102,12 +102,13 @@ tp_status tp_trainer_step(tp_trainer *t, const tp_step_in *in, tp_step_out *out)
 /* nll[r]: the sum of -log p over the targets of row r, without gradients. mode: of routed blocks.
  */
 tp_status tp_trainer_eval(tp_trainer *t, const tp_batch *b, tp_mod_mode mode, double nll[]);
+int64_t tp_trained(const tp_trainer *t); /* parameters that a step moves */
 /* Whether the model has routed blocks, whose choice is another one in training than in use. */
 bool tp_trainer_routes(const tp_trainer *t);
 
 /* ---- planning: the same step under META ----------------------------------------------------- */
 typedef struct tp_plan {
-    int64_t parameters, tokens_per_step;
+    int64_t parameters, trained, tokens_per_step;
     int ranks; /* the rest is of rank 0, save FLOPs and tokens, which are of all */
     size_t parameter_bytes, optimizer_bytes, gradient_bytes, peak_bytes;
     int64_t kv_bytes_per_token;       /* in a key-value cache: tp_kv_bytes_per_token */

@@ -274,20 +274,30 @@ tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from)
     to->rope_scaling = from->rope_scaling;
     to->mod = from->mod;
     to->mod.aux_coef = mine.mod.aux_coef;
+    const bool adapters = from->lora.r > 0;
+    if (adapters) to->lora = from->lora;
     memcpy(to->model.init_from, mine.model.init_from, sizeof to->model.init_from);
     to->model.dropout = mine.model.dropout;
     to->model.init_std = mine.model.init_std;
     to->model.activation_checkpointing = mine.model.activation_checkpointing;
     for (int i = 0; i < tp_config_nkeys; i++) {
         const tp_key *k = &tp_config_keys[i];
-        bool is_free = !is_one_of(k->name, shape);
+        const bool is_lora = adapters && !strncmp(k->name, "lora.", 5);
+        bool is_free = !is_one_of(k->name, shape) && !is_lora;
         const bool is_context = !strcmp(k->name, "model.context");
         for (size_t j = 0; j < sizeof free_keys / sizeof *free_keys; j++)
             is_free |= !strcmp(k->name, free_keys[j]) && !(learned && is_context);
         if (is_free && is_context && mine.line[i]) to->model.context = mine.model.context;
         if (is_free || !mine.line[i] || same_value(k, &mine, to)) continue;
-        return tp_fail(c, TP_EARG, "%s: the model of %s has another value; leave the key out",
-                       tp_config_where(at, sizeof at, &mine, k->name), mine.model.init_from);
+        tp_config_where(at, sizeof at, &mine, k->name);
+        if (is_lora)
+            return tp_fail(c, TP_EARG,
+                           "%s: the adapters that there are have another value; leave the key out, "
+                           "or begin with them merged into their weights: tapir export, then tapir "
+                           "import",
+                           at);
+        return tp_fail(c, TP_EARG, "%s: the model of %s has another value; leave the key out", at,
+                       mine.model.init_from);
     }
     return tp_config_check(c, to); /* what was given may not go with what was taken over */
 }

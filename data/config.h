@@ -12,8 +12,6 @@
 extern "C" {
 #endif
 
-enum { TP_CONFIG_TEXT = 1024, TP_CONFIG_KEYS = 160 }; /* bytes of a text with its NUL; most keys */
-
 /* Meanings, units and ranges: config_schema.c, or tp_config_help. */
 typedef struct tp_config {
     int64_t seed, threads;
@@ -49,6 +47,7 @@ typedef struct tp_config {
         tp_cfg_gate gate;
         tp_cfg_segments segments;
     } mod;
+    tp_cfg_lora lora;
     struct {
         int64_t batch, micro_batches, warmup_steps, decay_steps, max_bad_steps, loss_chunk_size;
         tp_cfg_optimizer optimizer;
@@ -134,8 +133,9 @@ tp_status tp_config_write(tp_ctx *c, const tp_config *cfg, const char *path);
  */
 char *tp_config_help(tp_ctx *c);
 /* Takes over the model's shape (model.*, rope_scaling.* and mod.* but what only training is about:
- * init_from, context, dropout, init_std, activation_checkpointing, aux_coef). TP_EARG where a key
- * was given in `to` and says something else. The context is taken over where `to` gives none. */
+ * init_from, context, dropout, init_std, activation_checkpointing, aux_coef; and lora.* where
+ * `from` has adapters). TP_EARG where a key was given in `to` and says something else. The context
+ * is taken over where `to` gives none. */
 tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from);
 /* True where every key has the same value (where the values came from does not matter). */
 bool tp_config_equal(const tp_config *a, const tp_config *b);

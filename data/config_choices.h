@@ -1,8 +1,11 @@
 /* config_choices: the values of the keys that choose by name, in the order of their names in
- * config_schema.c; and the group of keys that is Hugging Face's rope_scaling. */
+ * config_schema.c; and the groups of keys that are Hugging Face's, of rope_scaling and peft. */
 #ifndef TP_CONFIG_CHOICES_H
 #define TP_CONFIG_CHOICES_H
+#include <stdbool.h>
 #include <stdint.h>
+
+enum { TP_CONFIG_TEXT = 1024, TP_CONFIG_KEYS = 160 }; /* bytes of a text with its NUL; most keys */
 
 typedef enum tp_cfg_auto { TP_CFG_AUTO, TP_CFG_FALSE, TP_CFG_TRUE } tp_cfg_auto;
 typedef enum tp_cfg_dtype { TP_CFG_F32, TP_CFG_BF16 } tp_cfg_dtype;
@@ -44,6 +47,13 @@ typedef enum tp_cfg_router {
 typedef enum tp_cfg_causal { TP_CFG_PREDICTOR, TP_CFG_AUX_LOSS, TP_CFG_THRESHOLD } tp_cfg_causal;
 typedef enum tp_cfg_gate { TP_CFG_GATE_SIGMOID, TP_CFG_GATE_LINEAR } tp_cfg_gate;
 typedef enum tp_cfg_segments { TP_CFG_SEGMENTS_ROW, TP_CFG_SEGMENTS_DOCUMENT } tp_cfg_segments;
+
+typedef struct tp_cfg_lora { /* low-rank adapters; the names are peft's */
+    int64_t r;
+    double lora_alpha;
+    char target_modules[TP_CONFIG_TEXT];
+    bool use_rslora;
+} tp_cfg_lora;
 
 typedef enum tp_cfg_scale {
     TP_CFG_SCALE_GROUP,

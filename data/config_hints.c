@@ -66,6 +66,12 @@ static const hint hints[] = {
     {"final_logit_softcapping", "model.logit_softcap"},
     {"attn_logit_softcapping", "model.attn_softcap"},
 
+    {"lora_r", "lora.r"},
+    {"lora_rank", "lora.r"},
+    {"lora.rank", "lora.r"},
+    {"lora.alpha", "lora.lora_alpha"},
+    {"lora_target_modules", "lora.target_modules"},
+
     {"per_device_train_batch_size", "train.batch"},
     {"batch_size", "train.batch"},
     {"gradient_accumulation_steps", "train.micro_batches"},

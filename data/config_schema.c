@@ -176,6 +176,15 @@ const tp_key tp_config_keys[] = {
            "row: packed documents compete for a row's capacity; document: each has its share, by "
            "its length"),
 
+    I64(lora.r, "0", 0, 65536, "",
+        "LoRA: learn adapters of this rank beside the matrices of model.init_from, whose weights "
+        "stay as they are; 8 is usual; 0: off, every weight is trained"),
+    F64(lora.lora_alpha, "8", 0, OPEN, HUGE_F32, SHUT, "",
+        "what an adapter adds is multiplied by lora_alpha/r"),
+    TEXT(lora.target_modules, "all-linear", "",
+         "matrices that get an adapter, as q_proj,v_proj; all-linear: all of every block"),
+    BOOL(lora.use_rslora, "false", "multiply by lora_alpha/sqrt(r) instead: for high ranks"),
+
     I64(train.batch, "16", 1, 1 << 24, "rows", "rows of context tokens per optimizer step"),
     I64(train.micro_batches, "1", 1, 1 << 24, "",
         "parts a batch is computed in, on each rank; must divide batch; the result is the same "

@@ -14,16 +14,29 @@
 #include "ops/reshape/reshape.h"
 #include "ops/rmsnorm/rmsnorm.h"
 #include "ops/rope/rope.h"
+#include "ops/scale/scale.h"
 #include "ops/split/split.h"
 #include "ops/swiglu/swiglu.h"
 
 static bool is_llama(const tp_model *m) { return m->cfg.family == TP_FAMILY_LLAMA; }
 
-/* x (B,T,in) times a weight in its family's layout. */
-static tp_tensor *linear(tp_ctx *c, const tp_model *m, tp_tensor *x, tp_tensor *w,
-                         tp_tensor *bias) {
-    return tp_matmul(c, x, tp_weight(c, m, w),
-                     &(tp_matmul_opts){.trans_b = is_llama(m), .bias = tp_weight(c, m, bias)});
+/* y + s (x A^T) B^T, y given. */
+static tp_tensor *adapted(tp_ctx *c, const tp_model *m, tp_tensor *x, const tp_linear *l,
+                          tp_tensor *y) {
+    const tp_matmul_opts o = {.trans_b = true};
+    tp_scope s = tp_scope_open(c, "lora");
+    tp_tensor *h = tp_matmul(c, x, tp_weight(c, m, l->a), &o); /* (B,T,r): s costs least here */
+    h = tp_scale(c, h, tp_lora_scale(&m->cfg.lora), 0);
+    tp_tensor *sum = tp_scope_close(c, s, tp_add(c, y, tp_matmul(c, h, tp_weight(c, m, l->b), &o)));
+    if (sum) tp_release(c, y);
+    return sum;
+}
+
+/* x (B,T,in) times a matrix in its family's layout. */
+static tp_tensor *linear(tp_ctx *c, const tp_model *m, tp_tensor *x, const tp_linear *l) {
+    tp_matmul_opts o = {.trans_b = is_llama(m), .bias = tp_weight(c, m, l->bias)};
+    tp_tensor *y = tp_matmul(c, x, tp_weight(c, m, l->w), &o);
+    return y && l->a ? adapted(c, m, x, l, y) : y;
 }
 
 static tp_tensor *heads(tp_ctx *c, tp_tensor *x, int64_t n, int64_t d) /* (B,T,n*d) -> (B,T,n,d) */
@@ -37,7 +50,7 @@ typedef struct qkv {
 
 static qkv gpt2_qkv(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor *x) {
     int64_t H = m->cfg.heads, D = m->cfg.head_dim;
-    tp_tensor *all = linear(c, m, x, b->qkv, b->qkv_bias), *part[3] = {0}; /* (B,T,3HD) */
+    tp_tensor *all = linear(c, m, x, &b->qkv), *part[3] = {0}; /* (B,T,3HD) */
     if (!all || tp_split(c, all, -1, 3, (int64_t[]){H * D, H * D, H * D}, part)) return (qkv){0};
     return (qkv){heads(c, part[0], H, D), heads(c, part[1], H, D), heads(c, part[2], H, D)};
 }
@@ -54,9 +67,9 @@ static tp_tensor *rotate(tp_ctx *c, const tp_model *m, tp_tensor *x, tp_tensor *
 static qkv llama_qkv(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor *x,
                      const tp_model_in *in) {
     int64_t H = m->cfg.heads, K = m->cfg.kv_heads, D = m->cfg.head_dim;
-    return (qkv){rotate(c, m, heads(c, linear(c, m, x, b->q, b->q_bias), H, D), b->q_norm, in),
-                 rotate(c, m, heads(c, linear(c, m, x, b->k, b->k_bias), K, D), b->k_norm, in),
-                 heads(c, linear(c, m, x, b->v, b->v_bias), K, D)};
+    return (qkv){rotate(c, m, heads(c, linear(c, m, x, &b->q), H, D), b->q_norm, in),
+                 rotate(c, m, heads(c, linear(c, m, x, &b->k), K, D), b->k_norm, in),
+                 heads(c, linear(c, m, x, &b->v), K, D)};
 }
 
 static tp_tensor *drop(tp_ctx *c, const tp_model *m, tp_tensor *x, const tp_model_in *in) {
@@ -80,24 +93,24 @@ static tp_tensor *attend(tp_ctx *c, const tp_model *m, int layer, tp_tensor *x,
         y = tp_attention(c, a.q, a.k, a.v, &o, NULL);
     }
     if (y) y = tp_reshape(c, y, TP_SHAPE(y->shape[0], y->shape[1], y->shape[2] * y->shape[3]));
-    return tp_scope_close(c, s, drop(c, m, linear(c, m, y, b->proj, b->proj_bias), in));
+    return tp_scope_close(c, s, drop(c, m, linear(c, m, y, &b->proj), in));
 }
 
 static tp_tensor *mlp(tp_ctx *c, const tp_model *m, const tp_block *b, tp_tensor *x,
                       const tp_model_in *in) {
     tp_scope s = tp_scope_open(c, "mlp");
-    /* On a GPU a pass over (B,T,F) costs as much as its arithmetic: gelu joins the products. */
-    if (!is_llama(m) && c->device == TP_CUDA) {
-        tp_tensor *y = tp_gelu_mlp(c, x, tp_weight(c, m, b->fc), tp_weight(c, m, b->fc_bias),
-                                   tp_weight(c, m, b->down), tp_weight(c, m, b->down_bias));
+    /* On a GPU a pass over (B,T,F) costs as much as its arithmetic: gelu joins the products. An
+     * adapter adds to them, so with one they stay apart. */
+    if (!is_llama(m) && c->device == TP_CUDA && !b->fc.a && !b->down.a) {
+        tp_tensor *y = tp_gelu_mlp(c, x, tp_weight(c, m, b->fc.w), tp_weight(c, m, b->fc.bias),
+                                   tp_weight(c, m, b->down.w), tp_weight(c, m, b->down.bias));
         return tp_scope_close(c, s, drop(c, m, y, in));
     }
     /* Not tp_matmul_gelu: gelu is bound by arithmetic, and a pass of its own was 1 % faster here.
      */
-    tp_tensor *h = is_llama(m) ? tp_swiglu(c, linear(c, m, x, b->gate, b->gate_bias),
-                                           linear(c, m, x, b->up, b->up_bias))
-                               : tp_gelu(c, linear(c, m, x, b->fc, b->fc_bias)); /* (B,T,F) */
-    return tp_scope_close(c, s, drop(c, m, linear(c, m, h, b->down, b->down_bias), in));
+    tp_tensor *h = is_llama(m) ? tp_swiglu(c, linear(c, m, x, &b->gate), linear(c, m, x, &b->up))
+                               : tp_gelu(c, linear(c, m, x, &b->fc)); /* (B,T,F) */
+    return tp_scope_close(c, s, drop(c, m, linear(c, m, h, &b->down), in));
 }
 
 /* The MLP's branch; *x is the stream that it is to be added to, *attention the branch before it. */

@@ -47,10 +47,25 @@ static tp_status check(tp_ctx *c, const tp_model_cfg *f) {
         return tp_fail(c, TP_EARG,
                        "mod.capacity must be 0 to 1 and mod.every at least 1, got %g and %lld",
                        f->mod.capacity, (long long)f->mod.every);
+    if (f->lora.r < 0 || f->lora.r > INT32_MAX || (f->lora.r && !(f->lora.alpha > 0)))
+        return tp_fail(c, TP_EARG,
+                       "lora.r must be 0 to %d and lora.lora_alpha positive, got %lld and %g",
+                       INT32_MAX, (long long)f->lora.r, f->lora.alpha);
     if (f->mod.capacity > 0 && f->sliding_window)
         return tp_fail(c, TP_EARG,
                        "model.sliding_window does not go with mod.capacity: a routed block sees "
                        "its own tokens only, and a window over those would be another distance");
+    return TP_OK;
+}
+
+/* The part of the table that is trained, in its order. */
+static tp_status find_trained(tp_ctx *c, tp_model *m) {
+    tp_params *t = &m->trained;
+    if (!m->cfg.lora.r) return TP_OK;
+    if (!(t->p = tp_calloc(c, (size_t)m->params.n, sizeof *t->p))) return c->status;
+    t->cap = m->params.n;
+    for (int i = 0; i < m->params.n; i++)
+        if (m->params.p[i].t->requires_grad) t->p[t->n++] = m->params.p[i];
     return TP_OK;
 }
 
@@ -71,6 +86,7 @@ tp_status tp_model_new(tp_model **out, tp_ctx *c, const tp_model_cfg *cfg) {
             .ndim = 2, .shape = {cfg->vocab, cfg->channels}, .flags = TP_P_HEAD, .out_first = true};
         if (!(m->head = tp_model_add(c, m, &head, "lm_head.weight"))) goto failed;
     }
+    if (find_trained(c, m)) goto failed;
     *out = m;
     return TP_OK;
 failed:
@@ -84,7 +100,15 @@ static tp_tensor *twin(const tp_model *m, const tp_model *of, const tp_tensor *w
     return at < 0 ? NULL : m->params.p[at].t;
 }
 
-static tp_status share_params(tp_model *m, tp_ctx *c, const tp_model *of) {
+static tp_tensor *copy_of(tp_ctx *c, const tp_tensor *t) {
+    tp_tensor *own = tp_tensor_keep(c, t->dtype, t->ndim, t->shape);
+    size_t bytes = (size_t)tp_numel(t) * tp_dtype_size(t->dtype);
+    if (own && t->data && tp_copy_bytes(c, own->data, t->data, bytes)) return NULL;
+    return own;
+}
+
+/* own: copies of what is trained. */
+static tp_status share_params(tp_model *m, tp_ctx *c, const tp_model *of, bool own) {
     int n = of->params.n;
     m->params.p = tp_calloc(c, (size_t)n, sizeof *m->params.p);
     if (!m->params.p) return c->status;
@@ -92,7 +116,7 @@ static tp_status share_params(tp_model *m, tp_ctx *c, const tp_model *of) {
         tp_param *p = &m->params.p[m->params.n];
         *p = of->params.p[m->params.n];
         bool requires_grad = p->t->requires_grad;
-        p->t = tp_tensor_borrow(c, p->t);
+        p->t = own && requires_grad ? copy_of(c, p->t) : tp_tensor_borrow(c, p->t);
         if (p->t) p->t->requires_grad = requires_grad;
         p->name = p->t ? tp_strdup(c, p->name) : NULL;
         if (!p->name) return c->status;
@@ -101,14 +125,14 @@ static tp_status share_params(tp_model *m, tp_ctx *c, const tp_model *of) {
     return TP_OK;
 }
 
-tp_status tp_model_share(tp_model **out, tp_ctx *c, const tp_model *of) {
+static tp_status share(tp_model **out, tp_ctx *c, const tp_model *of, bool own) {
     *out = NULL;
     size_t layers = (size_t)of->cfg.layers, each = sizeof(tp_block) / sizeof(tp_tensor *);
     tp_model *m = tp_calloc(c, 1, sizeof *m);
     if (!m) return c->status;
     m->cfg = of->cfg;
     m->block = tp_calloc(c, layers, sizeof *m->block);
-    if (!m->block || share_params(m, c, of)) {
+    if (!m->block || share_params(m, c, of, own) || find_trained(c, m)) {
         tp_model_free(m);
         return c->status;
     }
@@ -124,6 +148,14 @@ tp_status tp_model_share(tp_model **out, tp_ctx *c, const tp_model *of) {
     return TP_OK;
 }
 
+tp_status tp_model_share(tp_model **out, tp_ctx *c, const tp_model *of) {
+    return share(out, c, of, false);
+}
+
+tp_status tp_lora_beside(tp_model **out, tp_ctx *c, const tp_model *of) {
+    return share(out, c, of, true);
+}
+
 void tp_model_free(tp_model *m) {
     if (!m) return;
     for (int i = 0; i < m->params.n; i++) {
@@ -131,12 +163,14 @@ void tp_model_free(tp_model *m) {
         tp_free((void *)(uintptr_t)m->params.p[i].name);
     }
     tp_free(m->params.p);
+    tp_free(m->trained.p);
     tp_free(m->block);
     tp_free(m);
 }
 
 const tp_model_cfg *tp_model_config(const tp_model *m) { return &m->cfg; }
 tp_params *tp_model_params(tp_model *m) { return &m->params; }
+tp_params *tp_model_trainable(tp_model *m) { return m->cfg.lora.r ? &m->trained : &m->params; }
 
 const tp_param *tp_model_param(const tp_model *m, const char *name) {
     for (int i = 0; i < m->params.n; i++)

@@ -6,15 +6,17 @@
 #include "nn/nn.h"
 #include "ops/op.h"
 
-/* One block's parameters, in the order of the table, and nothing else: tp_model_share walks over
- * them. Unused ones are NULL. */
+/* A matrix with what goes with it: a bias, LoRA's A (r,in) and B (out,r). */
+typedef struct tp_linear {
+    tp_tensor *w, *bias, *a, *b;
+} tp_linear;
+/* One block's parameters and nothing else: tp_model_share walks over them. Unused ones are NULL. */
 typedef struct tp_block {
     tp_tensor *norm1, *norm1_bias, *norm2, *norm2_bias;
-    tp_tensor *qkv, *qkv_bias;                       /* GPT-2: one fused matrix (C,3C) */
-    tp_tensor *q, *k, *v, *q_bias, *k_bias, *v_bias; /* Llama: (out,in) each */
+    tp_linear qkv;     /* GPT-2: one fused matrix (C,3C) */
+    tp_linear q, k, v; /* Llama: (out,in) each */
     tp_tensor *q_norm, *k_norm;
-    tp_tensor *proj, *proj_bias;
-    tp_tensor *fc, *fc_bias, *gate, *gate_bias, *up, *up_bias, *down, *down_bias;
+    tp_linear proj, fc, gate, up, down;
     tp_tensor *router;                              /* routed blocks: (C) */
     tp_tensor *look, *look_bias;                    /* a predictor: (h,C), (h), */
     tp_tensor *decide, *decide_logit, *decide_bias; /* and (h), (1), (1) */
@@ -24,12 +26,19 @@ typedef struct tp_block {
 struct tp_model {
     tp_model_cfg cfg;
     tp_params params;
+    tp_params trained; /* with LoRA: those of params that have a gradient */
     tp_block *block;
     tp_tensor *wte, *wpe, *final_norm, *final_norm_bias, *head;
 };
 
 /* A parameter of the table. kind: how it begins. */
-typedef enum tp_init { TP_INIT_NORMAL, TP_INIT_RESIDUAL, TP_INIT_ZERO, TP_INIT_ONE } tp_init;
+typedef enum tp_init {
+    TP_INIT_NORMAL,
+    TP_INIT_RESIDUAL,
+    TP_INIT_ZERO,
+    TP_INIT_ONE,
+    TP_INIT_LORA /* N(0, 1/sqrt(3 in)): see params.c */
+} tp_init;
 typedef struct tp_param_spec {
     int ndim;
     int64_t shape[2];
@@ -43,6 +52,7 @@ tp_tensor *tp_model_add(tp_ctx *c, tp_model *m, const tp_param_spec *s, const ch
 tp_status tp_gpt2_params(tp_ctx *c, tp_model *m);
 tp_status tp_llama_params(tp_ctx *c, tp_model *m);
 tp_status tp_mod_params(tp_ctx *c, tp_model *m, int layer, const char *prefix);
+tp_status tp_lora_params(tp_ctx *c, tp_model *m, int layer); /* after its matrices */
 
 /* A parameter as the forward pass reads it: cast to cfg.compute, by a node of the tape, so that its
  * gradient arrives in f32. NULL stays NULL. */

@@ -2,6 +2,7 @@
  * Hugging Face's checkpoints use, so that weights can travel. */
 #ifndef TP_NN_H
 #define TP_NN_H
+#include "nn/lora.h"
 #include "nn/param.h"
 #include "ops/rope/rope.h"
 #ifdef __cplusplus
@@ -38,6 +39,7 @@ typedef struct tp_model_cfg {
     bool attention_bias, mlp_bias; /* Llama style: biases of q, k, v (Qwen 2) and of the MLP */
     bool activation_checkpointing; /* recompute each block in the backward pass */
     tp_mod_cfg mod;
+    tp_lora_cfg lora;
     tp_dtype dtype;   /* of the weights: TP_F32, or TP_F64: every op runs as its oracle (slow) */
     tp_dtype compute; /* TP_BF16: products and activations in bf16 from f32 weights (CUDA); 0: as
                          the weights */
@@ -55,6 +57,8 @@ void tp_model_free(tp_model *m);
 tp_status tp_model_share(tp_model **out, tp_ctx *c, const tp_model *of);
 const tp_model_cfg *tp_model_config(const tp_model *m);
 tp_params *tp_model_params(tp_model *m);
+/* Those that are trained: all of them, or LoRA's adapters and what routes tokens. */
+tp_params *tp_model_trainable(tp_model *m);
 const tp_param *tp_model_param(const tp_model *m, const char *name); /* NULL if there is none */
 int64_t tp_model_numel(const tp_model *m);      /* parameters, tied ones once */
 int64_t tp_mod_blocks(const tp_model_cfg *cfg); /* how many blocks are routed */

@@ -10,7 +10,9 @@ enum {
     TP_P_DECAY = 1,  /* weight decay applies */
     TP_P_MATRIX = 2, /* a 2-D weight between hidden layers: Muon's */
     TP_P_EMBED = 4,  /* an embedding table */
-    TP_P_HEAD = 8    /* the output head */
+    TP_P_HEAD = 8,   /* the output head */
+    TP_P_LORA = 16,  /* of a low-rank adapter */
+    TP_P_ROUTE = 32  /* decides which tokens a routed block takes */
 };
 typedef struct tp_param {
     const char *name; /* Hugging Face's name, "transformer.h.0.attn.c_attn.weight" */

@@ -41,20 +41,24 @@ static uint64_t hash_name(const char *s) /* FNV-1a */
     return h;
 }
 
-static void init_values(tp_ctx *c, const tp_model *m, tp_init kind, const init_job *j) {
-    if (kind == TP_INIT_ZERO || kind == TP_INIT_ONE) {
+/* LoRA's A is Gaussian as in the paper, with the variance of peft's uniform numbers, 1/(3 in), so
+ * that learning rates which are known for those serve here. */
+static double std_of(const tp_model *m, tp_init kind, const tp_tensor *t) {
+    if (kind == TP_INIT_LORA) return 1 / sqrt(3.0 * (double)t->shape[1]);
+    return m->cfg.init_std / (kind == TP_INIT_RESIDUAL ? sqrt(2.0 * (double)m->cfg.layers) : 1);
+}
+
+static void init_values(tp_ctx *c, tp_init kind, init_job *j) {
+    if (kind == TP_INIT_ZERO || kind == TP_INIT_ONE)
         for (int64_t i = 0; i < j->n; i++) put(j, i, kind == TP_INIT_ONE);
-        return;
-    }
-    init_job normal = *j;
-    normal.std = m->cfg.init_std;
-    if (kind == TP_INIT_RESIDUAL) normal.std /= sqrt(2.0 * (double)m->cfg.layers);
-    tp_parallel_for(c, (j->n + 1) / 2, 1 << 14, init_range, &normal);
+    else
+        tp_parallel_for(c, (j->n + 1) / 2, 1 << 14, init_range, j);
 }
 
 static tp_status init(tp_ctx *c, const tp_model *m, tp_init kind, tp_tensor *t) {
     init_job j = {.to = t->data,
                   .dtype = t->dtype,
+                  .std = std_of(m, kind, t),
                   .seed = c->seed,
                   .name = hash_name(t->name),
                   .n = tp_numel(t)};
@@ -62,7 +66,7 @@ static tp_status init(tp_ctx *c, const tp_model *m, tp_init kind, tp_tensor *t) 
     void *host = NULL;
     if (c->backend && !(j.to = host = tp_malloc(c, (size_t)j.n * tp_dtype_size(t->dtype))))
         return c->status;
-    init_values(c, m, kind, &j);
+    init_values(c, kind, &j);
     tp_status st = host ? tp_upload(c, t, host) : TP_OK;
     tp_free(host);
     return st;
@@ -94,7 +98,8 @@ tp_tensor *tp_model_add(tp_ctx *c, tp_model *m, const tp_param_spec *s, const ch
     char *kept = t ? tp_strdup(c, name) : NULL;
     if (!kept) return NULL;
     t->name = kept;
-    t->requires_grad = true;
+    /* beside LoRA's adapters, routers learn on: what they choose by is what adapters change */
+    t->requires_grad = !m->cfg.lora.r || (s->flags & (TP_P_LORA | TP_P_ROUTE));
     unsigned flags = s->flags | (s->ndim > 1 ? TP_P_DECAY : 0);
     m->params.p[m->params.n++] =
         (tp_param){kept, t, flags, s->blocks ? s->blocks : 1, s->out_first};
@@ -126,6 +131,7 @@ tp_status tp_mod_params(tp_ctx *c, tp_model *m, int layer, const char *prefix) {
     tp_param_spec one = vector(1, TP_INIT_ONE);
     tp_param_spec look = {.ndim = 2, .shape = {h, C}, .init = TP_INIT_NORMAL, .out_first = true};
     tp_param_spec look_b = vector(h, TP_INIT_ZERO), decide = vector(h, TP_INIT_NORMAL);
+    router.flags = zero.flags = one.flags = look.flags = look_b.flags = decide.flags = TP_P_ROUTE;
     if (!tp_mod_routed(&m->cfg, layer)) return c->status;
 #define P(member, spec, suffix)                                                                    \
     b->member = tp_model_add(c, m, &spec, "%s.%d.mod." suffix, prefix, layer)
@@ -161,17 +167,18 @@ tp_status tp_gpt2_params(tp_ctx *c, tp_model *m) {
 #define P(member, spec, suffix) b->member = tp_model_add(c, m, &spec, "transformer.h.%d." suffix, i)
         P(norm1, one, "ln_1.weight");
         P(norm1_bias, zero, "ln_1.bias");
-        P(qkv, qkv, "attn.c_attn.weight");
-        if (f->attention_bias) P(qkv_bias, qkv_b, "attn.c_attn.bias");
-        P(proj, proj, "attn.c_proj.weight");
-        if (f->attention_bias) P(proj_bias, zero, "attn.c_proj.bias");
+        P(qkv.w, qkv, "attn.c_attn.weight");
+        if (f->attention_bias) P(qkv.bias, qkv_b, "attn.c_attn.bias");
+        P(proj.w, proj, "attn.c_proj.weight");
+        if (f->attention_bias) P(proj.bias, zero, "attn.c_proj.bias");
         P(norm2, one, "ln_2.weight");
         P(norm2_bias, zero, "ln_2.bias");
-        P(fc, fc, "mlp.c_fc.weight");
-        if (f->mlp_bias) P(fc_bias, fc_b, "mlp.c_fc.bias");
-        P(down, down, "mlp.c_proj.weight");
-        if (f->mlp_bias) P(down_bias, zero, "mlp.c_proj.bias");
+        P(fc.w, fc, "mlp.c_fc.weight");
+        if (f->mlp_bias) P(fc.bias, fc_b, "mlp.c_fc.bias");
+        P(down.w, down, "mlp.c_proj.weight");
+        if (f->mlp_bias) P(down.bias, zero, "mlp.c_proj.bias");
 #undef P
+        tp_lora_params(c, m, i);
         tp_mod_params(c, m, i, "transformer.h");
     }
     m->final_norm = tp_model_add(c, m, &one, "transformer.ln_f.weight");
@@ -194,29 +201,30 @@ tp_status tp_llama_params(tp_ctx *c, tp_model *m) {
         tp_block *b = &m->block[i];
 #define P(member, spec, suffix) b->member = tp_model_add(c, m, &spec, "model.layers.%d." suffix, i)
         P(norm1, one, "input_layernorm.weight");
-        P(q, q, "self_attn.q_proj.weight");
-        P(k, kv, "self_attn.k_proj.weight");
-        P(v, kv, "self_attn.v_proj.weight");
+        P(q.w, q, "self_attn.q_proj.weight");
+        P(k.w, kv, "self_attn.k_proj.weight");
+        P(v.w, kv, "self_attn.v_proj.weight");
         if (f->attention_bias) {
-            P(q_bias, q_b, "self_attn.q_proj.bias");
-            P(k_bias, kv_b, "self_attn.k_proj.bias");
-            P(v_bias, kv_b, "self_attn.v_proj.bias");
+            P(q.bias, q_b, "self_attn.q_proj.bias");
+            P(k.bias, kv_b, "self_attn.k_proj.bias");
+            P(v.bias, kv_b, "self_attn.v_proj.bias");
         }
         if (f->qk_norm) {
             P(q_norm, per_head, "self_attn.q_norm.weight");
             P(k_norm, per_head, "self_attn.k_norm.weight");
         }
-        P(proj, o, "self_attn.o_proj.weight");
+        P(proj.w, o, "self_attn.o_proj.weight");
         P(norm2, one, "post_attention_layernorm.weight");
-        P(gate, in, "mlp.gate_proj.weight");
-        P(up, in, "mlp.up_proj.weight");
-        P(down, down, "mlp.down_proj.weight");
+        P(gate.w, in, "mlp.gate_proj.weight");
+        P(up.w, in, "mlp.up_proj.weight");
+        P(down.w, down, "mlp.down_proj.weight");
         if (f->mlp_bias) {
-            P(gate_bias, in_b, "mlp.gate_proj.bias");
-            P(up_bias, in_b, "mlp.up_proj.bias");
-            P(down_bias, zero, "mlp.down_proj.bias");
+            P(gate.bias, in_b, "mlp.gate_proj.bias");
+            P(up.bias, in_b, "mlp.up_proj.bias");
+            P(down.bias, zero, "mlp.down_proj.bias");
         }
 #undef P
+        tp_lora_params(c, m, i);
         tp_mod_params(c, m, i, "model.layers");
     }
     m->final_norm = tp_model_add(c, m, &one, "model.norm.weight");

@@ -133,6 +133,10 @@ typedef struct expected {
 static void test_scenes(void **state) {
     static const expected all[] = {
         {{"a step of GPT-2", GPT2, open_trainer, train_step, close_trainer}, 150, 500, true},
+        {{"a step of adapters", LLAMA " lora.r=2", open_trainer, train_step, close_trainer},
+         200,
+         500,
+         true},
         {{"a step of Llama, Muon", LLAMA, open_trainer, train_step, close_trainer}, 150, 500, true},
         {{"a step with routed blocks", ROUTED, open_trainer, train_step, close_trainer},
          150,

@@ -437,6 +437,33 @@ static void test_adopt(void **state) {
     tp_ctx_free(c);
 }
 
+/* Adapters come along with a model that has some; beside one that has none, they are one's own. */
+static void test_adopt_adapters(void **state) {
+    (void)state;
+    tp_ctx *c = ctx_new();
+    tp_config to, from;
+    tp_config_defaults(&to);
+    tp_config_defaults(&from);
+    assert_int_equal(tp_config_set(c, &to, "lora.r=4"), TP_OK);
+    assert_int_equal(tp_config_adopt_model(c, &to, &from), TP_OK);
+    assert_int_equal(to.lora.r, 4);
+    assert_int_equal(tp_config_set(c, &from, "lora.r=4"), TP_OK);
+    assert_int_equal(tp_config_set(c, &from, "lora.lora_alpha=32"), TP_OK);
+    assert_int_equal(tp_config_set(c, &from, "lora.target_modules=c_attn"), TP_OK);
+    assert_int_equal(tp_config_adopt_model(c, &to, &from), TP_OK);
+    assert_memory_equal(&to.lora, &from.lora, sizeof to.lora);
+    static const char *const other[] = {"lora.r=0", "lora.r=8", "lora.lora_alpha=8",
+                                        "lora.target_modules=all-linear", "lora.use_rslora=true"};
+    for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
+        tp_config_defaults(&to);
+        assert_int_equal(tp_config_set(c, &to, other[i]), TP_OK);
+        assert_int_equal(tp_config_adopt_model(c, &to, &from), TP_EARG);
+        assert_non_null(strstr(tp_error(c), "the adapters that there are have another value"));
+        tp_clear(c);
+    }
+    tp_ctx_free(c);
+}
+
 static void test_resolve(void **state) {
     (void)state;
     tp_ctx *c = ctx_new();
@@ -584,14 +611,15 @@ static void test_locale(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),     cmocka_unit_test(test_read),
-        cmocka_unit_test(test_round_trip),   cmocka_unit_test(test_file),
-        cmocka_unit_test(test_refusals),     cmocka_unit_test(test_hostile_sizes),
-        cmocka_unit_test(test_overrides),    cmocka_unit_test(test_checks),
-        cmocka_unit_test(test_rope_scaling), cmocka_unit_test(test_adopt),
-        cmocka_unit_test(test_resolve),      cmocka_unit_test(test_help),
-        cmocka_unit_test(test_given),        cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_numbers),      cmocka_unit_test(test_locale),
+        cmocka_unit_test(test_defaults),       cmocka_unit_test(test_read),
+        cmocka_unit_test(test_round_trip),     cmocka_unit_test(test_file),
+        cmocka_unit_test(test_refusals),       cmocka_unit_test(test_hostile_sizes),
+        cmocka_unit_test(test_overrides),      cmocka_unit_test(test_checks),
+        cmocka_unit_test(test_rope_scaling),   cmocka_unit_test(test_adopt),
+        cmocka_unit_test(test_adopt_adapters), cmocka_unit_test(test_resolve),
+        cmocka_unit_test(test_help),           cmocka_unit_test(test_given),
+        cmocka_unit_test(test_no_memory),      cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_locale),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

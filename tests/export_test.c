@@ -1,7 +1,7 @@
 /* What `tapir export` writes, read by other code than wrote it: the layout of safetensors byte by
  * byte, every tensor's bits beside the checkpoint's. A bit that is turned over must be noticed:
- * each of the header, and of every 61st byte of the values. And the writer alone: alignment, values
- * that are missing, a name that is taken. */
+ * each of the header, and of every 61st byte of the values. LoRA's adapters, merged by other code
+ * as well. And the writer alone: alignment, values that are missing, a name that is taken. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -46,6 +46,7 @@ typedef struct weight {
     uint8_t *data;
 } weight;
 typedef struct weights {
+    double lora_scale; /* of a run with adapters: what B A is multiplied by */
     tp_checkpoint_reader *from;
     weight w[MOST];
     int n, zeros; /* zeros: biases that the file has beside these */
@@ -65,6 +66,40 @@ static void open_weights(weights *all, const char *path, int zeros) {
             TP_OK);
     }
     assert_in_range(all->n, 1, MOST);
+}
+
+/* Adapters leave the list: their products, in double, are added to the matrices beside them. */
+static void merge_adapters(weights *all, bool out_first) {
+    int n = 0;
+    for (int i = 0; i < all->n; i++) {
+        weight *w = &all->w[i], *a = NULL, *b = NULL;
+        char *end = strstr(w->e->name, ".weight");
+        for (int j = 0; j < all->n && end && !strstr(w->e->name, ".lora_"); j++) {
+            const char *name = all->w[j].e->name;
+            if (strncmp(name, w->e->name, (size_t)(end - w->e->name))) continue;
+            const char *rest = name + (end - w->e->name);
+            if (!strcmp(rest, ".lora_A.weight")) a = &all->w[j];
+            if (!strcmp(rest, ".lora_B.weight")) b = &all->w[j];
+        }
+        if (!a || !b) continue;
+        int64_t r = a->e->shape[0], in = a->e->shape[1], out = b->e->shape[0];
+        for (int64_t y = 0; y < out; y++)
+            for (int64_t x = 0; x < in; x++) {
+                float *to = (float *)w->data + (out_first ? y * in + x : x * out + y);
+                double sum = 0;
+                for (int64_t k = 0; k < r; k++)
+                    sum += (double)((float *)b->data)[y * r + k] *
+                           (double)((float *)a->data)[k * in + x];
+                *to = (float)((double)*to + all->lora_scale * sum);
+            }
+    }
+    for (int i = 0; i < all->n; i++) {
+        if (strstr(all->w[i].e->name, ".lora_"))
+            free(all->w[i].data);
+        else
+            all->w[n++] = all->w[i];
+    }
+    all->n = n;
 }
 
 static void close_weights(weights *all) {
@@ -180,6 +215,53 @@ static void flip_every_bit(const weights *all, bytes file) {
     memcpy(more, file.at, file.n);
     assert_non_null(check(all, more, file.n + 4));
     free(more);
+}
+
+/* Merged weights beside others that a wrong scale, or none, would make; and the base's own. */
+static void merge_and_check(const char *name, const char *words, bool out_first) {
+    char path[128];
+    weights all;
+    int failed = shell(
+        "cd %s && t=\"%s/configs/tests/tiny.yaml data.train=train.h5 model.layers=1 "
+        "train.learning_rate=0.05 %s\" && %s train $t run.dir=base-%s >out 2>&1 && "
+        "%s train $t run.dir=%s model.init_from=base-%s lora.r=4 lora.lora_alpha=10 >out "
+        "2>&1 && %s export %s to-%s >out 2>&1",
+        dir, TAPIR_SOURCE, words, TAPIR_BIN, name, TAPIR_BIN, name, name, TAPIR_BIN, name, name);
+    if (failed) shell("cat %s/out", dir);
+    assert_int_equal(failed, 0);
+    snprintf(path, sizeof path, "%s/to-%s/model.safetensors", dir, name);
+    bytes file = slurp(path);
+    const double scale[] = {10.0 / 4, 10.0 / 4.001, 0};
+    for (int i = 0; i < 3; i++) {
+        snprintf(path, sizeof path, "%s/%s/checkpoints/step-00000006.h5", dir, name);
+        open_weights(&all, path, 0);
+        all.lora_scale = scale[i];
+        merge_adapters(&all, out_first);
+        const char *wrong = check(&all, file.at, file.n);
+        if (i == 0 && wrong) fail_msg("%s: %s", name, wrong);
+        if (i > 0) assert_string_equal(wrong, "values");
+        close_weights(&all);
+    }
+    free(file.at);
+    /* what is not an adapter has the base's bits */
+    weights base;
+    open_weights(&all, path, 0);
+    snprintf(path, sizeof path, "%s/base-%s/checkpoints/step-00000006.h5", dir, name);
+    open_weights(&base, path, 0);
+    assert_in_range(all.n, base.n + 8, MOST);
+    for (int i = 0; i < base.n; i++) {
+        const weight *w = find(&all, base.w[i].e->name + 8);
+        assert_non_null(w);
+        assert_memory_equal(w->data, base.w[i].data, w->e->bytes);
+    }
+    close_weights(&all);
+    close_weights(&base);
+}
+
+static void adapters_are_merged(void **state) {
+    (void)state;
+    merge_and_check("lora-gpt2", "model.family=gpt2", false);
+    merge_and_check("lora-llama", "model.tie_embeddings=false", true);
 }
 
 static void export_and_check(const char *name, const char *words, int zeros) {
@@ -299,6 +381,7 @@ int main(void) {
         cmocka_unit_test(a_gpt2),
         cmocka_unit_test(a_llama),
         cmocka_unit_test(a_qwen3_with_biases),
+        cmocka_unit_test(adapters_are_merged),
     };
     return cmocka_run_group_tests(tests, make_corpus, remove_all);
 }

@@ -72,13 +72,15 @@ keys_of() { # KIND
     routed) echo $routed ;;
     shared) echo $shared ;;
     medium) echo rl.beta=0.05 float32_matmul_precision=medium ;;
+    lora) echo $lora ;;
     esac
 }
-kinds="plain everything truncated drawing routed shared medium"
+lora="lora.r=4 train.learning_rate=0.01 rl.beta=0.05 rl.num_iterations=2"
+kinds="plain everything truncated drawing routed shared medium lora"
 splits="threads=1 train.micro_batches=4 rl.lanes=3"
 pauses="0.1 0.3 0.5 0.8"
 counts="2 4"
-[ "$length" = whole ] || kinds="plain truncated routed" splits=train.micro_batches=4 pauses=0.5 counts=2
+[ "$length" = whole ] || kinds="plain truncated routed lora" splits=train.micro_batches=4 pauses=0.5 counts=2
 for kind in $kinds; do
     keys=$(keys_of $kind)
     expect "$kind" grpo "$kind" $keys
@@ -141,6 +143,19 @@ for pause in $pauses; do
         strip '$dir/straight/metrics.jsonl' >'$dir/a'; strip '$dir/killed/metrics.jsonl' >'$dir/b'
         cmp '$dir/a' '$dir/b'"
 done
+
+# ---- LoRA ---------------------------------------------------------------------------------------
+expect "LoRA, half of it" grpo half $lora run.steps=3
+expect "LoRA, the other half" grpo half $lora run.steps=6 --resume
+expect "LoRA, stopped and resumed: the same bits" same lora half
+expect "LoRA, a step" grpo begins lora.r=4 rl.beta=0.05 run.steps=1
+expect "LoRA: the reference is what it begins with" sh -c "[ '$(first begins kl)' = 0 ]"
+expect "LoRA: and stays so" sh -c "grep -o '\"kl\":[^,]*' '$dir/lora/metrics.jsonl' | tail -1 | grep -q ':0\.'"
+expect "a run that goes on with the adapters" "$tapir" grpo "$src/configs/tests/grpo.yaml" run.dir="$dir/more" \
+    model.init_from="$dir/lora" run.steps=1 rl.beta=0.05
+expect "whose reference has them, too" sh -c "[ '$(first more kl)' = 0 ]"
+expect "a reference that moves" grpo moves $lora rl.sync_ref_model=true rl.ref_model_sync_steps=2
+expect "moves" other lora moves
 
 # ---- ranks --------------------------------------------------------------------------------------
 leaks=${ASAN_OPTIONS-}

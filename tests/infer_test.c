@@ -12,6 +12,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Adapters begin with zeros; here they have learnt something. */
+static void fill_adapters(tp_model *m) {
+    const tp_params *p = tp_model_trainable(m);
+    for (int i = 0; i < p->n; i++)
+        for (int64_t e = 0; e < tp_numel(p->p[i].t); e++)
+            tp_f32(p->p[i].t)[e] =
+                (float)(0.3 * tp_normal(6, TP_RNG_TEST, (uint64_t)i, (uint64_t)e));
+}
+
 static const family families[] = {
     SMALL_GPT2,
     {"llama",
@@ -32,6 +41,21 @@ static const family families[] = {
       .logit_softcap = 8,
       .attn_softcap = 10,
       .sliding_window = 21}},
+    {"llama, LoRA",
+     {.family = TP_FAMILY_LLAMA,
+      .layers = 2,
+      .heads = 2,
+      .kv_heads = 1,
+      .channels = 24,
+      .head_dim = 12,
+      .ffn = 40,
+      .context = CONTEXT,
+      .vocab = V,
+      .norm_eps = 1e-5,
+      .init_std = 0.3,
+      .rope_theta = 10000,
+      .lora = {.r = 5, .alpha = 8}},
+     fill_adapters},
 };
 
 static void test_parity(void **state) {

@@ -11,7 +11,8 @@ extern "C" {
 
 typedef struct lce_attr {
     tp_lce_opts o;
-    bool no_dx, no_dw; /* backward: nobody reads this gradient; it comes out empty */
+    bool no_dx,
+        no_dw; /* backward, and dw of train: nobody reads this gradient; it comes out empty */
 } lce_attr;
 extern const tp_attr lce_attrs[];
 

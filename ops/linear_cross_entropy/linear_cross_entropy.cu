@@ -441,7 +441,8 @@ TP_CUDA_KERNEL(lce_backward_cuda, .decline = decline, .run = backward_run,
                .workspace = backward_workspace);
 
 static tp_status train_run(const tp_call *k) {
-    lce_plan p = lce_plan_of(k, true, true, true, k->workspace);
+    const bool dw = !((const lce_attr *)k->attr)->no_dw;
+    lce_plan p = lce_plan_of(k, true, true, dw, k->workspace);
     outputs o = {};
     o.logprob = k->out[LCE_SUM_LOGPROB];
     o.entropy = k->out[LCE_SUM_ENTROPY];
@@ -450,11 +451,11 @@ static tp_status train_run(const tp_call *k) {
     o.job = LCE_JOB_TRAIN;
     tp_status st = tokens_run(k, &p, LCE_TRAIN_COEF);
     if (!st) st = rows_pass(k, &p, &o);
-    if (!st && !p.one_pass) st = weight_pass(k, &p, k->out[LCE_SUM_DW]);
+    if (!st && dw && !p.one_pass) st = weight_pass(k, &p, k->out[LCE_SUM_DW]);
     return st ? st : sum_loss(k, &p, k->out[LCE_SUM]);
 }
 static size_t train_workspace(const tp_call *k) {
-    return lce_plan_of(k, true, true, true, NULL).bytes;
+    return lce_plan_of(k, true, true, !((const lce_attr *)k->attr)->no_dw, NULL).bytes;
 }
 TP_CUDA_KERNEL(lce_train_cuda, .decline = decline, .run = train_run, .workspace = train_workspace);
 

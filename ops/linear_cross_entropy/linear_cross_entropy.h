@@ -43,9 +43,10 @@ typedef struct tp_lce_sum {
 
 /* The same loss, summed with the weights coef (…) (NULL: ones; a constant), for training: since the
  * weights are known, the gradients are computed in the same pass over the logits, which saves one
- * of four matrix products. x and w must be inputs whose gradients are wanted; otherwise call
- * tp_linear_cross_entropy. The gradients have the same bits as that op's. (On CUDA
- * where `chunk` gives room for dw in f32; else its memory counts for more: lce_plan_cuda.h.) */
+ * of four matrix products. x must be an input whose gradient is wanted; otherwise call
+ * tp_linear_cross_entropy. Where w has none (requires_grad), its product is left out, too. The
+ * gradients have the same bits as that op's. (On CUDA where `chunk` gives room for dw in f32; else
+ * its memory counts for more: lce_plan_cuda.h.) */
 tp_lce_sum tp_linear_cross_entropy_train(tp_ctx *c, tp_tensor *x, tp_tensor *w, tp_tensor *targets,
                                          tp_tensor *coef, const tp_lce_opts *opts);
 #ifdef __cplusplus

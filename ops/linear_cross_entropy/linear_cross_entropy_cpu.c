@@ -341,18 +341,19 @@ static float sum_loss(const work *w) {
 }
 
 static tp_status train_run(const tp_call *k) {
+    const bool dw = !((const lce_attr *)k->attr)->no_dw;
     work w;
     tp_status st = lce_check_targets(k);
     if (st) return st;
-    lay_out(&w, k, true, true, true, k->workspace);
+    lay_out(&w, k, true, true, dw, k->workspace);
     w.nv = w.d.v;
-    if (!w.u.chunks) zero(k->out[LCE_SUM_DW]);
+    if (!w.u.chunks && dw) zero(k->out[LCE_SUM_DW]);
     for (int64_t i = 0; i < w.u.chunks; i++) {
         w.now = lce_chunk_at(&w.d, &w.u, i);
         run_logits(&w);
         tp_parallel_for(k->ctx, w.now.rows, row_grain(&w), train_rows, &w);
         run_dx(&w, k->out[LCE_SUM_DX]);
-        run_dw(&w, k->out[LCE_SUM_DW]);
+        if (dw) run_dw(&w, k->out[LCE_SUM_DW]);
     }
     tp_f32(k->out[LCE_SUM])[0] = sum_loss(&w);
     return TP_OK;
@@ -360,7 +361,7 @@ static tp_status train_run(const tp_call *k) {
 
 static size_t train_workspace(const tp_call *k) {
     work w;
-    return lay_out(&w, k, true, true, true, NULL);
+    return lay_out(&w, k, true, true, !((const lce_attr *)k->attr)->no_dw, NULL);
 }
 
 /* ---- rows ----------------------------------------------------------------------------------- */

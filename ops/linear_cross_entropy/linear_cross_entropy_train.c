@@ -21,9 +21,11 @@ static tp_status train_infer(tp_call *k) {
         return tp_refuse(k, TP_ESHAPE, "coef must have the shape of targets, got %s and %s",
                          tp_shape_str(k->ctx, coef), tp_shape_str(k->ctx, y));
     tp_dtype stats = tp_sum_dtype(x->dtype);
+    int64_t none = 0;
     if ((st = tp_out(k, stats, 0, NULL))) return st;
     for (int i = 0; i < 2 && !st; i++) st = tp_out(k, stats, y->ndim, y->shape);
     if (!st) st = tp_out_like(k, x);
+    if (!st && ((const lce_attr *)k->attr)->no_dw) return tp_out(k, stats, 1, &none);
     return st ? st : tp_out(k, stats, k->in[LCE_W]->ndim, k->in[LCE_W]->shape);
 }
 
@@ -35,7 +37,8 @@ static tp_status train_oracle(const tp_call *k) {
     if (st) return st;
     double *s = tp_malloc(k->ctx, (size_t)d.v * sizeof *s), sum = 0;
     if (!s) return TP_ENOMEM;
-    double *dx = tp_f64(k->out[LCE_SUM_DX]), *dw = tp_f64(k->out[LCE_SUM_DW]);
+    bool no_dw = ((const lce_attr *)k->attr)->no_dw;
+    double *dx = tp_f64(k->out[LCE_SUM_DX]), *dw = no_dw ? NULL : tp_f64(k->out[LCE_SUM_DW]);
     if (dx) memset(dx, 0, (size_t)tp_numel(k->out[LCE_SUM_DX]) * sizeof(double));
     if (dw) memset(dw, 0, (size_t)tp_numel(k->out[LCE_SUM_DW]) * sizeof(double));
     for (int64_t i = 0; i < d.n; i++) {
@@ -63,6 +66,7 @@ tp_lce_sum tp_linear_cross_entropy_train(tp_ctx *c, tp_tensor *x, tp_tensor *w, 
                                          tp_tensor *coef, const tp_lce_opts *opts) {
     lce_attr at = {0};
     if (opts) at.o = *opts;
+    at.no_dw = w && !w->requires_grad;
     tp_tensor *out[TP_MAXOUT] = {0}, *in[] = {x, w, targets, coef};
     if (tp_op_run(c, &op_linear_cross_entropy_train, &at, 4, in, out)) return (tp_lce_sum){0};
     return (tp_lce_sum){out[LCE_SUM], out[LCE_SUM_LOGPROB], out[LCE_SUM_ENTROPY]};
@@ -96,7 +100,8 @@ static void train_vjp(const tp_call *k, tp_tensor *const dout[], tp_tensor *din[
 
 static double train_flops(const tp_call *k) {
     lce_dims d = lce_dims_of(k);
-    return (double)d.n * (double)d.v * (6.0 * (double)d.c + 35.0);
+    double products = ((const lce_attr *)k->attr)->no_dw ? 4.0 : 6.0;
+    return (double)d.n * (double)d.v * (products * (double)d.c + 35.0);
 }
 
 static const int32_t some_ignored[6] = {0, -100, 4, -100, 2, 1}, outside[2] = {1, 5};
@@ -121,6 +126,8 @@ static const tp_sample train_samples[] = {
      .no_grad = true},
     {"long samples in parts", {X(3, 7, 3), X(5, 3), Y(5, 3, 7)}, OPTS(.chunk = 3), .no_grad = true},
     {"blocks", {X(17, 65), X(1100, 65), Y(1100, 17)}, .no_grad = true},
+    {"dx only", {X(17, 65), X(1100, 65), Y(1100, 17), X(17)}, &(const lce_attr){.no_dw = true},
+     .no_grad = true},
     {"no tokens", {X(2, 0, 4), X(5, 4), Y(5, 2, 0)}, .no_grad = true},
     {"no channels", {X(2, 0), X(5, 0), Y(5, 2)}, .no_grad = true},
     {"target outside", {X(2, 3), X(5, 3), GIVEN(outside, 2)},
@@ -137,7 +144,7 @@ const tp_op op_linear_cross_entropy_train = {
         "linear_cross_entropy for training: the weights of the tokens are known beforehand, so one "
         "pass over whole rows of logits gives loss and gradients with three matrix products "
         "instead of four. The gradients have the bits of linear_cross_entropy's. Costs the memory "
-        "of dx and dw until backward reaches the op.",
+        "of dx and dw until backward reaches the op; dw comes out empty where w has no gradient.",
     .infer = train_infer,
     .kernel = {[TP_CPU] = (const tp_kernel *const[]){TP_CPU_LIST(lce_train_cpu), NULL},
                [TP_CUDA] = TP_CUDA_LIST(&lce_train_cuda)},

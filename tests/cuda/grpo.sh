@@ -38,6 +38,8 @@ differ() { ! same "$1" "$2"; }
 
 expect "f32" grpo f32 rl.num_iterations=2 rl.beta=0.05
 expect "f32: no log-prob differs" no_difference f32 2
+expect "LoRA, bf16" grpo lora dtype=bf16 lora.r=4 rl.num_iterations=2 rl.beta=0.05
+expect "LoRA, bf16: no log-prob differs" no_difference lora 2
 if [ "$short" != short ]; then
     expect "replay" "$tapir" replay "$dir/f32" 2
     expect "another seed" grpo seed rl.num_iterations=2 rl.beta=0.05 seed=3

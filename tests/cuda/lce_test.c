@@ -484,7 +484,7 @@ static double extra(int64_t b, int64_t t, int64_t c, int64_t v, tp_dtype dtype, 
               *w = tp_tensor_keep(m, dtype, TP_SHAPE(v, c)),
               *y = tp_tensor_keep(m, TP_I32, TP_SHAPE(b, t));
     if (train)
-        tp_linear_cross_entropy_train(m, x, w, y, NULL, NULL);
+        tp_linear_cross_entropy_train(m, x, tp_require_grad(w), y, NULL, NULL);
     else
         tp_linear_cross_entropy(m, x, w, y, NULL);
     assert_string_equal(tp_error(m), "");

@@ -55,6 +55,22 @@ for family in gpt2 llama routed; do
     done
 done
 
+# adapters beside frozen weights: GPT-2's MLP as ops apart, the head without its gradient
+f="model.family=gpt2 model.init_from=$dir/cpu-gpt2 lora.r=4"
+expect "LoRA on the CPU" run cpu-lora $f
+cpu=$(loss_of)
+for dtype in f32 bf16; do
+    expect "LoRA in $dtype" run lora-$dtype $f device=cuda dtype=$dtype
+    gpu=$(loss_of)
+    [ $dtype = f32 ] && tolerance=0.0005 || tolerance=0.01
+    expect "LoRA in $dtype: loss $gpu, on the CPU $cpu" near "$gpu" "$cpu" $tolerance
+done
+expect "LoRA, half of it" run lora-half $f device=cuda dtype=bf16 run.steps=6 train.lr_scheduler_type=constant
+expect "LoRA, the other half" run lora-half $f device=cuda dtype=bf16 train.lr_scheduler_type=constant --resume
+expect "LoRA, all of it" run lora-whole $f device=cuda dtype=bf16 train.lr_scheduler_type=constant \
+    train.cuda_graph=true
+expect "LoRA, stopped and resumed: the same bits" [ "$(hash_of lora-half)" = "$(hash_of lora-whole)" ]
+
 # the same bits again; after a kill; with other values the hash must differ
 w="model.family=gpt2 device=cuda dtype=bf16 model.dropout=0.1"
 expect "dropout" run again1 $w
