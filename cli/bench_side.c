@@ -1,5 +1,6 @@
 /* Owns a training that is measured: the same one as `tapir train`, on pseudo-random tokens. */
 #include "cli/bench.h"
+#include "cli/source.h"
 #include "core/ctx.h"
 
 int tp_side_failed(const char *command, tp_side *s, tp_status st) {
@@ -18,6 +19,7 @@ int tp_side_open(const char *command, tp_side *s, char *const words[], int n, bo
         st = tp_fail(s->c, st, "%s", error);
     if (!st) st = tp_plan_fits(s->c, &s->plan);
     if (!st) st = tp_trainer_new(&s->t, s->c, &s->cfg, s->comm);
+    if (!st) st = tp_begin_weights(s->c, &s->cfg, tp_model_params(s->t.model));
     s->f = (tp_fake_batch){.of = tp_share_of(&s->cfg, tp_comm_rank(s->comm), ranks),
                            .T = s->cfg.model.context,
                            .vocab = s->cfg.model.vocab};

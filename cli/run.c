@@ -160,7 +160,9 @@ tp_status tp_run_open(tp_run *r, tp_ctx *c, const char *path, bool best) {
     c->seed = (uint64_t)r->cfg.seed; /* of choices at random in the model */
     /* as it was trained, its losses have the same bits */
     c->bf16_products = c->device == TP_CPU && tp_ctx_opts_of(&r->cfg).bf16_products;
-    if (!st) st = tp_trainer_model(&r->trainer, c, &r->cfg);
+    tp_config cfg = r->cfg;
+    snprintf(cfg.model.init_from, sizeof cfg.model.init_from, "%s", path);
+    if (!st) st = tp_trainer_model(&r->trainer, c, &cfg);
     if (!st) st = tp_load_weights(c, r->from, tp_model_params(r->trainer.model), "weights");
     return st;
 }

@@ -86,6 +86,7 @@ tp_ctx_opts tp_ctx_opts_of(const tp_config *cfg) {
 tp_status tp_trainer_model(tp_trainer *t, tp_ctx *c, const tp_config *cfg) {
     *t = (tp_trainer){.c = c, .cfg = *cfg, .ranks = 1};
     tp_model_cfg m = model_config(cfg, c->device == TP_CUDA && cfg->dtype == TP_CFG_BF16);
+    m.to_be_loaded = *cfg->model.init_from != 0;
     tp_status st = tp_lora_targets(c, &m, cfg->lora.target_modules);
     return st ? st : tp_model_new(&t->model, c, &m);
 }

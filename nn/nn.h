@@ -40,9 +40,9 @@ typedef struct tp_model_cfg {
     bool activation_checkpointing; /* recompute each block in the backward pass */
     tp_mod_cfg mod;
     tp_lora_cfg lora;
-    tp_dtype dtype;   /* of the weights: TP_F32, or TP_F64: every op runs as its oracle (slow) */
-    tp_dtype compute; /* TP_BF16: products and activations in bf16 from f32 weights (CUDA); 0: as
-                         the weights */
+    tp_dtype dtype;    /* of the weights: TP_F32, or TP_F64: every op runs as its oracle (slow) */
+    tp_dtype compute;  /* TP_BF16: products and activations, from f32 weights (CUDA); 0: as these */
+    bool to_be_loaded; /* a parameter has no values yet, but LoRA's, which a file may lack */
 } tp_model_cfg;
 
 typedef struct tp_model tp_model;

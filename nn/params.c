@@ -103,7 +103,8 @@ tp_tensor *tp_model_add(tp_ctx *c, tp_model *m, const tp_param_spec *s, const ch
     unsigned flags = s->flags | (s->ndim > 1 ? TP_P_DECAY : 0);
     m->params.p[m->params.n++] =
         (tp_param){kept, t, flags, s->blocks ? s->blocks : 1, s->out_first};
-    return init(c, m, s->init, t) ? NULL : t;
+    const bool open = m->cfg.to_be_loaded && !(s->flags & TP_P_LORA);
+    return !open && init(c, m, s->init, t) ? NULL : t;
 }
 
 /* ---- shapes, short -------------------------------------------------------------------------- */
