@@ -345,6 +345,7 @@ static int finish(tp_grpo_run *r, const char *command, tp_status st) {
         printf(" eval_greedy=%.6f eval_pass_1=%.6f", e->greedy, e->pass_1);
         if (e->k > 1) printf(" eval_pass_%lld=%.6f", (long long)e->k, e->pass_k);
         printf(" eval_length=%.3f", e->length);
+        printf(isnan(e->reward) ? " eval_reward=none" : " eval_reward=%.6f", e->reward);
     }
     printf(" s_per_step=%.3f\n", r->busy_steps ? r->busy_seconds / (double)r->busy_steps : 0.0);
     return EXIT_DONE;

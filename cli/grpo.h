@@ -65,6 +65,10 @@ tp_status tp_grpo_prompt(tp_grpo *g, bool held_out, uint64_t item, int32_t *ids,
 /* The text of n tokens, without the stop token at their end; to be freed. */
 tp_status tp_grpo_text(tp_grpo *g, const int32_t *ids, int64_t n, bool ended, char **text,
                        size_t *bytes);
+/* Every reward of n completions of an item (of x all but the item is set), into reward (n, count).
+ */
+tp_status tp_grpo_judge(tp_grpo *g, bool held_out, uint64_t item, tp_judged *x, int64_t n,
+                        double *reward);
 /* Sums every row's numbers over the ranks, where all but one have zeros. */
 tp_status tp_grpo_sum(tp_grpo *g, double *x, int64_t n);
 
@@ -100,7 +104,8 @@ tp_model_out tp_packed_forward(tp_ctx *c, tp_grpo *g, tp_model *m, tp_packed *f)
 
 /* ---- grpo_eval.c ---------------------------------------------------------------------------- */
 typedef struct tp_grpo_eval {
-    double greedy, pass_1, pass_k, length;
+    double greedy, pass_1, pass_k, length;   /* right answers, whatever is rewarded */
+    double reward, rewards[TP_REWARDS_MOST]; /* means of the k samples' rewards; NaN: none has */
     int64_t prompts, k;
 } tp_grpo_eval;
 tp_status tp_grpo_evaluate(tp_grpo *g, tp_grpo_eval *out);

@@ -200,13 +200,22 @@ tp_status tp_grpo_report_evaluation(tp_grpo_run *r) {
     if (st) return st;
     r->evaluated = g->step;
     const tp_grpo_eval *e = &r->after;
-    char pass_k[48] = "";
+    char pass_k[48] = "", reward[TP_F64_TEXT] = "none", names[TP_REWARDS_MOST][64];
     if (e->k > 1) snprintf(pass_k, sizeof pass_k, "  pass@%lld %.3f", (long long)e->k, e->pass_k);
-    tp_progress(true, "step %lld/%lld  held out: greedy %.3f  pass@1 %.3f%s  length %.1f",
-                (long long)g->step, (long long)g->steps, e->greedy, e->pass_1, pass_k, e->length);
+    if (!isnan(e->reward)) snprintf(reward, sizeof reward, "%.3f", e->reward);
+    tp_progress(
+        true, "step %lld/%lld  held out: reward %s  greedy %.3f  pass@1 %.3f%s  length %.1f",
+        (long long)g->step, (long long)g->steps, reward, e->greedy, e->pass_1, pass_k, e->length);
+    if (r->logged == g->step) return TP_OK;
     snprintf(key, sizeof key, "eval/pass@%lld", (long long)e->k);
-    tp_metric m[4] = {tp_metric_f64("eval/greedy", e->greedy),
-                      tp_metric_f64("eval/mean_length", e->length),
-                      tp_metric_f64("eval/pass@1", e->pass_1), tp_metric_f64(key, e->pass_k)};
-    return r->logged == g->step ? TP_OK : record(r, m, e->k > 1 ? 4 : 3);
+    tp_metric m[5 + TP_REWARDS_MOST] = {
+        tp_metric_f64("eval/greedy", e->greedy), tp_metric_f64("eval/mean_length", e->length),
+        tp_metric_f64("eval/pass@1", e->pass_1), tp_metric_f64("eval/reward", e->reward)};
+    int n = 4;
+    for (int k = 0; k < tp_rewards_count(g->rewards); k++) {
+        snprintf(names[k], sizeof names[k], "eval/rewards/%s/mean", tp_rewards_name(g->rewards, k));
+        m[n++] = tp_metric_f64(names[k], e->rewards[k]);
+    }
+    if (e->k > 1) m[n++] = tp_metric_f64(key, e->pass_k);
+    return record(r, m, n);
 }

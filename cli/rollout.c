@@ -209,19 +209,25 @@ static tp_status generate(tp_grpo *g, tp_rollouts *r, int64_t draw) {
 }
 
 /* ---- rewards -------------------------------------------------------------------------------- */
+tp_status tp_grpo_judge(tp_grpo *g, bool held_out, uint64_t item, tp_judged *x, int64_t n,
+                        double *reward) {
+    tp_task_item of;
+    tp_status st = tp_task_get(g->task, g->c, held_out, item, &of);
+    for (int64_t i = 0; i < n; i++) x[i].item = of;
+    return st ? st : tp_rewards_judge(g->rewards, g->c, g->task, x, n, reward);
+}
+
 static tp_status judge_prompt(tp_grpo *g, tp_rollouts *r, int64_t p) {
-    tp_ctx *c = g->c;
-    tp_judged *x = tp_calloc(c, (size_t)r->G, sizeof *x);
-    tp_task_item item;
-    tp_status st = x ? tp_task_get(g->task, c, false, r->item[p], &item) : tp_error_status(c);
+    tp_judged *x = tp_calloc(g->c, (size_t)r->G, sizeof *x);
+    tp_status st = x ? TP_OK : tp_error_status(g->c);
     for (int64_t i = 0; i < r->G && !st; i++) {
         int64_t row = p * r->G + i;
         char *text = NULL;
-        x[i] = (tp_judged){.item = item, .tokens = r->n[row], .ended = r->ended[row]};
+        x[i] = (tp_judged){.tokens = r->n[row], .ended = r->ended[row]};
         st = tp_grpo_text(g, r->ids + row * r->R, r->n[row], r->ended[row], &text, &x[i].n);
         x[i].text = text;
     }
-    if (!st) st = tp_rewards_judge(g->rewards, c, g->task, x, r->G, r->reward + p * r->G * r->K);
+    if (!st) st = tp_grpo_judge(g, false, r->item[p], x, r->G, r->reward + p * r->G * r->K);
     for (int64_t i = 0; i < r->G && x; i++) tp_free((void *)(uintptr_t)x[i].text);
     tp_free(x);
     return st;

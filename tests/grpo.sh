@@ -236,9 +236,9 @@ says 'overlong needs rl.overlong_buffer' rl.reward_weights=overlong=1
 says 'rl.overlong_buffer is 13, but rl.max_completion_length only 12' rl.overlong_buffer=13
 refuses 'evaluate needs rl.eval_prompts' grpo none --evaluate rl.eval_prompts=0
 refuses 'leave out --resume' grpo none --evaluate --resume
-tells 'done: run=none step=0 reward=none eval_greedy=[0-9.]* eval_pass_1=[0-9.]* eval_length=[0-9.]* s_per_step=0.000' \
+tells 'done: run=none step=0 reward=none eval_greedy=[0-9.]* eval_pass_1=[0-9.]* eval_length=[0-9.]* eval_reward=[0-9.]* s_per_step=0.000' \
     grpo none --evaluate rl.eval_samples=1
-tells 'step 0/6  held out: greedy [0-9.]*  pass@1 [0-9.]*  length [0-9.]*' grpo none --evaluate rl.eval_samples=1
+tells 'step 0/6  held out: reward [0-9.]*  greedy [0-9.]*  pass@1 [0-9.]*  length [0-9.]*' grpo none --evaluate rl.eval_samples=1
 tells 'step 0/6  .*  pass@1 [0-9.]*  pass@2 [0-9.]*  length .*' grpo none --evaluate rl.eval_samples=2
 
 # ---- keys of the other program ------------------------------------------------------------------
@@ -287,6 +287,16 @@ R
 program="rl.reward_weights=exact_match=1,program=0.5"
 expect "a reward program" grpo program "$program" rl.reward_program="sh $dir/reward.sh" run.steps=2
 expect "its rewards are logged" grep -q '"rewards/program/mean":' "$dir/program/metrics.jsonl"
+# on held-out prompts, too: a right answer is worth 1, and the program gives each half of 2
+scored() { # KEYS…: eval_reward and eval_pass_1 of an evaluation
+    grpo none --evaluate rl.eval_samples=3 rl.reward_weights=exact_match=1,program=0.5 \
+        rl.reward_program="while read -r x; do echo 2; done" "$@" 2>/dev/null |
+        sed -n 's/.*eval_pass_1=\([0-9.]*\).*eval_reward=\([0-9.]*\) .*/\1 \2/p'
+}
+scored threads=1 >"$dir/scores"
+expect "held-out rewards" awk '{ good = $1 > 0 && $2 > $1 && ($2 - $1 - 1) ^ 2 < 1e-10 } END { exit !good }' "$dir/scores"
+expect "the same for any number of threads" [ "$(scored threads=2)" = "$(cat "$dir/scores")" ]
+expect "held-out rewards are logged" grep -q '"eval/reward":.*"eval/rewards/program/mean":' "$dir/program/metrics.jsonl"
 says 'ended with code 3' "$program" rl.reward_program="exit 3"
 says 'took more than 0.2 seconds' "$program" rl.reward_program="sleep 5" rl.reward_timeout=0.2
 says 'wrote more than a line' "$program" rl.reward_program="while read -r x; do echo 1; echo 0; done"
