@@ -120,9 +120,22 @@ static tp_status of_file(tp_tokenizer **out, tp_ctx *c, tp_config *f) {
     return TP_OK;
 }
 
+/* A model that was made elsewhere reads texts far longer than most are, and rows are as long. */
+static void tell_context(const tp_config *f) {
+    enum { LONG = 8192 };
+    static const char *const key[] = {"model.context", NULL};
+    char given[32];
+    if (f->model.context > LONG && !tp_config_given(given, sizeof given, f, key))
+        tp_progress(true,
+                    "model.context is %lld, as of %s: with a smaller one (model.context=1024) rows "
+                    "take less memory and time",
+                    (long long)f->model.context, f->model.init_from);
+}
+
 static tp_status adopt(tp_tokenizer **out, tp_ctx *c, tp_config *f, tp_run *r) {
     tp_status st = tp_config_adopt_model(c, f, &r->cfg);
     if (st) return st;
+    tell_context(f);
     *out = r->tokenizer;
     r->tokenizer = NULL;
     return TP_OK;

@@ -661,8 +661,9 @@ tp_status tp_plan_fits(tp_ctx *c, const tp_plan *p) {
     return tp_fail(c, TP_ENOMEM,
                    "the run needs %.0f MB and %s has %.0f MB: weights %.0f, gradients %.0f, "
                    "optimizer %.0f, activations of a micro-batch about %.0f (more "
-                   "train.micro_batches, a smaller train.batch, model.activation_checkpointing: "
-                   "true or train.optimizer_state_dtype: bf16 lower it)",
+                   "train.micro_batches, a smaller train.batch or model.context, "
+                   "model.activation_checkpointing: true, train.optimizer_state_dtype: bf16 or "
+                   "lora.r lower it)",
                    need / mb, c->device == TP_CPU ? "the machine" : "the GPU", have / mb,
                    (double)p->parameter_bytes / mb, (double)p->gradient_bytes / mb,
                    (double)p->optimizer_bytes / mb, need > state ? (need - state) / mb : 0.0);

@@ -74,6 +74,16 @@ works "$tapir" import to-gpt2 empty
 works "$tapir" import to-gpt2/ new/folders/here
 [ "$(weights_of new/folders/here)" = "$(weights_of gpt2)" ] || fail "a run in new folders"
 
+# ---- rows as long as the model's context are told of --------------------------------------------
+cp -r to-llama long
+sed -i 's/"max_position_embeddings": 16/"max_position_embeddings": 9000/' long/config.json
+works "$tapir" import long run-long
+echo 'run: {steps: 2}' >plain.yaml
+works "$tapir" plan plain.yaml model.init_from=run-long
+grep -q 'model.context is 9000, as of run-long: with a smaller one' err || fail "a long context: $(cat err)"
+works "$tapir" plan plain.yaml model.init_from=run-long model.context=8000
+[ ! -s err ] || fail "a context that was given: $(cat err)"
+
 # ---- a tokenizer that begins every text with a token: documents, prompts and samples begin with it
 cp -r to-llama begun
 sed -i 's/"post_processor": null/"post_processor": {"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<|endoftext|>","type_id":0}}]}/' begun/tokenizer.json
