@@ -182,7 +182,8 @@ static bool ends_with(const char *name, const char *end) {
     return n >= k && !strcmp(name + n - k, end);
 }
 
-/* Tensors that say nothing new: buffers of older versions, a head that is the embedding (look_at_head). */
+/* Tensors that say nothing new: buffers of older versions, a head that is the embedding
+ * (look_at_head). */
 static bool is_spare(const import *m, const char *name) {
     return ends_with(name, ".attn.bias") || ends_with(name, ".attn.masked_bias") ||
            ends_with(name, ".rotary_emb.inv_freq") ||
