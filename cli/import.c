@@ -7,6 +7,7 @@
 #include "data/files.h"
 #include "data/hf_config.h"
 #include "data/safetensors.h"
+#include "data/text.h"
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -137,6 +138,29 @@ static const tp_safetensors_entry *find(const import *m, const char *name) {
     return tp_safetensors_find(m->from, strchr(name, '.') + 1);
 }
 
+/* Transformers ties a head to the embedding where config.json says so, but not one that the file
+ * has with other values. */
+static tp_status look_at_head(import *m) {
+    const bool gpt2 = m->cfg.model.family == TP_CFG_GPT2;
+    const tp_safetensors_entry *e[2] = {
+        find(m, "lm_head.weight"),
+        find(m, gpt2 ? "transformer.wte.weight" : "model.embed_tokens.weight")};
+    float *x[2] = {NULL, NULL};
+    tp_status st = TP_OK;
+    if (!m->cfg.model.tie_embeddings || !e[0] || !e[1]) return TP_OK;
+    bool same = e[0]->n == e[1]->n;
+    for (int i = 0; i < 2 && same && !st; i++) {
+        if (!(x[i] = tp_malloc(m->c, (size_t)e[i]->n * sizeof *x[i] + 1)))
+            st = tp_error_status(m->c);
+        if (!st) st = tp_safetensors_get(m->c, e[i], x[i]);
+    }
+    if (!st && same) same = !memcmp(x[0], x[1], (size_t)e[0]->n * sizeof *x[0]);
+    m->cfg.model.tie_embeddings = same;
+    tp_free(x[0]);
+    tp_free(x[1]);
+    return st;
+}
+
 static tp_status match(import *m, const tp_param *p) {
     const tp_safetensors_entry *e = find(m, p->name);
     if (!e) return tp_fail(m->c, TP_EFORMAT, "%s has no tensor %s", folder, p->name);
@@ -158,7 +182,8 @@ static bool ends_with(const char *name, const char *end) {
     return n >= k && !strcmp(name + n - k, end);
 }
 
-/* Tensors that say nothing new: buffers of older versions, a head that is the embedding. */
+/* Tensors that say nothing new: buffers of older versions, a head that is the embedding
+ * (look_at_head). */
 static bool is_spare(const import *m, const char *name) {
     return ends_with(name, ".attn.bias") || ends_with(name, ".attn.masked_bias") ||
            ends_with(name, ".rotary_emb.inv_freq") ||
@@ -166,18 +191,20 @@ static bool is_spare(const import *m, const char *name) {
 }
 
 static tp_status must_be_zero(import *m, const tp_safetensors_entry *e) {
+    char shown[64];
     tp_status st = tp_safetensors_get(m->c, e, m->x);
     for (int64_t i = 0; i < e->n && !st; i++)
         if (m->x[i] != 0)
             st = tp_fail(m->c, TP_EARG,
                          "%s: %s is not zero, and Tapir has no bias behind attention's output",
-                         e->path, e->name);
+                         e->path, tp_quote(shown, sizeof shown, e->name, strlen(e->name)));
     return st;
 }
 
 static tp_status match_all(import *m) {
     const tp_params *p = tp_model_params(m->trainer.model);
     const int64_t n = tp_safetensors_count(m->from);
+    char shown[64];
     tp_status st = TP_OK;
     if (!(m->used = tp_calloc(m->c, (size_t)n + 1, sizeof *m->used))) return tp_error_status(m->c);
     for (int i = 0; i < p->n && !st; i++) st = match(m, &p->p[i]);
@@ -191,7 +218,8 @@ static tp_status match_all(import *m) {
             st = must_be_zero(m, e);
         else
             st = tp_fail(m->c, TP_EARG, "%s: tensor %s has no place in a %s of this config",
-                         e->path, e->name, tp_hf_class(&m->cfg));
+                         e->path, tp_quote(shown, sizeof shown, e->name, strlen(e->name)),
+                         tp_hf_class(&m->cfg));
     }
     return st;
 }
@@ -292,6 +320,7 @@ static tp_status import_model(import *m) {
     if (!st) st = read_config(m);
     if (!st) st = read_tokenizer(m);
     if (!st) st = tp_safetensors_open(&m->from, m->c, folder);
+    if (!st) st = look_at_head(m);
     if (!st) st = open_model(m);
     if (!st) st = match_all(m);
     if (st) return st;

@@ -267,6 +267,18 @@ static tp_status read_rope(const reader *r, const char *key) {
     return TP_OK;
 }
 
+/* What llama3's context first trained with is, where it is not said beside the type. */
+static tp_status read_original(const reader *r) {
+    static const char key[] = "original_max_position_embeddings";
+    const cJSON *v = member(r->root, key); /* counts before the group's own, as for them */
+    if (r->cfg->rope_scaling.rope_type != TP_CFG_ROPE_LLAMA3) return TP_OK;
+    if (v) return take(r, v, "rope_scaling.original_max_position_embeddings");
+    if (!member(member(r->root, "rope_scaling"), key) &&
+        !member(member(r->root, "rope_parameters"), key))
+        r->cfg->rope_scaling.original_max_position_embeddings = r->cfg->model.context;
+    return TP_OK;
+}
+
 static tp_status read_layers(const reader *r) {
     const cJSON *v, *types = member(r->root, "layer_types");
     cJSON_ArrayForEach(v, types) {
@@ -286,6 +298,7 @@ static tp_status read_model(const reader *r, int m) {
     if (m == GPT2) return st;
     if (!st) st = read_rope(r, "rope_scaling");
     if (!st) st = read_rope(r, "rope_parameters");
+    if (!st) st = read_original(r);
     return st ? st : read_layers(r);
 }
 

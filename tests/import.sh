@@ -98,6 +98,12 @@ works "$tapir" prepare a.txt --out begun.h5 --tokenizer begun/tokenizer.json
 cmp -s want got && fail "the prompt does not begin with the token"
 [ "$(head -c 3 got)" = the ] || fail "what a text begins with is shown: $(cat got)"
 
+# ---- a head that config.json ties to the embedding, but that the file has with other values, is kept
+cp -r to-llama untied
+sed -i 's/"tie_word_embeddings": false/"tie_word_embeddings": true/' untied/config.json
+works "$tapir" import untied run-untied
+[ "$(weights_of run-untied)" = "$(weights_of llama)" ] || fail "a head of its own was dropped"
+
 # ---- what will not do ---------------------------------------------------------------------------
 copy() { # copy FOLDER: to x, to be changed
     rm -rf x

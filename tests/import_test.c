@@ -398,6 +398,15 @@ static void scaled_positions_are_taken_over(void **state) {
     assert_int_equal(l.rope_scaling.rope_type, TP_CFG_ROPE_LLAMA3);
     assert_true(l.rope_scaling.factor == 32 && l.model.rope_theta == 500000);
     assert_int_equal(l.rope_scaling.original_max_position_embeddings, 8192);
+    /* where it is not said, it is the model's context; beside the group, it counts first */
+    l = good_config("{" LLAMA_JSON("llama") ",\"rope_scaling\":{\"factor\":8.0,"
+                                            "\"high_freq_factor\":4.0,\"low_freq_factor\":1.0,"
+                                            "\"rope_type\":\"llama3\"}}");
+    assert_int_equal(l.rope_scaling.original_max_position_embeddings, 128);
+    l = good_config("{" LLAMA_JSON(
+        "llama") ",\"original_max_position_embeddings\":32,\"rope_scaling\":{\"factor\":8.0,"
+                 "\"original_max_position_embeddings\":64,\"rope_type\":\"llama3\"}}");
+    assert_int_equal(l.rope_scaling.original_max_position_embeddings, 32);
     /* transformers 5 */
     l = good_config("{" LLAMA_JSON("llama") ",\"rope_parameters\":{\"rope_theta\":20000.5,"
                                             "\"rope_type\":\"linear\",\"factor\":2}}");
