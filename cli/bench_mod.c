@@ -133,6 +133,10 @@ int tp_bench_mod(const char *command, char *const words[], int n, int steps, int
     if (n < 1) return tp_say(command, "which config? `tapir bench mod CONFIG`");
     int code = tp_read_config(command, &cfg, words, n);
     if (code) return code;
+    if (*cfg.model.init_from)
+        return tp_say(command,
+                      "model.init_from has either routed blocks or none, and this compares "
+                      "the two: leave it out");
     if (cfg.mod.capacity == 0) cfg.mod.capacity = 0.125;
     if (!json)
         printf("capacity %g in every %lld%s block; the median of %d steps in turns\n"

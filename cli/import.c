@@ -102,16 +102,9 @@ static tp_status read_config(import *m) {
     snprintf(m->cfg.run.dir, sizeof m->cfg.run.dir, "%s", run_path);
     name_file(path, folder, "config.json");
     tp_status st = tp_read_file(&text, &n, m->c, path, 1 << 24);
-    if (!st) st = tp_hf_config_read(m->c, &m->cfg, text, n, path);
+    if (!st) st = tp_hf_config_read(m->c, &m->cfg, context, text, n, path);
     tp_free(text);
-    if (st || !context) return st;
-    const bool learned = m->cfg.model.family == TP_CFG_GPT2;
-    if (context > m->cfg.model.context || (learned && context < m->cfg.model.context))
-        return tp_fail(m->c, TP_EARG, "--context %lld: the model has %s%lld positions",
-                       (long long)context, learned ? "learned its " : "",
-                       (long long)m->cfg.model.context);
-    m->cfg.model.context = context;
-    return TP_OK;
+    return st;
 }
 
 static tp_status read_tokenizer(import *m) {

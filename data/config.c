@@ -287,6 +287,8 @@ tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from)
         const bool is_context = !strcmp(k->name, "model.context");
         for (size_t j = 0; j < sizeof free_keys / sizeof *free_keys; j++)
             is_free |= !strcmp(k->name, free_keys[j]) && !(learned && is_context);
+        if (!strcmp(k->name, "data.chat_template") && !mine.line[i])
+            to->data.chat_template = from->data.chat_template;
         if (is_free && is_context && mine.line[i]) to->model.context = mine.model.context;
         if (is_free || !mine.line[i] || same_value(k, &mine, to)) continue;
         tp_config_where(at, sizeof at, &mine, k->name);

@@ -135,7 +135,7 @@ char *tp_config_help(tp_ctx *c);
 /* Takes over the model's shape (model.*, rope_scaling.* and mod.* but what only training is about:
  * init_from, context, dropout, init_std, activation_checkpointing, aux_coef; and lora.* where
  * `from` has adapters). TP_EARG where a key was given in `to` and says something else. The context
- * is taken over where `to` gives none. */
+ * and data.chat_template are taken over where `to` gives none. */
 tp_status tp_config_adopt_model(tp_ctx *c, tp_config *to, const tp_config *from);
 /* True where every key has the same value (where the values came from does not matter). */
 bool tp_config_equal(const tp_config *a, const tp_config *b);

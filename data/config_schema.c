@@ -103,7 +103,8 @@ const tp_key tp_config_keys[] = {
     TEXT(data.tokenizer, "bytes", "path",
          "of conversations, without model.init_from: bytes, or a tokenizer.json"),
     CHOICE(data.chat_template, tp_cfg_chat, chats, "plain",
-           "what is written around the turns of a conversation; grpo: around a prompt"),
+           "what is written around the turns of a conversation; grpo: around a prompt; with "
+           "model.init_from, where it is not set: that run's"),
     BOOL(data.prefetch, "true", "read the next batch in a thread of its own; same data either way"),
 
     TEXT(model.init_from, "", "path",

@@ -183,6 +183,7 @@ typedef struct reader {
     tp_config *cfg;
     const char *name;
     const cJSON *root;
+    int64_t context; /* that the caller wants; 0: the model's */
 } reader;
 
 static const cJSON *member(const cJSON *object, const char *key) {
@@ -272,7 +273,7 @@ static tp_status read_original(const reader *r) {
     static const char key[] = "original_max_position_embeddings";
     const cJSON *v = member(r->root, key); /* counts before the group's own, as for them */
     if (r->cfg->rope_scaling.rope_type != TP_CFG_ROPE_LLAMA3) return TP_OK;
-    if (v) return take(r, v, "rope_scaling.original_max_position_embeddings");
+    if (v && !cJSON_IsNull(v)) return take(r, v, "rope_scaling.original_max_position_embeddings");
     if (!member(member(r->root, "rope_scaling"), key) &&
         !member(member(r->root, "rope_parameters"), key))
         r->cfg->rope_scaling.original_max_position_embeddings = r->cfg->model.context;
@@ -302,6 +303,19 @@ static tp_status read_model(const reader *r, int m) {
     return st ? st : read_layers(r);
 }
 
+/* Learned positions are parameters, so a GPT-2 keeps them all. */
+static tp_status choose_context(const reader *r) {
+    int64_t *own = &r->cfg->model.context;
+    const bool learned = r->cfg->model.family == TP_CFG_GPT2;
+    if (!r->context) return TP_OK;
+    if (r->context > *own || (learned && r->context < *own))
+        return tp_fail(r->c, TP_EARG, "%s: a context of %lld: the model has %s%lld positions",
+                       r->name, (long long)r->context, learned ? "learned its " : "",
+                       (long long)*own);
+    *own = r->context;
+    return TP_OK;
+}
+
 static tp_status read_config(reader *r) {
     char shown[64];
     const cJSON *type = member(r->root, "model_type");
@@ -310,6 +324,7 @@ static tp_status read_config(reader *r) {
     for (int m = 0; m < MODELS; m++) {
         if (strcmp(models[m].type, type->valuestring)) continue;
         tp_status st = read_model(r, m);
+        if (!st) st = choose_context(r);
         if (st) return st;
         tp_scope scope = tp_scope_open(r->c, "%s", r->name);
         st = tp_config_resolve(r->c, r->cfg);
@@ -324,12 +339,12 @@ static tp_status read_config(reader *r) {
                    tp_quote(shown, sizeof shown, type->valuestring, strlen(type->valuestring)));
 }
 
-tp_status tp_hf_config_read(tp_ctx *c, tp_config *cfg, const char *json, size_t n,
+tp_status tp_hf_config_read(tp_ctx *c, tp_config *cfg, int64_t context, const char *json, size_t n,
                             const char *name) {
     const char *why;
     cJSON *root = tp_jsonl_object(json, n, false, &why);
     if (!root) return tp_fail(c, TP_EFORMAT, "%s: %s", name, why);
-    reader r = {c, cfg, name, root};
+    reader r = {c, cfg, name, root, context};
     tp_status st = read_config(&r);
     cJSON_Delete(root);
     return st;

@@ -19,9 +19,10 @@ bool tp_hf_output_bias(const tp_config *cfg);
 void tp_hf_config_write(tp_str *t, const tp_config *cfg, int32_t eos);
 
 /* model.* and rope_scaling.* of cfg from n bytes of a config.json; name stands in messages. All
- * other keys stay; cfg is resolved. TP_EFORMAT: no such file; TP_EARG: a model that computes what
+ * other keys stay; cfg is resolved. context: to be model.context, at most the model's own; 0: that.
+ * TP_EFORMAT: no such file; TP_EARG: a model that computes what
  * Tapir does not, by the key that says so. */
-tp_status tp_hf_config_read(tp_ctx *c, tp_config *cfg, const char *json, size_t n,
+tp_status tp_hf_config_read(tp_ctx *c, tp_config *cfg, int64_t context, const char *json, size_t n,
                             const char *name);
 #ifdef __cplusplus
 }

@@ -14,12 +14,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     tp_config_defaults(&cfg);
     tp_config_defaults(&back);
     tp_str_init(&t, c);
-    if (tp_hf_config_read(c, &cfg, (const char *)data, size, "fuzz")) {
+    if (tp_hf_config_read(c, &cfg, 0, (const char *)data, size, "fuzz")) {
         if (!*tp_error(c)) abort();
     } else if (!tp_hf_none_computes(&cfg)) {
         if (tp_config_check(c, &cfg)) abort();
         tp_hf_config_write(&t, &cfg, 1);
-        if (!t.failed && tp_hf_config_read(c, &back, t.at, t.len, "back")) abort();
+        if (!t.failed && tp_hf_config_read(c, &back, 0, t.at, t.len, "back")) abort();
         if (!t.failed && !tp_config_equal(&cfg, &back)) abort();
     }
     tp_str_clear(&t);

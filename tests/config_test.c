@@ -403,8 +403,9 @@ static void test_adopt(void **state) {
     tp_config to, from;
     tp_config_defaults(&to);
     tp_config_defaults(&from);
-    const char *theirs[] = {"model.layers=6", "mod.capacity=0.25", "mod.every=3",
-                            "mod.causal=threshold", "mod.aux_coef=0.5"};
+    const char *theirs[] = {"model.layers=6",   "mod.capacity=0.25",
+                            "mod.every=3",      "mod.causal=threshold",
+                            "mod.aux_coef=0.5", "data.chat_template=chatml"};
     for (size_t i = 0; i < sizeof theirs / sizeof *theirs; i++)
         assert_int_equal(tp_config_set(c, &from, theirs[i]), TP_OK);
     assert_int_equal(tp_config_set(c, &to, "mod.every=3"), TP_OK);
@@ -412,6 +413,10 @@ static void test_adopt(void **state) {
     assert_true(to.mod.capacity == 0.25 && to.mod.aux_coef == 0.01);
     assert_int_equal(to.mod.causal, TP_CFG_THRESHOLD);
     assert_int_equal(to.model.layers, 6);
+    assert_int_equal(to.data.chat_template, TP_CFG_CHATML);
+    assert_int_equal(tp_config_set(c, &to, "data.chat_template=plain"), TP_OK);
+    assert_int_equal(tp_config_adopt_model(c, &to, &from), TP_OK);
+    assert_int_equal(to.data.chat_template, TP_CFG_PLAIN); /* as it was given */
     assert_int_equal(tp_config_set(c, &to, "mod.capacity=0.5"), TP_OK);
     assert_int_equal(tp_config_adopt_model(c, &to, &from), TP_EARG);
     assert_non_null(strstr(tp_error(c), "mod.capacity: the model of"));

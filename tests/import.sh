@@ -125,10 +125,15 @@ says 1 'gpt2 is no model of transformers: it has no config.json (a run of Tapir 
 says 1 'empty/checkpoints is no model of transformers: it has no config.json$' "$tapir" import empty/checkpoints r
 says 1 'gpt2 holds a run already' "$tapir" import to-gpt2 gpt2
 says 1 'back-gpt2 holds a run already' "$tapir" import to-gpt2 back-gpt2
-says 1 '--context 8: the model has learned its 16 positions' "$tapir" import --context 8 to-gpt2 r
-says 1 '--context 17: the model has 16 positions' "$tapir" import --context 17 to-llama r
+says 1 'to-gpt2/config.json: a context of 8: the model has learned its 16 positions' "$tapir" import --context 8 to-gpt2 r
+says 1 'to-llama/config.json: a context of 17: the model has 16 positions' "$tapir" import --context 17 to-llama r
 gone r
 says 1 'to-llama is no run: .*tapir import makes a run' "$tapir" generate to-llama
+copy to-llama
+sed -i 's/"max_position_embeddings": 16/"max_position_embeddings": 2000000/' x/config.json
+refuses 'rotary positions (llama) go up to 1048576, got 2000000'
+works "$tapir" import --context 16 x r
+rm -r r
 copy to-gpt2
 rm x/tokenizer.json
 refuses 'x has no tokenizer.json: AutoTokenizer'

@@ -326,7 +326,7 @@ static void a_model_may_be_in_parts(void **state) {
 
 static tp_status read_config(tp_config *cfg, const char *json) {
     tp_config_defaults(cfg);
-    return tp_hf_config_read(c, cfg, json, strlen(json), "config.json");
+    return tp_hf_config_read(c, cfg, 0, json, strlen(json), "config.json");
 }
 
 static tp_config good_config(const char *json) {
